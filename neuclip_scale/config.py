@@ -88,6 +88,8 @@ class NPNConfig:
     """Embeddings a restart samples from: the current global batch, or a store of the most recent past batches."""
     reset_accumulator: bool = True
     """Whether a restart also clears AdaGrad's accumulated squares."""
+    exclude_own: bool = True
+    """Whether an anchor leaves out the prototype that was made from its own pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,7 @@ class OptimConfig:
     eps: float = 1e-6
     """AdamW's epsilon."""
     weight_decay: float = 0.2
-    """Applied to matrices only: biases, gains, norms, embeddings' positions and logit_scale are exempt."""
+    """Applied to tensors of two and more dimensions; biases, norms, gains and logit_scale are exempt, as in open_clip."""
     warmup_steps: int = 500
     """Steps of linear warm-up."""
     schedule: Literal["cosine", "constant"] = "cosine"

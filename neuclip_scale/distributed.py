@@ -1,0 +1,140 @@
+"""Process groups from torchrun or srun, and the few collectives the training step needs.
+
+Every function here works without a process group as the single-process case, so callers never branch on it.
+Functions that communicate say so; they must be called by every rank.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Where this process stands among its peers, as the launcher told it."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    launcher: str
+    """`torchrun`, `srun` or `single`."""
+
+
+def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
+    """Read torchrun's variables, else srun's, else a single process. No communication."""
+    if "RANK" in environ and "WORLD_SIZE" in environ:
+        rank, world = int(environ["RANK"]), int(environ["WORLD_SIZE"])
+        return Launch(rank, world, int(environ.get("LOCAL_RANK", 0)), "torchrun")
+    # SLURM_STEP_ID is set inside srun only: a batch script's own shell sees SLURM_NTASKS but is one process.
+    if "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ and int(environ.get("SLURM_NTASKS", "1")) > 1:
+        local = int(environ.get("SLURM_LOCALID", 0))
+        return Launch(int(environ["SLURM_PROCID"]), int(environ["SLURM_NTASKS"]), local, "srun")
+    return Launch(0, 1, 0, "single")
+
+
+def initialize(device: str = "auto", timeout_minutes: float = 30.0) -> torch.device:
+    """Join the process group the launcher describes (collective) and return this rank's device.
+
+    `device` is auto, cpu or cuda. Uses NCCL for GPUs and gloo for CPUs. Raises RuntimeError if cuda is asked for
+    and absent, or if there are more ranks than GPUs on this node.
+    """
+    launch = read_launch()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("engine.device = 'cuda': torch sees no GPU. Run `neuclip doctor`, or use engine.device=cpu.")
+    use_cuda = device != "cpu" and torch.cuda.is_available()
+    if use_cuda and launch.local_rank >= torch.cuda.device_count():
+        raise RuntimeError(
+            f"local rank {launch.local_rank}: this node has {torch.cuda.device_count()} GPUs. "
+            "Start one process per GPU, or use engine.device=cpu."
+        )
+    where = torch.device("cuda", launch.local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(where)
+    if launch.world_size > 1 and not dist.is_initialized():
+        if launch.launcher == "srun":
+            _export_rendezvous(launch)
+        dist.init_process_group(
+            "nccl" if use_cuda else "gloo",
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=timedelta(minutes=timeout_minutes),
+            device_id=where if use_cuda else None,
+        )
+    return where
+
+
+def _export_rendezvous(launch: Launch) -> None:
+    """Give torch the address of the first node of this Slurm job; a port derived from the job keeps jobs apart."""
+    if "MASTER_ADDR" not in os.environ:
+        hosts = subprocess.run(
+            ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
+        )
+        os.environ["MASTER_ADDR"] = hosts.stdout.split()[0]
+    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000))
+    os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size), LOCAL_RANK=str(launch.local_rank))
+
+
+def shutdown() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's rank; 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of ranks; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is rank 0."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all ranks (collective)."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+@torch.no_grad()
+def all_gather_rows(rows: Tensor) -> Tensor:
+    """Concatenate `rows` [b, ...] of all ranks in rank order -> [B, ...] without a graph (collective).
+
+    Every rank must bring the same shape, as the loaders here guarantee.
+    """
+    if world_size() == 1:
+        return rows.detach()
+    rows = rows.detach().contiguous()
+    gathered = rows.new_empty((world_size() * rows.shape[0], *rows.shape[1:]))
+    dist.all_gather_into_tensor(gathered, rows)
+    return gathered
+
+
+@torch.no_grad()
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum `tensor` over ranks in place and return it (collective)."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def seed_everything(seed: int, offset: int = 0) -> None:
+    """Seed Python, NumPy and torch; `offset` (the rank, say) makes streams differ where they should."""
+    random.seed(seed + offset)
+    np.random.seed((seed + offset) % 2**32)
+    torch.manual_seed(seed + offset)

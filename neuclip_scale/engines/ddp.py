@@ -1,0 +1,73 @@
+"""Replicated encoders: one process, or DistributedDataParallel over gloo or NCCL."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from neuclip_scale import distributed
+from neuclip_scale.data.batch import Batch
+from neuclip_scale.engines.base import Engine
+from neuclip_scale.models.clip import CLIP, CLIPOutput
+
+
+class DDPEngine(Engine):
+    """Every rank holds the whole model; gradients are averaged in the last micro-batch's backward."""
+
+    def __init__(self, model: CLIP, optimizer: torch.optim.Optimizer, device: torch.device, precision: str) -> None:
+        super().__init__(model, optimizer, device, precision)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.wrapped: nn.Module = model
+        if distributed.world_size() > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            # broadcast_buffers would overwrite BatchNorm statistics between the two passes of the gradient cache.
+            self.wrapped = DistributedDataParallel(
+                model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def encode(self, batch: Batch) -> CLIPOutput:
+        """See `Engine.encode`. Without gradients the bare module is used: DDP would arm its reducer for nothing."""
+        module = self.wrapped if torch.is_grad_enabled() else self.module
+        with self.autocast():
+            return cast(CLIPOutput, module(batch.images, batch.tokens))
+
+    def micro_step(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        """See `Engine.micro_step`."""
+        if is_last or not isinstance(self.wrapped, DistributedDataParallel):
+            return nullcontext()
+        return self.wrapped.no_sync()
+
+    def backward_scalar(self, scalar: Tensor) -> None:
+        """See `Engine.backward_scalar`."""
+        self.scaler.scale(scalar).backward()  # type: ignore[no-untyped-call]
+
+    def clip_grad_norm(self, max_norm: float) -> Tensor:
+        """See `Engine.clip_grad_norm`."""
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        return nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else torch.inf)
+
+    def step(self) -> None:
+        """See `Engine.step`."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Engine.state_dict`."""
+        return {
+            "model": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Engine.load_state_dict`."""
+        self.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])

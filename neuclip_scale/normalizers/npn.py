@@ -1,0 +1,162 @@
+"""The normalizer-prediction network of NeuCLIP (arXiv 2511.08417), with its gradient in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neuclip_scale import distributed
+
+ADAGRAD_EPS = 1e-10
+
+
+class NormalizerPredictionNetwork(nn.Module):
+    """Predicts the log-normalizer of one side's anchors from m prototypes of the other side.
+
+        a_i = log( eps + 1/m sum_k exp((cos(x_i, W_k) - s_ii) / tau) )
+
+    One linear layer with row-normalised weights and log-sum-exp pooling. Always fp32 (or fp64), replicated on every
+    rank, updated by AdaGrad on mean_i exp(-a_i)(eps + g_i) + a_i - 1, whose minimiser is log(eps + g_i).
+
+    `prototype_index` remembers which sample a prototype was copied from: an anchor leaves out the prototype made from
+    its own pair, which would otherwise add exp(0)/m and put a floor of log(1/m) under a_i (docs/method.md).
+    """
+
+    weight: Tensor
+    squares: Tensor
+    prototype_index: Tensor
+
+    def __init__(self, embed_dim: int, num_prototypes: int = 4096, eps: float = 1e-6) -> None:
+        """Prototypes are random directions until the first `restart`; `embed_dim` d, `num_prototypes` m."""
+        super().__init__()
+        self.eps = eps
+        self.log_eps = math.log(eps) if eps > 0 else -math.inf
+        self.register_buffer("weight", F.normalize(torch.randn(num_prototypes, embed_dim), dim=1))  # [m, d]
+        self.register_buffer("squares", torch.zeros(num_prototypes, embed_dim))
+        self.register_buffer("prototype_index", torch.full((num_prototypes,), -1, dtype=torch.int64))
+
+    @property
+    def num_prototypes(self) -> int:
+        """m."""
+        return self.weight.shape[0]
+
+    @torch.no_grad()
+    def forward(
+        self,
+        anchors: Tensor,
+        positive_similarity: Tensor,
+        temperature: Tensor | float,
+        sample_index: Tensor | None = None,
+        *,
+        tile_size: int = 1024,
+    ) -> Tensor:
+        """Predict a for anchors [b, d] with s_ii [b] -> [b]; `sample_index` [b] lets anchors skip their own prototype."""
+        directions = F.normalize(self.weight, dim=1)
+        out = torch.empty_like(positive_similarity)
+        for rows in _tiles(anchors.shape[0], tile_size):
+            logits, count = self._logits(directions, anchors, positive_similarity, temperature, sample_index, rows)
+            out[rows] = self._pool(logits, count)
+        return out
+
+    @torch.no_grad()
+    def update(
+        self,
+        anchors: Tensor,
+        positive_similarity: Tensor,
+        temperature: Tensor | float,
+        log_g: Tensor,
+        sample_index: Tensor | None = None,
+        *,
+        num_updates: int = 1,
+        learning_rate: float = 0.01,
+        tile_size: int = 1024,
+    ) -> None:
+        """Take `num_updates` AdaGrad steps towards the batch's normalizers (collective, once per update).
+
+        anchors [b, d], positive_similarity [b] and log_g [b] are this rank's; the loss is the mean over all ranks'
+        anchors. g does not depend on the prototypes, so the B x B similarities behind it are not computed again.
+        """
+        target = torch.logaddexp(log_g, log_g.new_tensor(self.log_eps))  # log(eps + g)
+        for _ in range(num_updates):
+            gradient = self.gradient(anchors, positive_similarity, temperature, target, sample_index, tile_size)
+            self.squares.addcmul_(gradient, gradient)
+            self.weight.addcdiv_(gradient, self.squares.sqrt().add_(ADAGRAD_EPS), value=-learning_rate)
+
+    @torch.no_grad()
+    def gradient(
+        self,
+        anchors: Tensor,
+        positive_similarity: Tensor,
+        temperature: Tensor | float,
+        target: Tensor,
+        sample_index: Tensor | None = None,
+        tile_size: int = 1024,
+    ) -> Tensor:
+        """Gradient of the mean loss over all ranks' anchors with respect to the prototypes -> [m, d] (collective).
+
+            r_i = 1 - exp(target_i - a_i),  q_ik = softmax-like weight of prototype k in exp(a_i)
+            dL/dWhat_k = 1/(tau B) sum_i q_ik r_i x_i, projected on the tangent space of What_k, divided by |W_k|
+
+        `target` [b] is log(eps + g).
+        """
+        norms = self.weight.norm(dim=1, keepdim=True)
+        directions = self.weight / norms
+        total = torch.zeros_like(self.weight)
+        for rows in _tiles(anchors.shape[0], tile_size):
+            logits, count = self._logits(directions, anchors, positive_similarity, temperature, sample_index, rows)
+            predicted = self._pool(logits, count)
+            shift = predicted + count.log()
+            weights = logits.sub_(shift[:, None]).exp_()  # q [t, m]
+            weights *= (1 - (target[rows] - predicted).exp())[:, None]
+            total.addmm_(weights.T, anchors[rows])
+        total /= temperature * anchors.shape[0] * distributed.world_size()
+        distributed.all_reduce_sum(total)
+        total -= directions * (total * directions).sum(1, keepdim=True)
+        return total.div_(norms)
+
+    @torch.no_grad()
+    def restart(
+        self, prototypes: Tensor, prototype_index: Tensor | None = None, *, reset_accumulator: bool = True
+    ) -> None:
+        """Replace the prototypes by embeddings [m, d] of samples `prototype_index` [m] (unknown: -1)."""
+        if prototypes.shape != self.weight.shape:
+            raise ValueError(
+                f"prototypes: got shape {tuple(prototypes.shape)}, need {tuple(self.weight.shape)} "
+                "(num_prototypes x embed_dim)."
+            )
+        self.weight.copy_(prototypes)
+        if prototype_index is None:
+            self.prototype_index.fill_(-1)
+        else:
+            self.prototype_index.copy_(prototype_index)
+        if reset_accumulator:
+            self.squares.zero_()
+
+    def _logits(
+        self,
+        directions: Tensor,
+        anchors: Tensor,
+        positive_similarity: Tensor,
+        temperature: Tensor | float,
+        sample_index: Tensor | None,
+        rows: slice,
+    ) -> tuple[Tensor, Tensor]:
+        """(cos(x_i, W_k) - s_ii)/tau for a tile of anchors -> [t, m], own prototypes at -inf, and how many count [t]."""
+        logits = (anchors[rows] @ directions.T).sub_(positive_similarity[rows, None]).div_(temperature)
+        count = logits.new_full((logits.shape[0],), self.num_prototypes)
+        if sample_index is not None:
+            own = sample_index[rows, None] == self.prototype_index
+            logits.masked_fill_(own, -torch.inf)
+            count = (count - own.sum(1)).clamp_min_(1)
+        return logits, count
+
+    def _pool(self, logits: Tensor, count: Tensor) -> Tensor:
+        """log(eps + mean of exp(logits)) -> [t]."""
+        return torch.logaddexp(torch.logsumexp(logits, 1) - count.log(), logits.new_tensor(self.log_eps))
+
+
+def _tiles(length: int, tile_size: int) -> list[slice]:
+    return [slice(first, min(first + tile_size, length)) for first in range(0, length, tile_size)]

@@ -1,0 +1,141 @@
+"""What every objective does: from embeddings to their gradients, once the log-normalizers are known.
+
+Gradients are of the GLOBAL mean loss. What is a sum over pairs (loss, gradient of logit_scale) is returned as this
+rank's share, so that adding the shares of all ranks gives the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from neuclip_scale import distributed
+from neuclip_scale.normalizers import batch_log_normalizers
+from neuclip_scale.similarity import PairFeatures, pair_gradients
+
+
+class ObjectiveOutput(NamedTuple):
+    """Result of one step; none of it has a graph."""
+
+    loss: Tensor  # [], this rank's share of the global loss
+    image_gradient: Tensor  # [b, d]
+    text_gradient: Tensor  # [b, d]
+    logit_scale_gradient: Tensor  # [1], this rank's share of dL/d(1/tau)
+    rows: Tensor  # [b, 2], log-normalizers used for (image, text) anchors
+    batch_rows: Tensor  # [b, 2], the mini-batch's own estimates of the same
+    metrics: dict[str, Tensor]  # [] each, means over this rank's pairs
+
+
+class Objective(nn.Module, ABC):
+    """A global contrastive objective with whatever state its normalizers keep."""
+
+    def __init__(self, tile_size: int) -> None:
+        super().__init__()
+        self.tile_size = tile_size
+        self.num_steps = 0
+        self.samples_seen = 0
+
+    def forward(
+        self, pairs: PairFeatures, logit_scale: Tensor, world_index: Tensor | None = None
+    ) -> ObjectiveOutput:
+        """One step (collective): update the normalizers in training mode, return loss and gradients.
+
+        `pairs` fp32 or fp64, `logit_scale` [1] = 1/tau, `world_index` [B] dense sample indices of all ranks' pairs.
+        """
+        if pairs.world_size < 2:
+            raise ValueError(f"batch of {pairs.world_size} pair: a contrastive loss needs at least 2 pairs in all.")
+        with torch.no_grad():
+            output = self.compute(pairs, logit_scale.detach(), world_index)
+        if self.training:
+            self.num_steps += 1
+            self.samples_seen += pairs.world_size
+        return output
+
+    @abstractmethod
+    def compute(self, pairs: PairFeatures, scale: Tensor, world_index: Tensor | None) -> ObjectiveOutput:
+        """The step itself, without a graph."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        """Counters that the schedules depend on."""
+        return {"num_steps": self.num_steps, "samples_seen": self.samples_seen}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Inverse of `get_extra_state`."""
+        self.num_steps, self.samples_seen = state["num_steps"], state["samples_seen"]
+
+    def rank_state(self) -> dict[str, Tensor]:
+        """State that differs between ranks; checkpoints keep one copy per rank."""
+        return {}
+
+    def load_rank_states(self, states: list[dict[str, Any]]) -> None:
+        """Take over the `rank_state` of all ranks of the saved run, in rank order; their number may differ."""
+
+
+class MarginObjective(Objective):
+    """Losses over margins s_ij - s_ii whose normalizers are estimated outside the batch (FastCLIP, NeuCLIP).
+
+    Global loss over the n pairs, a = log-normalizer, g the batch's estimate over its B - 1 negatives:
+
+        L = tau/B sum_i [ value(a1_i, g1_i) + value(a2_i, g2_i) ] + 2 rho tau
+        dL/ds_ij = 1/(B (B-1)) [ exp((s_ij - s_ii)/tau - a1_i) + exp((s_ij - s_jj)/tau - a2_j) ]      for j != i
+    """
+
+    def __init__(self, *, rho: float, eps: float, tile_size: int) -> None:
+        super().__init__(tile_size)
+        self.rho = rho
+        self.log_eps = math.log(eps) if eps > 0 else -math.inf
+
+    @abstractmethod
+    def estimate(
+        self, pairs: PairFeatures, scale: Tensor, batch_rows: Tensor, world_index: Tensor | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Update the estimator on the batch's log g [b, 2]; return a of this rank [b, 2], of the world [B, 2], metrics."""
+
+    @abstractmethod
+    def values(self, rows: Tensor, batch_rows: Tensor) -> Tensor:
+        """The loss's value per pair and side, before the factor tau, [b, 2]."""
+
+    def compute(self, pairs: PairFeatures, scale: Tensor, world_index: Tensor | None) -> ObjectiveOutput:
+        """See `Objective.compute`."""
+        batch_rows = torch.stack(batch_log_normalizers(pairs, scale, tile_size=self.tile_size), 1)  # [b, 2]
+        rows, world_rows, metrics = self.estimate(pairs, scale, batch_rows, world_index)
+
+        B = pairs.world_size
+        world_positives = (pairs.world_image * pairs.world_text).sum(-1)  # [B]
+        shifts = world_rows + (scale * world_positives + math.log(B * (B - 1)))[:, None]
+        image, text = pair_gradients(
+            pairs, scale, shifts[:, 0], shifts[:, 1], exclude_diagonal=True, tile_size=self.tile_size
+        )
+        # s_ii stands in every margin of row i: dL/ds_ii = -1/B [ exp(-a1_i) g1_i + exp(-a2_i) g2_i ].
+        pull = (batch_rows - rows).exp().sum(1, keepdim=True) / B  # [b, 1]
+        image -= pull * pairs.text
+        text -= pull * pairs.image
+
+        value = self.values(rows, batch_rows).sum() / B
+        share = pairs.local_size / B
+        loss = (value + 2 * self.rho * share) / scale
+        # L(k) = (M(k) + 2 rho)/k with k = 1/tau, and dM/dk = sum_ij dL/ds_ij s_ij = sum_i <I_i, dL/dI_i>.
+        inner = (image * pairs.image).sum()
+        metrics |= {"normalizer/mean": rows.mean(), "normalizer/batch_mean": batch_rows.mean()}
+        return ObjectiveOutput(
+            loss=loss.reshape(()),
+            image_gradient=image,
+            text_gradient=text,
+            logit_scale_gradient=((inner - loss) / scale).reshape(1),
+            rows=rows,
+            batch_rows=batch_rows,
+            metrics=metrics,
+        )
+
+    def add_eps(self, log_value: Tensor) -> Tensor:
+        """log(eps + exp(log_value))."""
+        return torch.logaddexp(log_value, log_value.new_tensor(self.log_eps))
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Per-pair values of all ranks, [b, 2] -> [B, 2] (collective)."""
+    return distributed.all_gather_rows(rows)

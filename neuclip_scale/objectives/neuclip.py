@@ -1,0 +1,79 @@
+"""NeuCLIP: the global contrastive loss with normalizers predicted by the NPN (arXiv 2511.08417)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from neuclip_scale.config import NPNConfig
+from neuclip_scale.normalizers import NormalizerPredictionNetwork, RecentPairs
+from neuclip_scale.objectives.base import MarginObjective, gather_rows
+from neuclip_scale.similarity import PairFeatures
+
+
+class NeuCLIP(MarginObjective):
+    """L = tau/B sum_i [ exp(-a_i)(eps + g_i) + a_i - 1 ] over both sides + 2 rho tau, a from two NPNs.
+
+    Each step: a restart every T_r steps, T_u updates of the prototypes on this batch with the encoders held fixed,
+    then a from the updated prototypes. The batch joins the store of recent pairs last, so that a restart from it
+    never takes prototypes from the batch it is used on.
+    """
+
+    def __init__(
+        self, embed_dim: int, section: NPNConfig, *, rho: float, eps: float, tile_size: int, seed: int = 0
+    ) -> None:
+        super().__init__(rho=rho, eps=eps, tile_size=tile_size)
+        self.section, self.seed = section, seed
+        self.image_npn = NormalizerPredictionNetwork(embed_dim, section.num_prototypes, eps)  # prototypes are texts
+        self.text_npn = NormalizerPredictionNetwork(embed_dim, section.num_prototypes, eps)  # prototypes are images
+        self.recent = RecentPairs(embed_dim, section.num_prototypes)
+
+    def estimate(
+        self, pairs: PairFeatures, scale: Tensor, batch_rows: Tensor, world_index: Tensor | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """See `MarginObjective.estimate`."""
+        if world_index is None:
+            # Rows of this step count as samples of their own, so that nobody meets a prototype made from itself.
+            world_index = self.samples_seen + torch.arange(pairs.world_size, device=pairs.image.device)
+        if self.training and self._restart_is_due():
+            self._restart(pairs, world_index)
+        index = pairs.local_rows(world_index) if self.section.exclude_own else None
+        positives, temperature = pairs.positives(), 1 / scale
+        rows = torch.empty_like(batch_rows)
+        for side, (npn, anchors) in enumerate(((self.image_npn, pairs.image), (self.text_npn, pairs.text))):
+            if self.training:
+                npn.update(
+                    anchors,
+                    positives,
+                    temperature,
+                    batch_rows[:, side],
+                    index,
+                    num_updates=self.section.updates_per_step,
+                    learning_rate=self.section.learning_rate,
+                    tile_size=self.tile_size,
+                )
+            rows[:, side] = npn(anchors, positives, temperature, index, tile_size=self.tile_size)
+        if self.training:
+            self.recent.push(pairs.world_image, pairs.world_text, world_index)
+        return rows, gather_rows(rows), {}
+
+    def values(self, rows: Tensor, batch_rows: Tensor) -> Tensor:
+        """exp(-a)(eps + g) + a - 1."""
+        return (self.add_eps(batch_rows) - rows).exp() + rows - 1
+
+    def _restart_is_due(self) -> bool:
+        every = self.section.restart_every
+        return self.num_steps == 0 or (every > 0 and self.num_steps % every == 0)
+
+    def _restart(self, pairs: PairFeatures, world_index: Tensor) -> None:
+        """Fresh prototypes: past pairs first, this batch where they do not suffice, repeated if there are still too few."""
+        m = self.section.num_prototypes
+        past = min(len(self.recent), m) if self.section.prototype_source == "recent" else 0
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.num_steps)
+        order = torch.randperm(pairs.world_size, generator=generator)
+        rows = order.repeat(-(-(m - past) // pairs.world_size))[: m - past].to(world_index.device)
+        text = torch.cat([self.recent.text[:past], pairs.world_text[rows].to(self.recent.text)])
+        image = torch.cat([self.recent.image[:past], pairs.world_image[rows].to(self.recent.image)])
+        index = torch.cat([self.recent.index[:past], world_index[rows]])
+        self.image_npn.restart(text, index, reset_accumulator=self.section.reset_accumulator)
+        self.text_npn.restart(image, index, reset_accumulator=self.section.reset_accumulator)

@@ -1,0 +1,38 @@
+"""CLIP's symmetric cross-entropy over the global batch (arXiv 2103.00020, as trained by OpenCLIP)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from neuclip_scale.objectives.base import Objective, ObjectiveOutput, gather_rows
+from neuclip_scale.similarity import PairFeatures, pair_gradients, pair_logsumexp
+
+
+class OpenCLIP(Objective):
+    """L = 1/(2B) sum_i [ logsumexp_j s_ij/tau - s_ii/tau ] + the same with texts as anchors."""
+
+    def compute(self, pairs: PairFeatures, scale: Tensor, world_index: Tensor | None) -> ObjectiveOutput:
+        """See `Objective.compute`. Rows are log sum_j exp((s_ij - s_ii)/tau), the positive pair included."""
+        B = pairs.world_size
+        absolute = torch.stack(pair_logsumexp(pairs, scale, exclude_diagonal=False, tile_size=self.tile_size), 1)
+        shifts = gather_rows(absolute) + math.log(2 * B) - scale.log()
+        image, text = pair_gradients(
+            pairs, scale, shifts[:, 0], shifts[:, 1], exclude_diagonal=False, tile_size=self.tile_size
+        )
+        image -= scale / B * pairs.text
+        text -= scale / B * pairs.image
+        rows = absolute - (scale * pairs.positives())[:, None]
+        # The positive pair contributes exp(0) = 1 to each sum; what is left is (B - 1) g.
+        batch_rows = torch.log(torch.expm1(rows).clamp_min(torch.finfo(rows.dtype).tiny)) - math.log(B - 1)
+        return ObjectiveOutput(
+            loss=rows.sum() / (2 * B),
+            image_gradient=image,
+            text_gradient=text,
+            logit_scale_gradient=((image * pairs.image).sum() / scale).reshape(1),
+            rows=rows,
+            batch_rows=batch_rows,
+            metrics={"normalizer/batch_mean": batch_rows.mean()},
+        )

@@ -1,0 +1,6 @@
+"""Similarities of image-text pairs: row statistics and feature gradients, without the [b, B] matrix."""
+
+from neuclip_scale.similarity.pairs import PairFeatures
+from neuclip_scale.similarity.tiled import pair_gradients, pair_logsumexp
+
+__all__ = ["PairFeatures", "pair_gradients", "pair_logsumexp"]

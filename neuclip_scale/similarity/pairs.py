@@ -1,0 +1,47 @@
+"""The embeddings one rank needs for a contrastive step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PairFeatures:
+    """L2-normalised embeddings of this rank's pairs and of all ranks' pairs, none of them with a graph."""
+
+    image: Tensor  # [b, d]
+    text: Tensor  # [b, d]
+    world_image: Tensor  # [B, d], rank after rank
+    world_text: Tensor  # [B, d]
+    offset: int = 0
+    """Row of the world that holds this rank's first pair."""
+
+    @classmethod
+    def single(cls, image: Tensor, text: Tensor) -> PairFeatures:
+        """All pairs are on this process."""
+        return cls(image, text, image, text)
+
+    @property
+    def local_size(self) -> int:
+        """b."""
+        return self.image.shape[0]
+
+    @property
+    def world_size(self) -> int:
+        """B."""
+        return self.world_image.shape[0]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this rank holds all pairs, so that one sweep serves both directions."""
+        return self.local_size == self.world_size
+
+    def positives(self) -> Tensor:
+        """s_ii of this rank's pairs -> [b]."""
+        return (self.image * self.text).sum(-1)
+
+    def local_rows(self, world_rows: Tensor) -> Tensor:
+        """This rank's part of a [B, ...] tensor -> [b, ...]."""
+        return world_rows[self.offset : self.offset + self.local_size]
