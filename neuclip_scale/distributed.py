@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -138,3 +141,31 @@ def seed_everything(seed: int, offset: int = 0) -> None:
     random.seed(seed + offset)
     np.random.seed((seed + offset) % 2**32)
     torch.manual_seed(seed + offset)
+
+
+def on_main(action: Callable[[], T]) -> T:
+    """Run `action` on rank 0 and give every rank its result (collective); an error there is raised on every rank.
+
+    The result travels pickled between the ranks of this run.
+    """
+    if world_size() == 1:
+        return action()
+    outcome: list[Any] = [None, None]
+    if is_main():
+        try:
+            outcome[0] = action()
+        except Exception as error:  # must reach the other ranks, or they wait for ever
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]  # type: ignore[no-any-return]
+
+
+def gather_objects(value: T) -> list[T]:
+    """`value` of every rank in rank order (collective); for small things outside the hot path."""
+    gathered: list[Any] = [value]
+    if world_size() > 1:
+        gathered = [None] * world_size()
+        dist.all_gather_object(gathered, value)
+    return gathered

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from neuclip_scale.data.batch import Batch
+from neuclip_scale.models.batch_norm import frozen_running_statistics
 from neuclip_scale.models.clip import CLIPOutput
 
 Encode = Callable[[Batch], CLIPOutput]
@@ -63,7 +63,8 @@ class CachedFeatures:
             self._kept = encode(micro_batches[0])
             outputs.append(self._kept)
         else:
-            with torch.no_grad(), _running_statistics_frozen(module):
+            # BatchNorm (RN50) must count each batch once: the pass with a graph does.
+            with torch.no_grad(), frozen_running_statistics(module):
                 for micro in micro_batches:
                     self._random.append(RandomState.capture(micro.images.device))
                     outputs.append(encode(micro))
@@ -84,19 +85,3 @@ class CachedFeatures:
             with self._random[index].replayed(micro.images.device):
                 output = self._encode(micro)
             yield rows, output
-
-
-@contextmanager
-def _running_statistics_frozen(module: nn.Module) -> Iterator[None]:
-    """Keep BatchNorm (RN50) from counting a batch twice: only the pass with a graph moves the running statistics."""
-    norms = [child for child in module.modules() if isinstance(child, _BatchNorm)]
-    saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked = norm.num_batches_tracked.clone()
-    try:
-        yield
-    finally:
-        for norm, (momentum, tracked) in zip(norms, saved):
-            norm.momentum, norm.num_batches_tracked = momentum, tracked

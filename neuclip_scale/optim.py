@@ -66,3 +66,9 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float, *, tempe
     for group in optimizer.param_groups:
         drop = TEMPERATURE_DROP if temperature_dropped and group["name"] == "temperature" else 1.0
         group["lr"] = group["peak_lr"] * factor * drop
+
+
+@torch.no_grad()
+def clamp_temperature(logit_scale: nn.Parameter, temperature_min: float, temperature_max: float) -> None:
+    """Keep tau, of which `logit_scale` holds log(1/tau), inside its bounds."""
+    logit_scale.clamp_(-math.log(temperature_max), -math.log(temperature_min))

@@ -1,0 +1,67 @@
+# The commands of this repository. `make` lists them; nothing is needed but git, make and Python with venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+METHODS ?= neuclip
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO_RUNS := $(METHODS:%=runs/demo-%)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench doctor clean
+
+help:  ## List these commands
+	@echo "usage: make COMMAND [PYTHON=python3.12] [METHODS=\"openclip neuclip\"]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED)  ## Create .venv and install everything into it (once; again when pyproject.toml changes)
+
+$(INSTALLED): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: $(PYTHON) is not on PATH. Install Python 3.10 or later, or name one: make setup PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "error: $$($(PYTHON) --version) is too old. Name Python 3.10 or later: make setup PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: $(PYTHON) cannot create environments. On Debian or Ubuntu: sudo apt-get install python3-venv"; exit 1; }
+	@echo "Installing into $(VENV): about 3 GB to download the first time, most of it torch. Some minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --upgrade pip
+	@# The demo's pictures come from npm packages; where there is no npm, pip brings one.
+	extras=demo,dev; command -v npm >/dev/null || extras=$$extras,npm; \
+	  $(BIN)/python -m pip install --disable-pip-version-check -e ".[$$extras]"
+	@touch $@
+
+demo: setup  ## Train on real clip art for ten minutes, evaluate, and compare METHODS side by side
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/neuclip demo-data demo-data
+	@for method in $(METHODS); do \
+	  echo "$(BIN)/neuclip train demo --objective.name $$method --run-dir runs/demo-$$method $(DEMO_ARGS)"; \
+	  $(BIN)/neuclip train demo --objective.name $$method --run-dir runs/demo-$$method $(DEMO_ARGS) || exit $$?; \
+	done
+	$(BIN)/python -m neuclip_scale.commands.demo_report $(DEMO_RUNS)
+
+test: setup lint  ## Run every check: ruff, mypy and the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup  ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## Measure losses and training steps on this machine
+	$(BIN)/python tools/bench.py $(BENCH_ARGS)
+
+doctor: setup  ## Check that this machine can train, and say what to mend
+	$(BIN)/neuclip doctor
+
+clean:  ## Remove .venv and caches; runs/ and demo-data/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find neuclip_scale tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,38 @@
+"""Checkpoints: written under a temporary name, verified, renamed; read back only if every checksum holds.
+
+    checkpoints/step_000001000/shared.pt        written by rank 0: model, optimizer, objective, recipe, ...
+                               rank_00000.pt    of one rank: random number states, its shard of a table
+                               checksums.json   format, step, world size, size and sha256 of each file
+    checkpoints/latest                          for people; never trusted when resuming
+
+A kill at any moment leaves every finished checkpoint whole. Hidden folders are its traces: `.tmp-step_N` was
+being written, `.trash-step_N` deleted, `.old-step_N` replaced; the next save clears them away. Files hold
+tensors, numbers, strings, lists, tuples and dicts, read with `weights_only=True`: loading runs no code.
+"""
+
+from __future__ import annotations
+
+from neuclip_scale.checkpoint.layout import CheckpointError
+from neuclip_scale.checkpoint.reading import (
+    latest_checkpoint,
+    load_all_ranks,
+    load_checkpoint,
+    verify_checkpoint,
+)
+from neuclip_scale.checkpoint.rng import capture_rng, restore_rng
+from neuclip_scale.checkpoint.runs import check_compatible, load_run_model, saved_recipe
+from neuclip_scale.checkpoint.writing import save_checkpoint
+
+__all__ = [
+    "CheckpointError",
+    "capture_rng",
+    "check_compatible",
+    "latest_checkpoint",
+    "load_all_ranks",
+    "load_checkpoint",
+    "load_run_model",
+    "restore_rng",
+    "save_checkpoint",
+    "saved_recipe",
+    "verify_checkpoint",
+]

@@ -1,0 +1,68 @@
+"""What a checkpoint says about the run that wrote it: its recipe and its model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from neuclip_scale.checkpoint.layout import CHECKSUMS_FILE, CheckpointError
+from neuclip_scale.checkpoint.reading import latest_checkpoint, load_shared
+from neuclip_scale.config import ConfigError, Recipe, parse
+
+if TYPE_CHECKING:
+    from neuclip_scale.models.clip import CLIP
+
+# They change memory and speed only; a run may go on with another value.
+FREE_TO_CHANGE = {"model.grad_checkpointing", "model.compile", "objective.tile_size"}
+
+
+def saved_recipe(shared: Mapping[str, Any]) -> Recipe:
+    """The recipe a checkpoint was trained with, from its shared part."""
+    return parse(Recipe, yaml.safe_load(shared["recipe"]))
+
+
+def check_compatible(saved_recipe: Recipe, recipe: Recipe) -> None:
+    """Raise ConfigError, listing the fields, if `recipe` has another model or objective than the saved."""
+    saved, wanted = (
+        {**_fields(each.model, "model."), **_fields(each.objective, "objective.")}
+        for each in (saved_recipe, recipe)
+    )
+    different = [name for name in wanted if saved[name] != wanted[name] and name not in FREE_TO_CHANGE]
+    if different:
+        listed = ", ".join(f"{name} ({saved[name]!r} there, {wanted[name]!r} here)" for name in different)
+        problem = f"the checkpoint is of another model or objective: {listed}"
+        raise ConfigError("resume", recipe.resume, problem, "Use the same values, or another run_dir.")
+
+
+def load_run_model(path: Path) -> tuple[CLIP, Recipe]:
+    """The model of a run folder (its newest checkpoint) or a checkpoint folder, in eval mode on the CPU.
+
+    Raises CheckpointError if `path` holds no intact checkpoint.
+    """
+    from neuclip_scale.models.clip import build_model
+
+    path = Path(path)
+    chosen = path if (path / CHECKSUMS_FILE).exists() else latest_checkpoint(path / "checkpoints")
+    if chosen is None:
+        raise CheckpointError(
+            f"{path} has no intact checkpoint. Give a run folder or RUN/checkpoints/step_N."
+        )
+    shared = load_shared(chosen)
+    recipe = saved_recipe(shared)
+    model = build_model(recipe)
+    model.load_state_dict(shared["model"])
+    return model.eval(), recipe
+
+
+def _fields(section: Any, prefix: str) -> dict[str, Any]:
+    """Fields of a config section by dotted name, those of nested sections included."""
+    fields: dict[str, Any] = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        nested = dataclasses.is_dataclass(value)
+        fields.update(_fields(value, f"{prefix}{field.name}.") if nested else {prefix + field.name: value})
+    return fields

@@ -1,0 +1,82 @@
+"""`neuclip COMMAND ...`: finds the command, runs it, and prints errors meant for people in one line.
+
+Exit status: 0 done, 1 failed or found a discrepancy, 2 bad usage or configuration.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from importlib import import_module
+
+from neuclip_scale import __version__
+
+# name: (module with main(argv) -> int, help in one line); a module is imported only when its command runs.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("neuclip_scale.commands.train", "Train a model from a recipe, or resume a run."),
+    "evaluate": (
+        "neuclip_scale.commands.evaluate",
+        "Zero-shot accuracy and retrieval of a run or a model.",
+    ),
+    "demo-data": (
+        "neuclip_scale.commands.demo_data",
+        "Build the demo's training shards and evaluation sets.",
+    ),
+    "doctor": ("neuclip_scale.commands.doctor", "Check that this machine can train, and say what to mend."),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `neuclip` with `argv` (default: the process's own) and return the exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(), file=sys.stdout if arguments else sys.stderr)
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name in ("-V", "--version"):
+        print(f"neuclip {__version__}")
+        return 0
+    if name not in COMMANDS:
+        return _unknown(name)
+    return _run(COMMANDS[name][0], rest)
+
+
+def usage() -> str:
+    """The text of `neuclip --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: neuclip COMMAND ...",
+            "",
+            "Train CLIP with the global contrastive loss and a normalizer-prediction network.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`neuclip COMMAND --help` explains a command; `neuclip --version` prints the version.",
+        ]
+    )
+
+
+def _unknown(name: str) -> int:
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"Did you mean {close[0]}?" if close else f"Commands: {', '.join(COMMANDS)}."
+    print(f"error: there is no command {name!r}. {hint}", file=sys.stderr)
+    return 2
+
+
+def _run(module: str, arguments: list[str]) -> int:
+    try:
+        return int(import_module(module).main(arguments))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # An exception class of this package speaks to the user. Any other is a bug: keep its traceback.
+        if type(error).__module__.partition(".")[0] != __name__.partition(".")[0]:
+            raise
+        from neuclip_scale.config import ConfigError
+
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1

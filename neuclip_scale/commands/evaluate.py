@@ -1,0 +1,185 @@
+"""`neuclip evaluate RUN_OR_MODEL --data FOLDER`"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import torch
+
+    from neuclip_scale.models.clip import CLIP
+    from neuclip_scale.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments:
+    """Zero-shot accuracy and retrieval of a model, beside what guessing gives."""
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """A run folder, a checkpoint folder, or an open_clip model (folder or weights file)."""
+    data: Path
+    """A folder in clip_benchmark's webdataset layout, or one that holds several."""
+    json: Path | None = None
+    """Also write the scores to this file."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes the GPU when there is one."""
+    batch_size: int = 256
+    """Pictures or texts encoded at a time."""
+    preset: str = ""
+    """Architecture of a bare weights file (ViT-B-32, ...); runs and open_clip folders say it themselves."""
+    figures: Path | None = None
+    """Also draw a page of results of each retrieval set, and the run's loss, into this folder."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns 0 when every set was evaluated, 1 when that failed, 2 for bad usage."""
+    arguments = tyro.cli(EvaluateArguments, args=argv, prog="neuclip evaluate")
+    if arguments.batch_size < 1:
+        print(f"error: --batch-size {arguments.batch_size}: give at least 1.", file=sys.stderr)
+        return 2
+    for name, path in (("RUN_OR_MODEL", arguments.model), ("--data", arguments.data)):
+        if not path.exists():
+            print(f"error: {name} {path}: there is no such file or folder.", file=sys.stderr)
+            return 2
+    # torch and the models take seconds to import: not before the arguments are known to be good.
+    from neuclip_scale.checkpoint import CheckpointError
+    from neuclip_scale.data.transforms import EvalTransform
+    from neuclip_scale.evaluation.datasets import EvaluationDataError
+    from neuclip_scale.evaluation.suite import evaluate_folder
+
+    try:
+        device = _device(arguments.device)
+        model, tokenizer = _load(arguments.model, arguments.preset)
+        model.to(device)
+        transform = EvalTransform(model.image_size, model.image_mean, model.image_std)
+        result = evaluate_folder(model, arguments.data, tokenizer, transform, device, arguments.batch_size)
+        if arguments.figures:
+            _draw_figures(arguments, model, tokenizer, transform, device)
+    except (CheckpointError, EvaluationDataError, OSError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print_scores(result, demo_caveat(arguments.data))
+    if arguments.json:
+        text = json.dumps(
+            {"model": str(arguments.model), "data": str(arguments.data), "evaluation": result}, indent=2
+        )
+        arguments.json.write_text(text + "\n", "utf-8")
+    return 0
+
+
+def print_scores(
+    result: Mapping[str, Mapping[str, Any]], caveat: str = "", console: Console | None = None
+) -> None:
+    """Print what `evaluate_folder` returned as a table, then what could not be read, then `caveat`."""
+    console = console or Console(highlight=False)
+    table = Table(title="Evaluation", title_justify="left")
+    for heading in ("set", "measure"):
+        table.add_column(heading)
+    for heading in ("score", "chance", "majority"):
+        table.add_column(heading, justify="right")
+    for name, scores in result.items():
+        for row in _zero_shot_rows(scores) if scores["task"] == "zeroshot" else _retrieval_rows(scores):
+            table.add_row(name, *row)
+        table.add_section()
+    console.print(table)
+    for name, scores in result.items():
+        if scores["num_unreadable"]:
+            console.print(
+                f"{name}: {scores['num_unreadable']} sample(s) could not be used, first:", markup=False
+            )
+            for reason in scores["unreadable"][:5]:
+                console.print(f"  {reason}", markup=False)
+    if caveat:
+        console.print(caveat)
+
+
+def demo_caveat(data: Path) -> str:
+    """The sentence that scores on the demo's pictures must carry; empty for other data."""
+    for folder in (data.resolve(), *data.resolve().parents[:2]):
+        if (folder / "demo.json").is_file():
+            try:
+                return str(json.loads((folder / "demo.json").read_bytes()).get("caveat", ""))
+            except ValueError:
+                return ""
+    return ""
+
+
+def _zero_shot_rows(scores: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    size = f"{scores['num_pictures']:,} pictures, {scores['num_classes']:,} classes"
+    return [
+        (f"top-1 ({size})", *_percent(scores["top1"], scores["chance_top1"], scores["majority"])),
+        ("top-5", *_percent(scores["top5"], scores["chance_top5"], None)),
+        ("mean per-class recall", *_percent(scores["mean_per_class_recall"], scores["chance_top1"], None)),
+    ]
+
+
+def _retrieval_rows(scores: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for direction, size in (
+        ("image_to_text", f"{scores['num_texts']:,} texts"),
+        ("text_to_image", f"{scores['num_pictures']:,} pictures"),
+    ):
+        for measure, value in scores[direction].items():
+            label = f"{direction.replace('_', ' ')} {measure.replace('recall', 'R')} ({size})"
+            rows.append((label, *_percent(value, scores[f"chance_{direction}"][measure], None)))
+    return rows
+
+
+def _percent(*values: float | None) -> tuple[str, ...]:
+    return tuple("" if value is None else f"{100 * value:.2f} %" for value in values)
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load(path: Path, preset: str) -> tuple[CLIP, Tokenizer]:
+    from neuclip_scale.checkpoint import load_run_model
+    from neuclip_scale.models.interop import load_pretrained
+    from neuclip_scale.models.tokenizer import CLIPTokenizer, build_tokenizer
+
+    if (path / "checkpoints").is_dir() or (path / "checksums.json").is_file():
+        model, recipe = load_run_model(path)
+        return model, build_tokenizer(recipe.model)
+    model = load_pretrained(path, preset=preset)
+    return model.eval(), CLIPTokenizer(model.context_length)
+
+
+def _draw_figures(
+    arguments: EvaluateArguments, model: CLIP, tokenizer: Tokenizer, transform: Any, device: torch.device
+) -> None:
+    from neuclip_scale.evaluation.datasets import open_set, read_thumbnails
+    from neuclip_scale.evaluation.figures import loss_curve, retrieval_page
+    from neuclip_scale.evaluation.retrieval import encode_pairs
+    from neuclip_scale.evaluation.suite import find_sets
+
+    folder = arguments.figures
+    assert folder is not None
+    for name, path in find_sets(arguments.data).items():
+        dataset = open_set(path)
+        if dataset.task == "retrieval":
+            pairs = encode_pairs(model, dataset, tokenizer, transform, device, arguments.batch_size)
+            first = pairs.first_captions()
+            retrieval_page(
+                pairs.image_features,
+                pairs.text_features[first],
+                read_thumbnails(dataset),
+                [pairs.captions[position] for position in first],
+                folder / f"{name}.png",
+            )
+    metrics = arguments.model / "metrics.jsonl"
+    if metrics.is_file():
+        loss_curve({arguments.model.name: metrics}, folder / "loss.png")

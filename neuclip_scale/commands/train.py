@@ -1,0 +1,66 @@
+"""`neuclip train RECIPE [--section.field VALUE ...]`"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from pathlib import Path
+
+import tyro
+
+from neuclip_scale.commands.output import print_evaluation
+from neuclip_scale.config import Recipe, load_recipe, recipe_names
+
+USAGE = """usage: neuclip train RECIPE --run-dir DIR [--section.field VALUE | section.field=VALUE ...]
+
+RECIPE is a packaged name ({names}) or a YAML file.
+`neuclip train RECIPE --help` lists every field with the recipe's value.
+One process, or `torchrun --no-python --nproc-per-node N neuclip train ...`, or under srun.
+Exit status: 0 finished, 1 failed, 2 bad usage, 75 saved and stopped by SIGTERM or SIGUSR1 (run again to go on).
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns the exit status."""
+    if not argv or argv[0].startswith("-"):
+        print(USAGE.format(names=", ".join(recipe_names())))
+        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    config, json_path = read_arguments(argv)
+    # torch and the models take seconds to import: not before the arguments are known to be good.
+    from neuclip_scale import distributed, telemetry
+    from neuclip_scale.run_state import EXIT_STOPPED
+    from neuclip_scale.trainer import Trainer
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        summary = Trainer(config).fit()
+        if distributed.is_main():
+            print_evaluation(summary)
+            print(f"run folder: {config.run_dir}   TensorBoard: tensorboard --logdir {config.run_dir}/tensorboard")
+            if json_path:
+                telemetry.write_json(Path(json_path), summary)
+    finally:
+        distributed.shutdown()
+    return 0 if summary["status"] == "finished" else EXIT_STOPPED
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Train(Recipe):
+    """Train a CLIP model; every field of the recipe is an option, its default is the recipe's value."""
+
+    json: str = ""
+    """Also write the run's summary to this file."""
+
+
+def read_arguments(argv: list[str]) -> tuple[Recipe, str]:
+    """RECIPE and overrides -> (Recipe, --json's path); exits with 2 on bad usage, as argparse does."""
+    recipe = load_recipe(argv[0])
+    fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
+    arguments = [f"--{token}" if re.match(r"[a-z_]+(\.[a-z_]+)*=", token) else token for token in argv[1:]]
+    parsed = tyro.cli(
+        _Train, default=_Train(**fields), args=arguments, prog=f"neuclip train {argv[0]}",
+        config=(tyro.conf.FlagConversionOff,),
+    )  # fmt: skip
+    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(Recipe)}
+    return Recipe(**values), parsed.json

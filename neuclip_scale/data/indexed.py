@@ -1,0 +1,72 @@
+"""Chosen samples of the training set without augmentation, in order: for measurements on the training data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from neuclip_scale.config import DataConfig
+from neuclip_scale.data.batch import Batch
+from neuclip_scale.data.manifest import Manifest
+from neuclip_scale.data.samples import SampleReader, UnusableSample
+from neuclip_scale.data.stream_dataset import Tokenizer, init_worker, kill_workers_at_exit
+from neuclip_scale.data.transforms import ImageError, decode_image
+
+Row = tuple[Tensor, str, int, str]
+CACHED_SAMPLES = 100_000
+
+
+class IndexedSamples(Dataset[Row | None]):
+    """Samples by position in `sample_indices`; unusable ones are None."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        section: DataConfig,
+        sample_indices: Sequence[int],
+        transform: Callable[[Image.Image], Tensor],
+    ) -> None:
+        self._manifest, self._section = manifest, section
+        self._sample_indices, self._transform = sample_indices, transform
+        self._reader: SampleReader | None = None
+
+    def __len__(self) -> int:
+        return len(self._sample_indices)
+
+    def __getitem__(self, position: int) -> Row | None:
+        if self._reader is None:  # in the worker: open files do not travel
+            self._reader = SampleReader(
+                self._manifest,
+                image_keys=self._section.image_keys,
+                caption_key=self._section.caption_key,
+                max_cached_samples=CACHED_SAMPLES,
+            )
+        sample_index = self._sample_indices[position]
+        try:
+            raw = self._reader.read(sample_index)
+            image = self._transform(decode_image(raw.image, self._section.max_image_pixels))
+        except (UnusableSample, ImageError):
+            return None
+        return image, raw.caption, sample_index, raw.uid
+
+
+def indexed_batches(samples: IndexedSamples, tokenizer: Tokenizer, *, batch_size: int, num_workers: int) -> Iterator[Batch]:
+    """Batches of the usable samples, in order; a batch may be smaller where samples could not be used."""
+
+    def collate(rows: list[Row | None]) -> Batch | None:
+        usable = [row for row in rows if row is not None]
+        if not usable:
+            return None
+        images, captions, indices, uids = zip(*usable)
+        return Batch(torch.stack(images), tokenizer(list(captions)), torch.tensor(indices), tuple(uids))
+
+    loader = DataLoader(
+        samples, batch_size=batch_size, num_workers=num_workers, collate_fn=collate, worker_init_fn=init_worker
+    )
+    batches = iter(loader)
+    kill_workers_at_exit()
+    yield from (batch for batch in batches if batch is not None)

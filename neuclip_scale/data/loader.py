@@ -1,0 +1,159 @@
+"""The training loader: canonical streams, decoded by workers, joined into this rank's share of a batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from neuclip_scale.config import DataConfig
+from neuclip_scale.data.batch import Batch, join_batches
+from neuclip_scale.data.manifest import Manifest
+from neuclip_scale.data.skips import SkippedSample, TooManyBadSamples
+from neuclip_scale.data.stream_dataset import (
+    Chunk,
+    ChunkOrError,
+    StreamDataset,
+    Tokenizer,
+    Transform,
+    init_worker,
+    kill_workers_at_exit,
+)
+from neuclip_scale.data.streams import StreamOrder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """This rank's share of one global batch, and where the streams stand after it."""
+
+    batch: Batch
+    stream_positions: dict[int, int]
+    """Next position of each of this rank's streams; all ranks' together resume a run."""
+    stream_digests: Tensor  # [num_streams / world_size] int64, see data.digest
+    skipped: list[SkippedSample]
+    num_read: int
+    """Samples read for this batch, the skipped ones included."""
+
+
+class TrainLoader:
+    """Endless batches whose content depends on the data, the seed and the step, never on ranks or workers.
+
+    Of each global batch every stream gives global_batch_size / num_streams usable samples, in stream order;
+    rank r owns the r-th contiguous part of the streams and its workers share those. A new iteration goes on
+    where the last batch of the previous one ended.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        section: DataConfig,
+        *,
+        global_batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        transform: Transform,
+        tokenizer: Tokenizer,
+        pin_memory: bool = False,
+    ) -> None:
+        """`transform` and `tokenizer` must be picklable. Raises ValueError for shares that are not whole."""
+        num_streams = section.num_streams
+        if num_streams % world_size or global_batch_size % num_streams:
+            raise ValueError(
+                f"data.num_streams = {num_streams} must be a multiple of the {world_size} rank(s) and divide "
+                f"train.global_batch_size = {global_batch_size}."
+            )
+        per_rank = num_streams // world_size
+        self.streams = range(rank * per_rank, (rank + 1) * per_rank)
+        self.positions = dict.fromkeys(self.streams, 0)
+        self.num_workers = min(section.num_workers, per_rank)
+        if self.num_workers < section.num_workers and rank == 0:
+            logger.warning(
+                "data.num_workers = %d: a rank has only %d stream(s), so %d worker(s) are started; raise "
+                "data.num_streams for more",
+                section.num_workers,
+                per_rank,
+                self.num_workers,
+            )
+        self._section, self._manifest, self._seed = section, manifest, seed
+        self._global_batch_size = global_batch_size
+        self._transform, self._tokenizer, self._pin_memory = transform, tokenizer, pin_memory
+        self.order = StreamOrder(
+            manifest, num_streams=num_streams, shuffle_window=section.shuffle_window, seed=seed
+        )
+
+    def load_positions(self, positions: Mapping[int, int] | Sequence[int]) -> None:
+        """Continue from these positions, by stream; a sequence holds those of ALL streams of the run.
+
+        Nothing before them is read. Takes effect at the next iteration. Raises ValueError for another number
+        of streams, a stream of this rank that is missing, or a negative position.
+        """
+        if not isinstance(positions, Mapping):
+            if len(positions) != self._section.num_streams:
+                raise ValueError(
+                    f"{len(positions)} stream positions for data.num_streams = {self._section.num_streams}: "
+                    "a run resumes with the number of streams it began with."
+                )
+            positions = dict(enumerate(positions))
+        wrong = [stream for stream in self.streams if positions.get(stream, -1) < 0]
+        if wrong:
+            raise ValueError(
+                f"no valid position for stream(s) {wrong}: the checkpoint does not fit this run."
+            )
+        self.positions = {stream: int(positions[stream]) for stream in self.streams}
+
+    def __iter__(self) -> Iterator[LoadedBatch]:
+        chunks = iter(self._data_loader())
+        kill_workers_at_exit()
+        while True:
+            # DataLoader asks its workers in turn, so one round is one step.
+            parts = [self._next_chunk(chunks) for _ in range(max(1, self.num_workers))]
+            loaded = LoadedBatch(
+                batch=join_batches([part.batch for part in parts], pin_memory=self._pin_memory),
+                stream_positions={k: v for part in parts for k, v in part.positions.items()},
+                stream_digests=torch.tensor([digest for part in parts for digest in part.digests]),
+                skipped=[sample for part in parts for sample in part.skipped],
+                num_read=sum(part.num_read for part in parts),
+            )
+            assert list(loaded.stream_positions) == list(self.streams)
+            self.positions = dict(loaded.stream_positions)
+            yield loaded
+
+    def _data_loader(self) -> DataLoader[ChunkOrError]:
+        dataset = StreamDataset(
+            self._manifest,
+            self.order,
+            self._section,
+            samples_per_stream=self._global_batch_size // self._section.num_streams,
+            positions=dict(self.positions),
+            seed=self._seed,
+            transform=self._transform,
+            tokenizer=self._tokenizer,
+        )
+        workers = self.num_workers
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=self._section.prefetch_batches if workers else None,
+            collate_fn=_unchanged,
+            worker_init_fn=init_worker,
+        )
+
+    @staticmethod
+    def _next_chunk(chunks: Iterator[ChunkOrError]) -> Chunk:
+        chunk = next(chunks)
+        if isinstance(chunk, TooManyBadSamples):
+            raise chunk
+        return chunk
+
+
+def _unchanged(chunk: Any) -> Any:
+    return chunk

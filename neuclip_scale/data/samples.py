@@ -1,0 +1,130 @@
+"""Reading one sample of the training set by its dense index: picture bytes, caption and uid."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuclip_scale.data.manifest import Manifest, ManifestError
+from neuclip_scale.data.shards import MemberSpan, ShardError, ShardIndex, index_shard, read_member
+
+MAX_TEXT_BYTES = 1 << 20
+"""Larger captions and JSON members are refused."""
+
+_MAX_OPEN_FILES = 128  # of one process; 1024 is a common limit, and torch needs some to share tensors
+_UID = re.compile(r"[0-9a-fA-F]{32}")
+
+
+class UnusableSample(ValueError):  # noqa: N818 - it is no fault of the program
+    """A sample that cannot be trained on; the message is the reason, in one line."""
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One pair as it stands in the shard."""
+
+    image: bytes
+    caption: str
+    uid: str
+    """The 32 hex digits `uid` of the sample's JSON where there is one, else SHARDNAME/KEY."""
+
+
+class SampleReader:
+    """Random access to the samples of a manifest; shard indices are made on first use and the oldest dropped.
+
+    Not for use by several threads. `max_cached_samples` bounds the memory: about 150 bytes for each.
+    """
+
+    def __init__(
+        self, manifest: Manifest, *, image_keys: tuple[str, ...], caption_key: str, max_cached_samples: int
+    ) -> None:
+        self._manifest = manifest
+        self._image_keys = tuple(key.lower() for key in image_keys)
+        self._caption_key = caption_key.lower()
+        self._max_cached_samples = max_cached_samples
+        self._cached_samples = 0
+        self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._files: OrderedDict[int, int] = OrderedDict()
+
+    def name(self, sample_index: int) -> tuple[str, str]:
+        """(path of the shard, key)."""
+        shard, position = self._manifest.locate(sample_index)
+        return self._manifest.shards[shard].path, self._index(shard).keys[position]
+
+    def read(self, sample_index: int) -> RawSample:
+        """Raises `UnusableSample`; `ManifestError` when the shard is not what the manifest says; OSError."""
+        shard, position = self._manifest.locate(sample_index)
+        index, descriptor = self._index(shard), self._file(shard)
+        members = index.members(position)
+        image = next((members[key] for key in self._image_keys if key in members), None)
+        if image is None:
+            raise UnusableSample(f"no picture: none of {', '.join(self._image_keys)} in the sample")
+        if self._caption_key not in members:
+            raise UnusableSample(f"no caption: {self._caption_key} is missing from the sample")
+        try:
+            caption = _caption(read_member(descriptor, members[self._caption_key], max_bytes=MAX_TEXT_BYTES))
+            uid = _uid(descriptor, members.get("json"))
+            data = read_member(descriptor, image)
+        except ShardError as error:
+            raise UnusableSample(str(error)) from error
+        return RawSample(data, caption, uid or f"{Path(index.path).stem}/{index.keys[position]}")
+
+    def close(self) -> None:
+        """Close the shards; reading opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _index(self, shard: int) -> ShardIndex:
+        if shard in self._indices:
+            self._indices.move_to_end(shard)
+            return self._indices[shard]
+        entry = self._manifest.shards[shard]
+        index = index_shard(entry.path)
+        if (index.num_samples, index.num_bytes) != (entry.num_samples, entry.num_bytes):
+            raise ManifestError(
+                f"shard {entry.path}: {index.num_samples} samples in {index.num_bytes} bytes, but "
+                f"{entry.num_samples} in {entry.num_bytes} when training "
+                "began. Shards must not change during a run."
+            )
+        self._indices[shard] = index
+        self._cached_samples += index.num_samples
+        while self._cached_samples > self._max_cached_samples and len(self._indices) > 1:
+            self._cached_samples -= self._indices.popitem(last=False)[1].num_samples
+        return index
+
+    def _file(self, shard: int) -> int:
+        if shard in self._files:
+            self._files.move_to_end(shard)
+        else:
+            self._files[shard] = os.open(self._manifest.shards[shard].path, os.O_RDONLY)
+            if len(self._files) > _MAX_OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+        return self._files[shard]
+
+
+def _caption(data: bytes) -> str:
+    try:
+        caption = data.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise UnusableSample(f"caption is not UTF-8 (byte {error.start})") from error
+    if not caption:
+        raise UnusableSample("caption is empty")
+    return caption
+
+
+def _uid(descriptor: int, span: MemberSpan | None) -> str | None:
+    if span is None or span.size > MAX_TEXT_BYTES:
+        return None
+    try:
+        document = json.loads(read_member(descriptor, span))
+    except (ValueError, RecursionError):  # the JSON serves for naming only
+        return None
+    uid = document.get("uid") if isinstance(document, dict) else None
+    return uid if isinstance(uid, str) and _UID.fullmatch(uid) else None

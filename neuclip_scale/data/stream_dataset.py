@@ -1,0 +1,182 @@
+"""What runs in a worker process: read, decode and tokenize its share of the streams, step by step."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from neuclip_scale.config import DataConfig
+from neuclip_scale.data.batch import Batch
+from neuclip_scale.data.digest import uids_digest
+from neuclip_scale.data.manifest import Manifest
+from neuclip_scale.data.samples import SampleReader, UnusableSample
+from neuclip_scale.data.skips import SkippedSample, TooManyBadSamples, check_bad_fraction
+from neuclip_scale.data.streams import StreamOrder
+from neuclip_scale.data.transforms import ImageError, decode_image
+
+Transform = Callable[[Image.Image, np.random.Generator], Tensor]
+Tokenizer = Callable[[list[str]], Tensor]
+
+GIVE_UP_AFTER = 1000
+"""Unusable samples in a row after which a worker applies max_bad_fraction itself, lest it search for ever."""
+
+_AUGMENTATION = 3  # first word of the seed; data.streams uses others
+
+
+@dataclass
+class Chunk:
+    """One step's samples of one worker's streams, in stream order."""
+
+    batch: Batch
+    positions: dict[int, int]
+    """Next position of each stream."""
+    digests: list[int]
+    skipped: list[SkippedSample]
+    num_read: int
+
+
+# A worker that gives up sends the error as its last item: raised by the main process, it has one traceback.
+ChunkOrError = Chunk | TooManyBadSamples
+
+
+@dataclass
+class _Rows:
+    """Samples gathered for a chunk."""
+
+    images: list[Tensor] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+    sample_index: list[int] = field(default_factory=list)
+    uids: list[str] = field(default_factory=list)
+    skipped: list[SkippedSample] = field(default_factory=list)
+    num_read: int = 0
+
+
+class StreamDataset(IterableDataset[ChunkOrError]):
+    """Endless chunks; worker w of n reads the w-th contiguous part of the streams in `positions`."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        order: StreamOrder,
+        section: DataConfig,
+        *,
+        samples_per_stream: int,
+        positions: dict[int, int],
+        seed: int,
+        transform: Transform,
+        tokenizer: Tokenizer,
+    ) -> None:
+        self._manifest, self._order, self._section = manifest, order, section
+        self._samples_per_stream = samples_per_stream
+        self._positions = positions
+        self._seed = seed % (1 << 64)
+        self._transform, self._tokenizer = transform, tokenizer
+
+    def __iter__(self) -> Iterator[ChunkOrError]:
+        info = get_worker_info()
+        worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
+        streams = sorted(self._positions)
+        streams = streams[len(streams) * worker // num_workers : len(streams) * (worker + 1) // num_workers]
+        positions = {stream: self._positions[stream] for stream in streams}
+        walks = {stream: self._order.walk(stream, positions[stream]) for stream in streams}
+        reader = self._reader(len(streams))
+        num_read_before = 0
+        while True:
+            rows, digests = _Rows(), []
+            try:
+                for stream in streams:
+                    first = len(rows.uids)
+                    positions[stream] = self._gather(
+                        rows, reader, stream, positions[stream], walks[stream], num_read_before
+                    )
+                    digests.append(uids_digest(rows.uids[first:]))
+            except TooManyBadSamples as error:
+                yield error
+                return
+            num_read_before += self._samples_per_stream * self._order.num_streams
+            yield Chunk(self._batch(rows), dict(positions), digests, rows.skipped, rows.num_read)
+
+    def _reader(self, num_streams: int) -> SampleReader:
+        # A window of every stream stays indexed, with the shards that it only grazes.
+        longest = max(shard.num_samples for shard in self._manifest.shards)
+        return SampleReader(
+            self._manifest,
+            image_keys=self._section.image_keys,
+            caption_key=self._section.caption_key,
+            max_cached_samples=num_streams * (self._section.shuffle_window + 2 * longest),
+        )
+
+    def _gather(
+        self,
+        rows: _Rows,
+        reader: SampleReader,
+        stream: int,
+        position: int,
+        walk: Iterator[int],
+        num_read_before: int,
+    ) -> int:
+        """Add this step's usable samples of `stream` to `rows`; returns the position after the last one."""
+        wanted, bad_run = len(rows.uids) + self._samples_per_stream, 0
+        while len(rows.uids) < wanted:
+            sample_index = next(walk)
+            rows.num_read += 1
+            try:
+                self._read(rows, reader, stream, position, sample_index)
+                bad_run = 0
+            except (UnusableSample, ImageError) as error:
+                rows.skipped.append(SkippedSample(*reader.name(sample_index), sample_index, str(error)))
+                bad_run += 1
+                self._check_run(rows, stream, bad_run, num_read_before)
+            position += 1
+        return position
+
+    def _read(self, rows: _Rows, reader: SampleReader, stream: int, position: int, sample_index: int) -> None:
+        raw = reader.read(sample_index)
+        image = decode_image(raw.image, self._section.max_image_pixels)
+        seed = np.random.SeedSequence((_AUGMENTATION, self._seed, stream, position))
+        rows.images.append(self._transform(image, np.random.Generator(np.random.PCG64(seed))))
+        rows.captions.append(raw.caption)
+        rows.sample_index.append(sample_index)
+        rows.uids.append(raw.uid)
+
+    def _check_run(self, rows: _Rows, stream: int, bad_run: int, num_read_before: int) -> None:
+        if bad_run < min(GIVE_UP_AFTER, self._order.length(stream)):
+            return
+        # Samples of all ranks are counted as read and only these as bad, so this never stops a run too early.
+        exhausted = bad_run >= self._order.length(stream)
+        limit = 0.0 if exhausted else self._section.max_bad_fraction
+        bad = rows.skipped[-bad_run:]
+        check_bad_fraction(num_read_before + rows.num_read, bad_run, bad, limit, "in the shards named")
+
+    def _batch(self, rows: _Rows) -> Batch:
+        tokens = self._tokenizer(rows.captions).to(torch.int64)
+        return Batch(torch.stack(rows.images), tokens, torch.tensor(rows.sample_index), tuple(rows.uids))
+
+
+def kill_workers_at_exit() -> None:
+    """Call after starting workers: an exiting main process kills those still running.
+
+    multiprocessing ends its children with SIGTERM and waits, for ever where they ignore it as ours do.
+    """
+    atexit.unregister(_kill_children)
+    atexit.register(_kill_children)  # last registered runs first, before torch's and multiprocessing's own
+
+
+def _kill_children() -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+def init_worker(worker: int) -> None:
+    """Leave signals to the training process: Slurm and Ctrl-C send theirs to the workers too."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

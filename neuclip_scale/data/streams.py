@@ -1,0 +1,86 @@
+"""The canonical order of training samples: the same on any number of ranks and workers.
+
+Every epoch permutes the shards by (seed, epoch). The concatenation of their samples is cut into `num_streams`
+contiguous spans whose lengths differ by at most one, and stream s reads span s. Inside a span, windows of
+`shuffle_window` samples are permuted by (seed, epoch, stream, window). A stream therefore has the same length
+in every epoch, one integer `position` is its whole state, and any position is found without reading what is
+before it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import numpy as np
+
+from neuclip_scale.data.manifest import Manifest, ManifestError
+
+# First word of every seed below, so that no two uses of one seed can share a random sequence.
+_SHARDS, _WINDOW = 1, 2
+
+
+def seeded_permutation(length: int, *seed: int) -> np.ndarray:
+    """A permutation of range(length) that depends on `seed` alone: [length] int64.
+
+    numpy promises PCG64's raw output on every platform and version, but not `Generator.permutation`'s.
+    """
+    keys = np.random.PCG64(np.random.SeedSequence(seed)).random_raw(length)
+    return np.argsort(keys, kind="stable")
+
+
+class StreamOrder:
+    """Which sample stands at which position of which stream; pure, nothing is read."""
+
+    def __init__(self, manifest: Manifest, *, num_streams: int, shuffle_window: int, seed: int) -> None:
+        """Raises `ManifestError` when there are fewer samples than streams."""
+        if manifest.num_samples < num_streams:
+            raise ManifestError(
+                f"data.num_streams = {num_streams}: the data has only {manifest.num_samples} sample(s). "
+                "Use fewer streams or more data."
+            )
+        self.num_streams = num_streams
+        self._window = shuffle_window
+        self._seed = seed % (1 << 64)  # SeedSequence takes no negative number
+        self._first_index = np.asarray([shard.first_index for shard in manifest.shards], dtype=np.int64)
+        self._sizes = np.asarray([shard.num_samples for shard in manifest.shards], dtype=np.int64)
+        # span s is [bounds[s], bounds[s + 1]) of the epoch's concatenation
+        self._bounds = [manifest.num_samples * s // num_streams for s in range(num_streams + 1)]
+        self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+
+    def length(self, stream: int) -> int:
+        """Samples of one stream in each epoch."""
+        return self._bounds[stream + 1] - self._bounds[stream]
+
+    def epoch_of(self, stream: int, position: int) -> int:
+        """Passes that the stream has finished at `position`."""
+        return position // self.length(stream)
+
+    def walk(self, stream: int, position: int = 0) -> Iterator[int]:
+        """Dense sample indices from `position` on, without end."""
+        epoch, offset = divmod(position, self.length(stream))
+        number, skip = divmod(offset, self._window)
+        while True:
+            while number * self._window < self.length(stream):
+                yield from self.window(stream, epoch, number)[skip:].tolist()
+                number, skip = number + 1, 0
+            epoch, number = epoch + 1, 0
+
+    def window(self, stream: int, epoch: int, number: int) -> np.ndarray:
+        """Dense sample indices of one window in reading order: [<= shuffle_window] int64."""
+        start = self._bounds[stream] + number * self._window
+        stop = min(start + self._window, self._bounds[stream + 1])
+        order, ends = self._epoch(epoch)
+        places = start + seeded_permutation(stop - start, _WINDOW, self._seed, epoch, stream, number)
+        slots = np.searchsorted(ends, places, side="right")
+        shards = order[slots]
+        return self._first_index[shards] + places - (ends[slots] - self._sizes[shards])
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shards in the epoch's order and where each ends in the concatenation: two [num_shards] int64."""
+        if epoch not in self._epochs:
+            order = seeded_permutation(len(self._sizes), _SHARDS, self._seed, epoch)
+            self._epochs[epoch] = order, np.cumsum(self._sizes[order])
+            if len(self._epochs) > 2:  # streams of one batch stand in two neighbouring epochs at most times
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]

@@ -1,0 +1,112 @@
+"""Retrieval of pictures by captions and captions by pictures, with one or several captions a picture."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neuclip_scale.evaluation.datasets import EvaluationSet, ImageTransform, Unreadable, read_batches
+from neuclip_scale.evaluation.prompts import encode_texts
+from neuclip_scale.evaluation.ranking import chance_at, pessimistic_ranks, recall_at
+from neuclip_scale.models.tokenizer import Tokenizer
+
+RECALL_AT = (1, 5, 10)
+
+
+class EncodedPairs(NamedTuple):
+    """A retrieval set after the towers."""
+
+    image_features: Tensor
+    """[N, d], unit rows."""
+    text_features: Tensor
+    """[T, d], unit rows."""
+    owner: Tensor
+    """[T] int64: the picture each caption belongs to."""
+    captions: list[str]
+    unreadable: list[str]
+
+    def first_captions(self) -> list[int]:
+        """For each picture the position of its first caption."""
+        firsts: dict[int, int] = {}
+        for position, picture in enumerate(self.owner.tolist()):
+            firsts.setdefault(picture, position)
+        return list(firsts.values())
+
+
+@torch.no_grad()
+def encode_pairs(
+    model: nn.Module,
+    dataset: EvaluationSet,
+    tokenizer: Tokenizer,
+    transform: ImageTransform,
+    device: torch.device,
+    batch_size: int,
+) -> EncodedPairs:
+    """Encode every picture and caption of `dataset`; the model must be in evaluation mode."""
+    unreadable = Unreadable()
+    parts: list[Tensor] = []
+    captions: list[str] = []
+    owner: list[int] = []
+    num_pictures = 0
+    for batch in read_batches(dataset, transform, batch_size, unreadable):
+        parts.append(F.normalize(model(images=batch.images.to(device)).image_features.float(), dim=-1))
+        for position, lines in enumerate(batch.captions):
+            captions += lines
+            owner += [num_pictures + position] * len(lines)
+        num_pictures += len(batch.captions)
+    texts = encode_texts(model, tokenizer, captions, device, batch_size)
+    return EncodedPairs(
+        torch.cat(parts), texts, torch.tensor(owner, device=device), captions, unreadable.reasons
+    )
+
+
+def evaluate_retrieval(
+    model: nn.Module,
+    dataset: EvaluationSet,
+    tokenizer: Tokenizer,
+    transform: ImageTransform,
+    device: torch.device,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Scores of `retrieval_scores`, and what could not be read. Raises `EvaluationDataError` for an unusable
+    set.
+    """
+    pairs = encode_pairs(model, dataset, tokenizer, transform, device, batch_size)
+    return {
+        "task": "retrieval",
+        **retrieval_scores(pairs.image_features, pairs.text_features, pairs.owner),
+        "num_unreadable": len(pairs.unreadable),
+        "unreadable": pairs.unreadable,
+    }
+
+
+def retrieval_scores(
+    image_features: Tensor, text_features: Tensor, owner: Tensor
+) -> dict[str, dict[str, float] | int]:
+    """Recall at 1, 5 and 10 in both directions, beside chance.
+
+    Shapes: `image_features` [N, d], `text_features` [T, d], unit rows; `owner` [T], each text's picture. A
+    picture's query succeeds if any of its captions is found. The same caption on two pictures is a tie, and
+    lost.
+    """
+    num_images, num_texts = len(image_features), len(text_features)
+    own = torch.bincount(owner, minlength=num_images)  # [N] captions of each picture
+    order = owner.argsort(stable=True)
+    first = own.cumsum(0) - own
+    slot = torch.arange(num_texts, device=owner.device) - first[owner[order]]
+    captions_of = owner.new_full((num_images, int(own.max())), -1)
+    captions_of[owner[order], slot] = order
+    to_text = pessimistic_ranks(image_features, text_features, captions_of)
+    to_image = pessimistic_ranks(text_features, image_features, owner[:, None])
+    one = torch.ones(num_texts, dtype=torch.int64)
+    return {
+        "image_to_text": {f"recall@{k}": recall_at(to_text, k) for k in RECALL_AT},
+        "text_to_image": {f"recall@{k}": recall_at(to_image, k) for k in RECALL_AT},
+        "chance_image_to_text": {f"recall@{k}": chance_at(own.cpu(), num_texts, k) for k in RECALL_AT},
+        "chance_text_to_image": {f"recall@{k}": chance_at(one, num_images, k) for k in RECALL_AT},
+        "num_pictures": num_images,
+        "num_texts": num_texts,
+    }

@@ -1,0 +1,175 @@
+"""open_clip's checkpoints in and out of our models.
+
+Parameter names are the same on both sides (see `models.clip`). What differs is the shape of `logit_scale` and
+`logit_bias`: no dimension in open_clip, one here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuclip_scale.config import ConfigError
+from neuclip_scale.models.clip import CLIP, create_model
+from neuclip_scale.models.presets import (
+    Preset,
+    ResNetConfig,
+    TextTransformerConfig,
+    VisionTransformerConfig,
+    get_preset,
+)
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+_SCALARS = ("logit_scale", "logit_bias")
+# Sizes that OpenAI's archives store beside the parameters, and a mask that older open_clip versions saved.
+_NOT_PARAMETERS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+_MAX_LISTED = 10
+
+
+def to_open_clip_state_dict(model: CLIP) -> dict[str, Tensor]:
+    """The model's parameters and buffers under open_clip's names and shapes; sharing their memory."""
+    return {
+        name: tensor.detach().reshape([]) if name in _SCALARS else tensor
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def load_open_clip_state_dict(model: CLIP, state_dict: Mapping[str, Tensor]) -> None:
+    """Copy a state dict of open_clip into `model`.
+
+    Every name and shape must match; otherwise `ValueError` lists what is missing, unexpected or of another
+    shape and the model is left as it was.
+    """
+    given = {name: tensor for name, tensor in state_dict.items() if name not in _NOT_PARAMETERS}
+    for name in _SCALARS:
+        if name in given:
+            given[name] = given[name].reshape(1)
+    wanted = model.state_dict()
+    problems = [
+        *_listed("missing", sorted(wanted.keys() - given.keys())),
+        *_listed("unexpected", sorted(given.keys() - wanted.keys())),
+        *_listed(
+            "of another shape",
+            [
+                f"{name} {list(given[name].shape)} instead of {list(wanted[name].shape)}"
+                for name in sorted(wanted.keys() & given.keys())
+                if given[name].shape != wanted[name].shape
+            ],
+        ),
+    ]
+    if problems:
+        raise ValueError(
+            "state dict: does not fit the model. "
+            + " ".join(problems)
+            + " Build the model from the same preset."
+        )
+    model.load_state_dict(given)
+
+
+def load_pretrained(path: str | Path, *, preset: str = "") -> CLIP:
+    """The model of an open_clip checkpoint, in evaluation mode, float32, on the CPU.
+
+    `path` is a folder as open_clip pushes to the hub (`open_clip_config.json` and weights), or a weights file
+    (.safetensors, or a pickle, of which only tensors are read). The architecture is `preset`, else what
+    `open_clip_config.json` beside the weights says. Raises `ConfigError` for an unknown or unsupported
+    architecture, `FileNotFoundError`, and `ValueError` when the weights do not fit.
+    """
+    path = Path(path)
+    weights = _find_weights(path)
+    state_dict = read_state_dict(weights)
+    config_path = weights.parent / CONFIG_FILE
+    if preset:
+        architecture = get_preset(preset)
+    elif config_path.is_file():
+        architecture = preset_from_open_clip(json.loads(config_path.read_text("utf-8")))
+    else:
+        raise ConfigError(
+            "preset", preset, f"{path} has no {CONFIG_FILE} that names the architecture", "Give preset=."
+        )
+    model = create_model(architecture, logit_bias_init=0.0 if "logit_bias" in state_dict else None)
+    load_open_clip_state_dict(model, state_dict)
+    return model.eval()
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The model's tensors in a weights file, without the wrappers that training leaves around them.
+
+    Unwraps open_clip's training checkpoints (`state_dict`), DDP (`module.`) and torch.compile (`_orig_mod.`).
+    """
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    return {
+        name.removeprefix("module.").replace("_orig_mod.", ""): tensor for name, tensor in content.items()
+    }
+
+
+def preset_from_open_clip(config: Mapping[str, Any]) -> Preset:
+    """The architecture in open_clip's JSON, either a hub folder's or one of its `model_configs`.
+
+    Raises `ConfigError` for a setting that has no counterpart here: a model that would run but compute
+    something else is not built.
+    """
+    model = dict(config.get("model_cfg", config))
+    preprocess = config.get("preprocess_cfg", {})
+    statistics = {f"image_{key}": tuple(preprocess[key]) for key in ("mean", "std") if key in preprocess}
+    vision, text = dict(model.pop("vision_cfg")), dict(model.pop("text_cfg"))
+    preset = Preset(
+        embed_dim=model.pop("embed_dim"),
+        quick_gelu=model.pop("quick_gelu", False),
+        image_size=vision.pop("image_size", 224),
+        image=_image_config(vision),
+        text=TextTransformerConfig(
+            width=text.pop("width", 512),
+            layers=text.pop("layers", 12),
+            heads=text.pop("heads", 8),
+            context_length=text.pop("context_length", 77),
+            vocab_size=text.pop("vocab_size", 49408),
+        ),
+        **statistics,
+    )
+    for section, rest in (("", model), ("vision_cfg.", vision), ("text_cfg.", text)):
+        for key, value in rest.items():
+            raise ConfigError(
+                f"{section}{key}", value, "this open_clip setting is not supported", "Use a plain CLIP model."
+            )
+    return preset
+
+
+def _image_config(vision: dict[str, Any]) -> VisionTransformerConfig | ResNetConfig:
+    """Takes what it understands out of `vision`."""
+    layers, width = vision.pop("layers", 12), vision.pop("width", 768)
+    head_width, patch_size = vision.pop("head_width", 64), vision.pop("patch_size", 16)
+    if isinstance(layers, int):
+        return VisionTransformerConfig(
+            patch_size=patch_size, width=width, layers=layers, heads=width // head_width
+        )
+    first, second, third, fourth = layers
+    return ResNetConfig(width=width, blocks=(first, second, third, fourth), heads=width * 32 // head_width)
+
+
+def _find_weights(path: Path) -> Path:
+    if path.is_file():
+        return path
+    for name in WEIGHT_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise FileNotFoundError(f"{path}: neither a weights file nor a folder with {' or '.join(WEIGHT_FILES)}.")
+
+
+def _listed(kind: str, items: list[str]) -> list[str]:
+    if not items:
+        return []
+    more = f" and {len(items) - _MAX_LISTED} more" if len(items) > _MAX_LISTED else ""
+    return [f"{len(items)} {kind}: {', '.join(items[:_MAX_LISTED])}{more}."]

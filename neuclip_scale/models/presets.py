@@ -1,0 +1,112 @@
+"""Architectures by name: the sizes of both towers, as in open_clip's model configurations of the same name.
+
+No torch here: planning reads these without building a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+
+from neuclip_scale.config import ConfigError
+
+# Channel statistics of CLIP's own training set; every model trained from scratch in open_clip uses them too.
+CLIP_IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionTransformerConfig:
+    """CLIP's ViT: a patch convolution, a class token, pre-norm blocks and a projection of the class token."""
+
+    patch_size: int
+    """Edge of a patch in pixels; also the stride."""
+    width: int
+    layers: int
+    heads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """CLIP's modified ResNet: three-convolution stem, blur-pooled strides, attention pooling."""
+
+    width: int
+    """Channels after the stem; the last stage has 32 times as many."""
+    blocks: tuple[int, int, int, int]
+    """Bottlenecks per stage."""
+    heads: int
+    """Heads of the attention pooling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTransformerConfig:
+    """CLIP's causal text transformer over its 49,408-word BPE vocabulary."""
+
+    width: int
+    layers: int
+    heads: int
+    context_length: int = 77
+    """Tokens per caption, start and end tokens included."""
+    vocab_size: int = 49408
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Everything that fixes a model's parameters, short of their values."""
+
+    embed_dim: int
+    image: VisionTransformerConfig | ResNetConfig
+    text: TextTransformerConfig
+    image_size: int = 224
+    """Edge of the square input in pixels."""
+    quick_gelu: bool = False
+    """x * sigmoid(1.702 x) in place of GELU, which OpenAI's weights were trained with."""
+    image_mean: tuple[float, float, float] = field(default=CLIP_IMAGE_MEAN)
+    image_std: tuple[float, float, float] = field(default=CLIP_IMAGE_STD)
+
+
+def _vit(
+    embed_dim: int, image: tuple[int, int, int, int], text: tuple[int, int, int], context_length: int = 77
+) -> Preset:
+    """Preset from (patch_size, width, layers, heads) of the image and (width, layers, heads) of the text."""
+    patch_size, width, layers, heads = image
+    return Preset(
+        embed_dim=embed_dim,
+        image=VisionTransformerConfig(patch_size=patch_size, width=width, layers=layers, heads=heads),
+        text=_text(*text, context_length=context_length),
+    )
+
+
+def _text(width: int, layers: int, heads: int, context_length: int = 77) -> TextTransformerConfig:
+    return TextTransformerConfig(width=width, layers=layers, heads=heads, context_length=context_length)
+
+
+_BASE: dict[str, Preset] = {
+    "ViT-B-32": _vit(512, (32, 768, 12, 12), (512, 12, 8)),
+    "ViT-B-16": _vit(512, (16, 768, 12, 12), (512, 12, 8)),
+    "ViT-L-14": _vit(768, (14, 1024, 24, 16), (768, 12, 12)),
+    "ViT-H-14": _vit(1024, (14, 1280, 32, 16), (1024, 24, 16)),
+    "RN50": Preset(
+        embed_dim=1024,
+        image=ResNetConfig(width=64, blocks=(3, 4, 6, 3), heads=32),
+        text=_text(512, 12, 8),
+    ),
+}
+
+PRESETS: dict[str, Preset] = {
+    **_BASE,
+    **{f"{name}-quickgelu": dataclasses.replace(preset, quick_gelu=True) for name, preset in _BASE.items()},
+    # Sized by measurement for the demo: forward and backward of 256 pairs in about half a second on two CPU cores,
+    # nine tenths of it matrix products. Patches of 4 pixels cost four times as much.
+    "demo": dataclasses.replace(_vit(128, (8, 160, 4, 5), (128, 2, 2), context_length=16), image_size=32),
+}
+
+
+def get_preset(name: str) -> Preset:
+    """The preset called `name`; raises `ConfigError` with the nearest names."""
+    if name in PRESETS:
+        return PRESETS[name]
+    close = difflib.get_close_matches(name, PRESETS, n=3)
+    remedy = f"Did you mean {' or '.join(close)}?" if close else f"Presets: {', '.join(PRESETS)}."
+    raise ConfigError("model.preset", name, "there is no such preset", remedy)

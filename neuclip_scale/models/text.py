@@ -1,0 +1,186 @@
+"""Text towers: CLIP's transformer, and any encoder of the transformers library behind a linear projection.
+
+Every tower maps token ids [N, L] to features [N, embed_dim], not yet of unit length.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from neuclip_scale.config import ConfigError
+from neuclip_scale.models.presets import TextTransformerConfig
+from neuclip_scale.models.transformer import LayerNorm, ResidualAttentionBlock, Transformer
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+class TextTransformerParts(Protocol):
+    """What holds CLIP's text tower: `TextTransformer`, or the whole model, where open_clip puts the parts."""
+
+    token_embedding: nn.Embedding
+    positional_embedding: nn.Parameter
+    transformer: Transformer
+    ln_final: LayerNorm
+    text_projection: nn.Parameter
+
+
+class TextTransformer(nn.Module):
+    """CLIP's causal text transformer with open_clip's parameter names.
+
+    Initial values (Radford et al. 2021, section 2.5 and its released code): tokens normal 0.02, positions
+    0.01; in the blocks, attention input width ** -0.5, perceptron input (2 width) ** -0.5, and both matrices
+    that write to the residual stream width ** -0.5 (2 layers) ** -0.5; projection width ** -0.5.
+    """
+
+    def __init__(
+        self, config: TextTransformerConfig, embed_dim: int, *, quick_gelu: bool = False, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        width, layers = config.width, config.layers
+        self.context_length, self.vocab_size = config.context_length, config.vocab_size
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.empty(config.context_length, width))
+        self.transformer = Transformer(
+            width, layers, config.heads, causal=True, quick_gelu=quick_gelu, dropout=dropout
+        )
+        self.ln_final = LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.empty(width, embed_dim))
+
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.text_projection, std=width**-0.5)
+        for module in self.transformer.resblocks:
+            block = cast(ResidualAttentionBlock, module)
+            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return encode_tokens(self, tokens)
+
+
+def encode_tokens(parts: TextTransformerParts, tokens: Tensor) -> Tensor:
+    """CLIP's text features of `tokens` [N, L], L at most the context length: [N, embed_dim]."""
+    x = parts.token_embedding(tokens) + parts.positional_embedding[: tokens.shape[1]]  # [N, L, width]
+    x = parts.transformer(x)
+    # The end token has the largest id of the vocabulary, and under the causal mask only it has seen the whole
+    # text.
+    end = tokens.argmax(dim=-1)
+    x = x[torch.arange(len(x), device=x.device), end]  # [N, width]
+    return parts.ln_final(x) @ parts.text_projection
+
+
+class TransformersTower(nn.Module):
+    """An encoder of the transformers library, pooled over the tokens that are not padding, then projected.
+
+    `name` is a model on the hub or a local folder; a folder with `config.json` and no weights gives random
+    ones. Parameter names are those of open_clip's HFTextEncoder with `hf_proj_type="linear"`
+    (`transformer.*`, `proj.weight`). Code from the hub is never run. Every dropout rate of the encoder is set
+    to `dropout`. The context is `context_length`, or the encoder's number of positions if that is smaller.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        embed_dim: int,
+        context_length: int,
+        *,
+        pooling: Literal["mean", "cls"] = "mean",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        config = read_encoder_config(name)
+        _set_dropout(config, name, dropout)
+        self.name, self.pooling, self.pad_token_id = name, pooling, config.pad_token_id
+        self.context_length = encoder_context_length(config, context_length)
+        self.vocab_size = int(config.vocab_size)
+        self.transformer: Any = _create_encoder(name, config)
+        self.proj = nn.Linear(config.hidden_size, embed_dim, bias=False)
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        # transformers 5 renamed gradient_checkpointing_{enable,disable}.
+        new_name = hasattr(self.transformer, "activation_checkpointing_enable")
+        prefix = "activation" if new_name else "gradient"
+        if not enable:
+            getattr(self.transformer, f"{prefix}_checkpointing_disable")()
+            return
+        try:
+            getattr(self.transformer, f"{prefix}_checkpointing_enable")(
+                {"use_reentrant": False, "preserve_rng_state": True}
+            )
+        except ValueError as error:
+            raise ConfigError(
+                "model.grad_checkpointing", enable, f"transformers does not support it for {self.name}",
+                "Set it to false.",
+            ) from error  # fmt: skip
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mask = tokens != self.pad_token_id  # [N, L]
+        hidden = self.transformer(
+            input_ids=tokens, attention_mask=mask.long()
+        ).last_hidden_state  # [N, L, width]
+        if self.pooling == "cls":
+            return self.proj(hidden[:, 0])
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        return self.proj((hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0))
+
+
+def read_encoder_config(name: str) -> PretrainedConfig:
+    """The transformers config of a model on the hub or in a local folder; raises `ConfigError` without one."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            "model.text_tower",
+            name,
+            f"transformers cannot read its config ({error})",
+            "Give a model's name on the hub (with access to it), or a folder that has config.json.",
+        ) from error
+    if config.pad_token_id is None:
+        raise ConfigError(
+            "model.text_tower",
+            name,
+            "its config has no pad_token_id, so padding cannot be told from text",
+            "Set pad_token_id in its config.json.",
+        )
+    return config
+
+
+def encoder_context_length(config: PretrainedConfig, context_length: int) -> int:
+    """`context_length`, or the encoder's number of positions if it has fewer."""
+    # Encoders with relative positions (T5) have no such field and no limit.
+    return min(context_length, getattr(config, "max_position_embeddings", None) or context_length)
+
+
+def _create_encoder(name: str, config: PretrainedConfig) -> Any:
+    from transformers import AutoModel
+
+    folder = Path(name)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*")):
+        model: Any = AutoModel.from_config(config)
+    else:
+        model = AutoModel.from_pretrained(name, config=config)
+    encoder: Any = model.get_encoder() if config.is_encoder_decoder else model
+    if getattr(encoder, "pooler", None) is not None:
+        # BERT's extra layer on the first token: unused here, and a parameter without gradient stops DDP.
+        encoder.pooler = None
+    return encoder.train()
+
+
+def _set_dropout(config: PretrainedConfig, name: str, dropout: float) -> None:
+    fields = [
+        key for key, value in config.to_dict().items() if "dropout" in key and isinstance(value, (int, float))
+    ]
+    fields = [key for key in fields if not isinstance(getattr(config, key), bool)]
+    if dropout and not fields:
+        raise ConfigError("model.dropout", dropout, f"the encoder {name} has no dropout", "Set it to 0.")
+    for key in fields:
+        setattr(config, key, dropout)

@@ -1,0 +1,114 @@
+"""The pre-norm transformer that CLIP's image and text towers share, with open_clip's parameter names."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation in float32 whatever the input's and the weights' dtype; keeps the input's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+        return y.to(x.dtype)
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the approximation of GELU that OpenAI's weights were trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, [N, L, width] -> [N, L, width].
+
+    Parameter names, shapes and initial values are those of `nn.MultiheadAttention`, which open_clip uses:
+    Glorot uniform for the joint query, key and value matrix, zero biases, PyTorch's default for the output
+    matrix.
+    """
+
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width = {width}: not a multiple of heads = {heads}. Change one of them.")
+        self.heads, self.causal = heads, causal
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        N, L, width = x.shape
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [N, L, 3 width]
+        q, k, v = qkv.view(N, L, 3, self.heads, width // self.heads).permute(
+            2, 0, 3, 1, 4
+        )  # each [N, heads, L, width/heads]
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return self.out_proj(y.transpose(1, 2).reshape(N, L, width))
+
+
+class MLP(nn.Module):
+    """Two linear layers around a GELU, four times wider inside; [N, L, width] -> [N, L, width]."""
+
+    def __init__(self, width: int, *, quick_gelu: bool) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.gelu = QuickGELU() if quick_gelu else nn.GELU()
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.gelu(self.c_fc(x)))
+
+
+class ResidualAttentionBlock(nn.Module):
+    """Attention, then a perceptron, each normed before, dropped out after, and added back."""
+
+    def __init__(self, width: int, heads: int, *, causal: bool, quick_gelu: bool, dropout: float) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(width)
+        self.attn = Attention(width, heads, causal=causal)
+        self.ln_2 = LayerNorm(width)
+        self.mlp = MLP(width, quick_gelu=quick_gelu)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attn(self.ln_1(x)))
+        return x + self.dropout(self.mlp(self.ln_2(x)))
+
+
+class Transformer(nn.Module):
+    """A stack of `layers` residual attention blocks, [N, L, width] -> [N, L, width].
+
+    With `grad_checkpointing` set, only the blocks' inputs are kept for the backward pass and each block is
+    run again there, with the same dropout.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        *,
+        causal: bool = False,
+        quick_gelu: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+        self.resblocks = nn.ModuleList(
+            ResidualAttentionBlock(width, heads, causal=causal, quick_gelu=quick_gelu, dropout=dropout)
+            for _ in range(layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.resblocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=True)
+            else:
+                x = block(x)
+        return x

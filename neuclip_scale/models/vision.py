@@ -1,0 +1,143 @@
+"""Image towers: CLIP's ViT, and any model of timm behind a linear projection.
+
+Every tower maps pictures [N, 3, H, W], normalised, to features [N, embed_dim], not yet of unit length.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import OrderedDict
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from neuclip_scale.config import ConfigError
+from neuclip_scale.models.batch_norm import has_batch_norm
+from neuclip_scale.models.presets import VisionTransformerConfig
+from neuclip_scale.models.transformer import LayerNorm, Transformer
+
+
+class VisionTransformer(nn.Module):
+    """CLIP's ViT with open_clip's parameter names.
+
+    Initial values as in CLIP and open_clip: class token, positions and projection are normal with standard
+    deviation width ** -0.5; the patch convolution and the blocks keep PyTorch's defaults (see
+    `transformer.Attention`).
+    """
+
+    def __init__(
+        self,
+        config: VisionTransformerConfig,
+        embed_dim: int,
+        image_size: int,
+        *,
+        quick_gelu: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        width, patch = config.width, config.patch_size
+        if image_size % patch:
+            lower = image_size // patch * patch
+            raise ConfigError(
+                "model.image_size",
+                image_size,
+                f"not a multiple of the patch size {patch}",
+                f"Use {lower or patch} or {lower + patch}.",
+            )
+        num_patches = (image_size // patch) ** 2
+        scale = width**-0.5
+        self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
+        self.class_embedding = nn.Parameter(scale * torch.randn(width))
+        self.positional_embedding = nn.Parameter(scale * torch.randn(num_patches + 1, width))
+        self.ln_pre = LayerNorm(width)
+        self.transformer = Transformer(
+            width, config.layers, config.heads, quick_gelu=quick_gelu, dropout=dropout
+        )
+        self.ln_post = LayerNorm(width)
+        self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        self.transformer.grad_checkpointing = enable
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv1(images.to(self.conv1.weight.dtype))  # [N, width, H/patch, W/patch]
+        x = x.flatten(2).transpose(1, 2)  # [N, num_patches, width]
+        class_token = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)
+        x = self.transformer(self.ln_pre(x))
+        return self.ln_post(x[:, 0]) @ self.proj
+
+
+class TimmTower(nn.Module):
+    """A timm model with random weights, pooled as timm pools it, and a projection without bias.
+
+    Names are open_clip's TimmModel's (`trunk.*`, `head.proj.weight`), with its `timm_pool=""` and
+    `timm_proj="linear"`. Raises `ConfigError` when timm has no such model or the model cannot take
+    `image_size` or `dropout`.
+    """
+
+    def __init__(self, name: str, embed_dim: int, image_size: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        timm = _import_timm()
+        if not timm.is_model(name):
+            close = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
+            remedy = f"Did you mean {', '.join(close)}?" if close else "See timm.list_models()."
+            raise ConfigError("model.image_tower", name, f"timm {timm.__version__} has no such model", remedy)
+        self.name = name
+        trunk = _create_trunk(timm, name, image_size, dropout)
+        self.trunk: Any = trunk
+        # Some timm models widen between their pooled features and the classifier that was taken off.
+        width = getattr(trunk, "head_hidden_size", None) or trunk.num_features
+        self.head = nn.Sequential(OrderedDict(proj=nn.Linear(width, embed_dim, bias=False)))
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        if enable and has_batch_norm(self.trunk):
+            raise ConfigError(
+                "model.grad_checkpointing",
+                enable,
+                f"{self.name} has batch normalisation, whose statistics would count every batch twice",
+                "Set it to false, or choose a tower without batch normalisation.",
+            )
+        try:
+            self.trunk.set_grad_checkpointing(enable)
+        except (AttributeError, AssertionError) as error:
+            # timm's convention for "not supported" is a missing method or a failed assertion.
+            raise ConfigError(
+                "model.grad_checkpointing",
+                enable,
+                f"timm does not support it for {self.name}",
+                "Set it to false.",
+            ) from error
+
+    def forward(self, images: Tensor) -> Tensor:
+        projection = cast(nn.Linear, self.head.proj)
+        return self.head(self.trunk(images.to(projection.weight.dtype)))
+
+
+def _import_timm() -> ModuleType:
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError("model.image_tower needs timm: pip install 'timm>=1.0.20'.") from error
+    return timm
+
+
+def _create_trunk(timm: ModuleType, name: str, image_size: int, dropout: float) -> Any:
+    """The timm model without its classifier; raises `ConfigError` when size or dropout do not suit it."""
+    native = timm.get_pretrained_cfg(name)
+    options: dict[str, int | float] = {}
+    if native is not None and native.fixed_input_size and native.input_size[-2:] != (image_size, image_size):
+        options["img_size"] = image_size
+    if dropout:
+        options["proj_drop_rate"] = dropout
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0, **options)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            "model.image_tower",
+            name,
+            f"timm cannot build it with {options} ({error})",
+            "Set model.image_size to the tower's own, model.dropout to 0, or choose another tower.",
+        ) from error

@@ -1,0 +1,150 @@
+"""Where a run stands: what a checkpoint holds beside weights, and the signals that end a run early."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import types
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neuclip_scale import checkpoint, distributed
+from neuclip_scale.config import ConfigError, Recipe, dump_recipe
+from neuclip_scale.data.loader import LoadedBatch, TrainLoader
+from neuclip_scale.data.manifest import Manifest
+from neuclip_scale.engines import Engine
+from neuclip_scale.objectives import Objective
+
+EXIT_STOPPED = 75
+"""Exit status of a run that saved and stopped on a signal (EX_TEMPFAIL): run again to go on."""
+
+
+class RunState:
+    """Counters of a run and their way into and out of checkpoints."""
+
+    def __init__(self, folder: Path, config: Recipe) -> None:
+        self.folder, self.config = folder, config
+        self.step = 0
+        self.num_read = 0
+        self.num_skipped = 0
+        self.train_seconds = 0.0
+        self.temperature_dropped = False
+        self._positions: dict[int, int] = {}
+
+    def find_start(self) -> Path | None:
+        """The checkpoint that `resume` asks for, or None for a fresh run (collective)."""
+        resume = self.config.resume
+        if resume not in ("auto", "never"):
+            return Path(resume)
+        found = distributed.on_main(lambda: checkpoint.latest_checkpoint(self.folder))
+        if found is not None and resume == "never":
+            raise ConfigError(
+                "resume", "never", f"{self.folder} already holds {found.name}", "Use another run_dir, or resume=auto."
+            )
+        return found
+
+    def count(self, num_read: int, num_skipped: int) -> None:
+        """Add samples read and skipped by all ranks."""
+        self.num_read += num_read
+        self.num_skipped += num_skipped
+
+    def advance(self, loaded: LoadedBatch, tau: float) -> None:
+        """Note a finished step."""
+        self.step += 1
+        self._positions = dict(loaded.stream_positions)
+        # FastCLIP's rule is one-way: tau may rise again, its learning rate does not.
+        self.temperature_dropped |= tau <= self.config.optim.temperature_drop_at
+
+    def save(self, engine: Engine, objective: Objective, manifest: Manifest) -> None:
+        """Write a checkpoint of this step (collective)."""
+        positions: dict[int, int] = {}
+        for part in distributed.gather_objects(self._positions):
+            positions.update(part)
+        shared = {
+            **engine.state_dict(),
+            "objective": objective.state_dict(),
+            "recipe": dump_recipe(self.config),
+            "data_fingerprint": manifest.fingerprint,
+            "stream_positions": [positions[stream] for stream in sorted(positions)],
+            "step": self.step,
+            "samples_seen": self.step * self.config.train.global_batch_size,
+            "num_read": self.num_read,
+            "num_skipped": self.num_skipped,
+            "train_seconds": self.train_seconds,
+            "temperature_dropped": self.temperature_dropped,
+            "torch_version": str(torch.__version__),
+        }
+        per_rank = {"random": checkpoint.capture_rng(), "objective": objective.rank_state()}
+        checkpoint.save_checkpoint(self.folder, self.step, shared, per_rank, keep=self.config.checkpoint.keep)
+
+    def load(
+        self, path: Path, engine: Engine, objective: Objective, loader: TrainLoader, manifest: Manifest
+    ) -> None:
+        """Go on from checkpoint `path`, also one saved by another number of ranks (collective)."""
+        shared, ranks = checkpoint.load_all_ranks(path)
+        checkpoint.check_compatible(checkpoint.saved_recipe(shared), self.config)
+        self._check_same_order(shared, manifest)
+        engine.load_state_dict({key: shared[key] for key in engine.state_dict()})
+        objective.load_state_dict(shared["objective"])
+        objective.load_rank_states([state["objective"] for state in ranks])
+        loader.load_positions(shared["stream_positions"])
+        self.step, self.train_seconds = shared["step"], shared["train_seconds"]
+        self.num_read, self.num_skipped = shared["num_read"], shared["num_skipped"]
+        self.temperature_dropped = shared["temperature_dropped"]
+        if len(ranks) == distributed.world_size():
+            checkpoint.restore_rng(ranks[distributed.rank()]["random"])
+        else:
+            # No rank of the old run is this one; draw from streams that no earlier step has used.
+            distributed.seed_everything(self.config.seed + 1_000_003 * self.step, offset=1 + distributed.rank())
+
+    def _check_same_order(self, shared: dict[str, Any], manifest: Manifest) -> None:
+        """A resumed run must see the samples the interrupted one would have seen."""
+        saved = checkpoint.saved_recipe(shared)
+        now = self.config
+        fields = {
+            "data.num_streams": (saved.data.num_streams, now.data.num_streams),
+            "data.shuffle_window": (saved.data.shuffle_window, now.data.shuffle_window),
+            "train.global_batch_size": (saved.train.global_batch_size, now.train.global_batch_size),
+            "seed": (saved.seed, now.seed),
+        }
+        for name, (before, after) in fields.items():
+            if before != after:
+                raise ConfigError(
+                    name, after, f"the checkpoint was made with {before}, so the data order would change",
+                    f"Use {before}, or another run_dir.",
+                )  # fmt: skip
+        if shared["data_fingerprint"] != manifest.fingerprint:
+            raise ConfigError(
+                "data.train", now.data.train, "not the shards the checkpoint was trained on (names, counts or sizes differ)",
+                "Restore them, or start another run_dir.",
+            )  # fmt: skip
+
+
+class StopSignal:
+    """Notes SIGTERM and SIGUSR1 instead of dying; restores the old handlers on exit."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has arrived."""
+        return bool(self.name)
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in self.SIGNALS:
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: types.FrameType | None) -> None:
+        self.name = signal.Signals(number).name

@@ -1,0 +1,132 @@
+"""The record of a training run: metrics.jsonl, TensorBoard, the console and environment.json."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from neuclip_scale.telemetry.console import ConsoleProgress
+from neuclip_scale.telemetry.environment import environment
+from neuclip_scale.telemetry.files import json_ready, replacing, write_json
+from neuclip_scale.telemetry.meter import ThroughputMeter, peak_memory_bytes
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
+
+
+class RunLogger:
+    """Writes what a run does, on rank 0; on other ranks every method returns at once. No communication.
+
+    `RUN/metrics.jsonl` gets every step, TensorBoard and the console every `log_every` steps and the last.
+    When a run resumes after `resume_step`, later lines of metrics.jsonl are cut off and TensorBoard's later
+    points purged: they belong to steps that are done again.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        rank: int,
+        total_steps: int,
+        samples_per_step: int,
+        log_every: int,
+        resume_step: int = 0,
+        *,
+        world_size: int = 1,
+        console: Console | None = None,
+    ) -> None:
+        self.total_steps, self.samples_per_step, self.log_every = total_steps, samples_per_step, log_every
+        self.world_size = world_size
+        self.meter = ThroughputMeter()
+        self._metrics: IO[str] | None = None
+        if rank != 0:
+            return
+        run_dir = Path(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_json(run_dir / "environment.json", {**environment(), "world_size": world_size})
+        cut_metrics(run_dir / "metrics.jsonl", resume_step)
+        self._metrics = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._tensorboard = _tensorboard(run_dir / "tensorboard", resume_step)
+        self._console = ConsoleProgress(total_steps, log_every, resume_step, console)
+
+    def log_step(self, step: int, metrics: Mapping[str, float | int | str]) -> None:
+        """Record finished step `step` (the first is 1).
+
+        `metrics` needs loss, step_time and data_time (seconds; step_time includes data_time); logit_scale
+        (1/tau), lr, grad_norm, batch_digest, `normalizer/...` as there are. Added here: step, samples_seen,
+        samples_per_second and samples_per_second_per_gpu (moving window), peak_memory_bytes.
+        """
+        if self._metrics is None:
+            return
+        self.meter.update(self.samples_per_step, float(metrics["step_time"]), float(metrics["data_time"]))
+        record: dict[str, Any] = {
+            "step": step,
+            "samples_seen": step * self.samples_per_step,
+            **metrics,
+            "samples_per_second": self.meter.samples_per_second,
+            "samples_per_second_per_gpu": self.meter.samples_per_second / self.world_size,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+        self._metrics.write(json.dumps(json_ready(record), allow_nan=False) + "\n")
+        self._metrics.flush()
+        if step % self.log_every == 0 or step == self.total_steps:
+            self.log_scalars(step, {key: value for key, value in record.items() if key != "step"})
+        self._console.show(step, record, self.meter)
+
+    def log_scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Send the numbers among `values` to TensorBoard; a name without a folder goes under `train/`."""
+        if self._metrics is None:
+            return
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._tensorboard.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        # Flushed each time, so that a job killed at its time limit keeps its curves.
+        self._tensorboard.flush()
+
+    def message(self, text: str) -> None:
+        """Print one line on the console."""
+        if self._metrics is not None:
+            self._console.message(text)
+
+    def close(self) -> None:
+        """Flush and close everything; further calls do nothing."""
+        if self._metrics is not None:
+            self._console.close()
+            self._tensorboard.close()
+            self._metrics.close()
+            self._metrics = None
+
+    def __enter__(self) -> RunLogger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def cut_metrics(path: Path, last_step: int) -> None:
+    """Drop the lines of `path` after `last_step`, and any that a kill left unfinished, in one replacement."""
+    if not path.exists():
+        return
+    num_damaged = 0
+    with open(path, encoding="utf-8", errors="replace") as source, replacing(path) as target:
+        for line in source:
+            try:
+                keep = json.loads(line)["step"] <= last_step and line.endswith("\n")
+            except (ValueError, TypeError, KeyError):
+                keep, num_damaged = False, num_damaged + 1
+            if keep:
+                target.write(line)
+    if num_damaged:
+        log.warning("%s: dropped %d unreadable lines (a run was killed while writing)", path, num_damaged)
+
+
+def _tensorboard(folder: Path, resume_step: int) -> SummaryWriter:
+    from torch.utils.tensorboard import SummaryWriter  # 1 s to import, and only rank 0 needs it
+
+    return SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)

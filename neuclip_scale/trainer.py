@@ -1,0 +1,329 @@
+"""The training step and the loop around it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from neuclip_scale import distributed, telemetry
+from neuclip_scale.config import ConfigError, Recipe, check_recipe, dump_recipe, local_batch_size, micro_batch_size
+from neuclip_scale.data.batch import Batch
+from neuclip_scale.data.digest import batch_digest
+from neuclip_scale.data.loader import LoadedBatch, TrainLoader
+from neuclip_scale.data.manifest import Manifest, build_manifest
+from neuclip_scale.data.shards import expand_shards
+from neuclip_scale.data.skips import SkipLog, check_bad_fraction
+from neuclip_scale.data.transforms import EvalTransform, TrainTransform
+from neuclip_scale.engines import create_engine
+from neuclip_scale.evaluation.normalizer_monitor import NormalizerMonitor
+from neuclip_scale.evaluation.suite import evaluate_folder
+from neuclip_scale.grad_cache import CachedFeatures
+from neuclip_scale.models.clip import build_model
+from neuclip_scale.models.tokenizer import build_tokenizer
+from neuclip_scale.objectives import ObjectiveOutput, create_objective
+from neuclip_scale.objectives.registry import Problem
+from neuclip_scale.optim import clamp_temperature, create_optimizer, schedule_factor, set_learning_rates
+from neuclip_scale.run_state import RunState, StopSignal
+from neuclip_scale.similarity import PairFeatures
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite; names the step, the ranks and the file with the batch's uids."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one training step computed on this rank, without a graph."""
+
+    pairs: PairFeatures
+    output: ObjectiveOutput
+    logit_scale: Tensor  # [1], before the update
+    grad_norm: Tensor  # []
+
+
+class Trainer:
+    """One training run, from a recipe to a finished run folder.
+
+        Trainer(load_recipe("demo", {"run_dir": "runs/demo", "data.train": "shards/"})).fit()
+
+    Building one is a collective: every rank must do it, and call `fit`. Raises `ConfigError` for a recipe that
+    cannot be run.
+    """
+
+    def __init__(self, config: Recipe) -> None:
+        self.config = config
+        self.device = distributed.initialize(config.engine.device)
+        self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        check_recipe(config, self.world_size)
+        if not config.run_dir:
+            raise ConfigError("run_dir", "", "the run has no folder", "Give --run-dir DIR.")
+        if not config.data.train:
+            raise ConfigError("data.train", "", "there is no training data", "Give --data.train SHARDS.")
+        self.run_dir = Path(config.run_dir)
+        self.run_state = RunState(self.run_dir / "checkpoints", config)
+        start_from = self.run_state.find_start()
+
+        self.manifest = distributed.on_main(self._index_data)
+        self.num_steps = self._count_steps()
+        # Equal weights on every rank; what the ranks draw afterwards (dropout) differs.
+        distributed.seed_everything(config.seed)
+        model = build_model(config).to(self.device)
+        self.engine = create_engine(
+            config.engine.name, model, create_optimizer(model, config.optim), self.device, config.train.precision
+        )
+        self.objective = create_objective(
+            config.objective,
+            Problem(
+                embed_dim=model.embed_dim,
+                dataset_size=self.manifest.num_samples,
+                num_epochs=self.num_steps * config.train.global_batch_size / self.manifest.num_samples,
+                seed=config.seed,
+            ),
+        ).to(self.device)
+        distributed.seed_everything(config.seed, offset=1 + self.rank)
+        self.tokenizer = build_tokenizer(config.model)
+        look = model.image_size, model.image_mean, model.image_std
+        self.loader = TrainLoader(
+            self.manifest,
+            config.data,
+            global_batch_size=config.train.global_batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            seed=config.seed,
+            transform=TrainTransform(*look, config.data.crop_scale),
+            tokenizer=self.tokenizer,
+            pin_memory=self.device.type == "cuda",
+        )
+        self.eval_transform = EvalTransform(*look)
+        self.micro_batch_size = micro_batch_size(config, self.world_size)
+        if start_from is not None:
+            self.run_state.load(start_from, self.engine, self.objective, self.loader, self.manifest)
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end, or to a stop signal (collective); returns what summary.json holds.
+
+        SIGTERM and SIGUSR1 finish the step, save, and return with status "stopped"; the same call goes on later.
+        Raises NonFiniteLossError, TooManyBadSamples, CheckpointError.
+        """
+        config, state = self.config, self.run_state
+        if distributed.is_main():
+            telemetry.write_text(self.run_dir / "config.yaml", dump_recipe(config))
+        skips = SkipLog(self.run_dir / "skipped" / f"rank_{self.rank:05d}.jsonl")
+        if distributed.is_main():
+            skips.add_shard_faults(self.manifest)
+        monitor = self._normalizer_monitor()
+        logger = telemetry.RunLogger(
+            self.run_dir,
+            self.rank,
+            self.num_steps,
+            config.train.global_batch_size,
+            config.train.log_every_steps,
+            state.step,
+            world_size=self.world_size,
+        )
+        with logger, StopSignal() as stop:
+            batches = iter(self.loader)
+            while state.step < self.num_steps:
+                began = time.perf_counter()
+                loaded = cast(LoadedBatch, next(batches))
+                data_time = time.perf_counter() - began
+                set_learning_rates(
+                    self.engine.optimizer,
+                    schedule_factor(state.step, self.num_steps, config.optim),
+                    temperature_dropped=state.temperature_dropped,
+                )
+                batch = loaded.batch.to(self.device, non_blocking=True)
+                result = self.train_step(batch, monitor if monitor.is_due(state.step + 1) else None)
+                metrics, stopping = self._reduce(result, loaded, stop.requested)
+                self._check_finite(metrics["loss"], result, batch)
+                state.advance(loaded, tau=1 / metrics["logit_scale"])
+                skips.add(loaded.skipped)
+                # Counts of all ranks, equal on all ranks: they stop together.
+                check_bad_fraction(
+                    state.num_read, state.num_skipped, skips.first, config.data.max_bad_fraction, f"listed in {skips.path.parent}"
+                )
+                step_time = time.perf_counter() - began
+                state.train_seconds += step_time
+                metrics |= monitor.take_result()
+                metrics |= {"lr": self.engine.optimizer.param_groups[0]["lr"], "data_time": data_time}
+                metrics |= {"step_time": step_time, "num_skipped": state.num_skipped}
+                logger.log_step(state.step, metrics)
+                self._between_steps(logger, stopping)
+                if stopping:
+                    break
+            finished = state.step >= self.num_steps
+            if not finished:
+                logger.message(f"stopped by {stop.name or 'another rank'} at step {state.step}; saved. Run again to go on.")
+            return self._finish(logger, finished)
+
+    def train_step(self, batch: Batch, monitor: NormalizerMonitor | None = None) -> StepResult:
+        """One optimizer step on this rank's part of the global batch (collective)."""
+        engine = self.engine
+        cached = CachedFeatures(engine.encode, engine.module, batch.split(self.micro_batch_size))
+        gather = distributed.all_gather_rows
+        pairs = PairFeatures(
+            cached.image, cached.text, gather(cached.image), gather(cached.text), self.rank * len(batch)
+        )
+        self.objective.train()
+        output = self.objective(pairs, cached.logit_scale, gather(batch.sample_index))
+        if monitor is not None:
+            monitor.measure(engine, pairs, cached.logit_scale, output, batch.sample_index)
+        for rows, encoded in cached.replay():
+            is_last = rows.stop == len(batch)
+            with engine.micro_step(is_last=is_last):
+                engine.backward(
+                    encoded,
+                    output.image_gradient[rows],
+                    output.text_gradient[rows],
+                    output.logit_scale_gradient if is_last else None,
+                )
+        grad_norm = engine.clip_grad_norm(self.config.train.max_grad_norm)
+        engine.step()
+        bounds = self.config.objective.temperature_min, self.config.objective.temperature_max
+        clamp_temperature(engine.module.logit_scale, *bounds)
+        return StepResult(pairs, output, cached.logit_scale, grad_norm)
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _index_data(self) -> Manifest:
+        path = self.run_dir / "manifest.json"
+        if path.exists():
+            manifest = Manifest.load(path)
+            if manifest.is_current() and [s.path for s in manifest.shards] == expand_shards(self.config.data.train):
+                return manifest
+        manifest = build_manifest(expand_shards(self.config.data.train))
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        manifest.save(path)
+        return manifest
+
+    def _count_steps(self) -> int:
+        train = self.config.train
+        num_steps = train.num_steps or int(train.epochs * self.manifest.num_samples) // train.global_batch_size
+        if num_steps < 1:
+            raise ConfigError(
+                "train.epochs",
+                train.epochs,
+                f"{self.manifest.num_samples} pairs do not fill one batch of {train.global_batch_size}",
+                "Use more epochs, a smaller train.global_batch_size, or train.num_steps.",
+            )
+        return num_steps
+
+    def _normalizer_monitor(self) -> NormalizerMonitor:
+        return NormalizerMonitor(
+            self.manifest,
+            self.config.data,
+            every_steps=self.config.evaluation.normalizer_every_steps,
+            num_reference=self.config.evaluation.normalizer_reference,
+            transform=self.eval_transform,
+            tokenizer=self.tokenizer,
+            batch_size=self.micro_batch_size,
+            seed=self.config.seed,
+            eps=self.config.objective.eps,
+        )
+
+    def _reduce(self, result: StepResult, loaded: LoadedBatch, stop: bool) -> tuple[dict[str, Any], bool]:
+        """Numbers of this step over all ranks, and whether any rank was asked to stop (collective).
+
+        One reduction and one copy to the host for everything: each `.item()` would be a stop of the GPU.
+        """
+        names = list(result.output.metrics)
+        values = [result.output.loss, *(result.output.metrics[name] / self.world_size for name in names)]
+        flags = result.output.loss.new_tensor([float(stop), loaded.num_read, len(loaded.skipped)])
+        packed = torch.cat([torch.stack([v.reshape(()) for v in values]), flags])
+        local = torch.stack([result.logit_scale.reshape(()), result.grad_norm.reshape(()).to(packed)])
+        numbers = torch.cat([distributed.all_reduce_sum(packed), local]).tolist()
+        loss, *means = numbers[: 1 + len(names)]
+        stopping, num_read, num_skipped, scale, grad_norm = numbers[1 + len(names) :]
+        self.run_state.count(int(num_read), int(num_skipped))
+        digests = distributed.all_gather_rows(loaded.stream_digests.to(self.device))
+        metrics: dict[str, Any] = {"loss": loss, "logit_scale": scale, "grad_norm": grad_norm}
+        metrics |= dict(zip(names, means))
+        metrics["batch_digest"] = batch_digest(digests.tolist())
+        return metrics, stopping > 0
+
+    def _check_finite(self, loss: float, result: StepResult, batch: Batch) -> None:
+        if torch.isfinite(torch.tensor(loss)):
+            return
+        step = self.run_state.step + 1
+        path = self.run_dir / f"nonfinite_step_{step:09d}_rank_{self.rank:05d}.json"
+        finite = all(bool(torch.isfinite(side).all()) for side in (result.pairs.image, result.pairs.text))
+        telemetry.write_json(path, {"step": step, "rank": self.rank, "features_finite": finite, "uids": batch.uids})
+        everyone = distributed.gather_objects((self.rank, finite, batch.uids[:3]))
+        culprits = [entry for entry in everyone if not entry[1]] or everyone
+        listed = "; ".join(f"rank {rank} (uids {', '.join(uids)}, ...)" for rank, _, uids in culprits)
+        cause = "features are not finite" if not culprits[0][1] else "features are finite, the objective is not"
+        raise NonFiniteLossError(
+            f"step {step}: loss = {loss}; {cause} on {listed}. All uids: {path.parent}/nonfinite_step_{step:09d}_rank_*.json. "
+            f"Lower optim.learning_rate, clip with train.max_grad_norm, or use bf16; "
+            f"the last checkpoint in {self.run_dir / 'checkpoints'} is from before this step."
+        )
+
+    def _between_steps(self, logger: telemetry.RunLogger, stopping: bool) -> None:
+        step, config = self.run_state.step, self.config
+        last = step >= self.num_steps
+        due = config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0
+        if due or stopping or last:
+            self.run_state.save(self.engine, self.objective, self.manifest)
+        if not last and config.evaluation.every_steps and step % config.evaluation.every_steps == 0:
+            for name, value in _flat(self._evaluate()):
+                logger.log_scalars(step, {f"eval/{name}": value})
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Evaluate on rank 0 while the others wait (collective)."""
+        if not self.config.evaluation.data:
+            return {}
+
+        folder = Path(self.config.evaluation.data)
+        return distributed.on_main(
+            lambda: evaluate_folder(self.engine.module, folder, self.tokenizer, self.eval_transform, self.device)
+        )
+
+    def _finish(self, logger: telemetry.RunLogger, finished: bool) -> dict[str, Any]:
+        state = self.run_state
+        evaluation = self._evaluate() if finished else {}
+        for name, value in _flat(evaluation):
+            logger.log_scalars(state.step, {f"eval/{name}": value})
+        samples = state.step * self.config.train.global_batch_size
+        summary = {
+            "status": "finished" if finished else "stopped",
+            "recipe": self.config.name,
+            "objective": self.config.objective.name,
+            "seed": self.config.seed,
+            "step": state.step,
+            "num_steps": self.num_steps,
+            "samples_seen": samples,
+            "dataset_size": self.manifest.num_samples,
+            "epochs": samples / self.manifest.num_samples,
+            "world_size": self.world_size,
+            "local_batch_size": local_batch_size(self.config, self.world_size),
+            "train_seconds": state.train_seconds,
+            "device_hours": state.train_seconds * self.world_size / 3600,
+            "device": str(self.device.type),
+            "samples_per_second": samples / state.train_seconds if state.train_seconds else 0.0,
+            "samples_read": state.num_read,
+            "samples_skipped": state.num_skipped,
+            "faulty_shards": len(self.manifest.faulty_shards),
+            "evaluation": evaluation,
+        }
+        if distributed.is_main():
+            telemetry.write_json(self.run_dir / "summary.json", summary)
+        return summary
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """Numbers of a nested dict by path."""
+    rows: list[tuple[str, float]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            rows.append((prefix + key, float(value)))
+    return rows
+
+
+__all__ = ["NonFiniteLossError", "StepResult", "Trainer"]

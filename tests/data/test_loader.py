@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import MEAN, STD, byte_tokenizer, make_loader, take
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from neuclip_scale.config import DataConfig
+from neuclip_scale.data import stream_dataset
+from neuclip_scale.data.batch import Batch
+from neuclip_scale.data.digest import batch_digest
+from neuclip_scale.data.loader import LoadedBatch, TrainLoader
+from neuclip_scale.data.manifest import Manifest
+from neuclip_scale.data.shards import index_shard
+from neuclip_scale.data.synthetic import COLOURS, write_synthetic_shards
+
+STEPS = 7
+
+
+def run(manifest: Manifest, world_size: int, steps: int = STEPS, **options: Any) -> list[list[LoadedBatch]]:
+    """[step][rank]"""
+    ranks = [take(make_loader(manifest, rank=r, world_size=world_size, **options), steps) for r in range(world_size)]
+    return [list(step) for step in zip(*ranks, strict=True)]
+
+
+def digest(step: list[LoadedBatch]) -> str:
+    return batch_digest(torch.cat([loaded.stream_digests for loaded in step]).tolist())
+
+
+def positions(step: list[LoadedBatch]) -> dict[int, int]:
+    return {k: v for loaded in step for k, v in loaded.stream_positions.items()}
+
+
+def assert_equal(ours: list[list[LoadedBatch]], reference: list[list[LoadedBatch]]) -> None:
+    for step, expected in zip(ours, reference, strict=True):
+        for field in ("images", "tokens", "sample_index"):
+            a, b = (torch.cat([getattr(part.batch, field) for part in parts]) for parts in (step, expected))
+            assert torch.equal(a, b), field
+        assert [uid for part in step for uid in part.batch.uids] == [u for p in expected for u in p.batch.uids]
+        assert digest(step) == digest(expected)
+        assert positions(step) == positions(expected)
+
+
+@pytest.fixture(scope="module")
+def reference(clean_manifest: Manifest) -> list[list[LoadedBatch]]:
+    return run(clean_manifest, 1)
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (1, 3), (2, 0), (2, 1), (2, 3), (4, 0), (4, 1)])
+def test_global_batches_do_not_depend_on_ranks_and_workers(
+    clean_manifest: Manifest, reference: list[list[LoadedBatch]], world_size: int, workers: int
+) -> None:
+    assert_equal(run(clean_manifest, world_size, num_workers=workers), reference)
+
+
+def test_what_a_batch_holds(clean_manifest: Manifest, reference: list[list[LoadedBatch]]) -> None:
+    batch = reference[0][0].batch
+    assert batch.images.shape == (12, 3, 16, 16)
+    assert (batch.images.dtype, batch.tokens.dtype, batch.sample_index.dtype) == (
+        torch.float32,
+        torch.int64,
+        torch.int64,
+    )
+    assert reference[0][0].num_read == 12
+    for index, uid, tokens in zip(batch.sample_index.tolist(), batch.uids, batch.tokens, strict=True):
+        shard, position = clean_manifest.locate(index)
+        entry = clean_manifest.shards[shard]
+        key = index_shard(entry.path).keys[position]
+        with open(entry.path, "rb") as stream:
+            data = stream.read()
+        assert f'"key": "{key}"'.encode() in data
+        assert uid.encode() in data
+        assert bytes(tokens.tolist()).split()[1].decode() in COLOURS
+    assert digest(reference[0]) != digest(reference[1])
+    # 7 steps of 12 are nearly two passes over 45 samples; each stream starts its second pass when it is ready.
+    seen = Counter(i for step in reference for i in step[0].batch.sample_index.tolist())
+    assert set(seen) == set(range(45))
+    assert max(seen.values()) == 2
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 2), (4, 1)])
+def test_resume_equals_an_uninterrupted_run(
+    clean_manifest: Manifest, reference: list[list[LoadedBatch]], world_size: int, workers: int
+) -> None:
+    saved = [positions(reference[2])[stream] for stream in range(4)]
+    ranks = []
+    for rank in range(world_size):
+        loader = make_loader(clean_manifest, rank=rank, world_size=world_size, num_workers=workers)
+        loader.load_positions(saved)
+        ranks.append(take(loader, STEPS - 3))
+    assert_equal([list(step) for step in zip(*ranks, strict=True)], reference[3:])
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    streams=st.sampled_from([1, 2, 4, 8]),
+    share=st.integers(1, 4),
+    window=st.integers(1, 60),
+    stop=st.integers(0, 5),
+    data=st.data(),
+)
+def test_random_settings(
+    clean_manifest: Manifest, streams: int, share: int, window: int, stop: int, data: st.DataObject
+) -> None:
+    options = {"num_streams": streams, "shuffle_window": window, "global_batch_size": streams * share}
+    worlds = [w for w in (1, 2, 4) if streams % w == 0]
+    expected = run(clean_manifest, 1, 6, **options)
+    assert_equal(run(clean_manifest, data.draw(st.sampled_from(worlds)), 6, **options), expected)
+    loader = make_loader(clean_manifest, **options)
+    if stop:
+        loader.load_positions(positions(expected[stop - 1]))
+    assert_equal([[loaded] for loaded in take(loader, 6 - stop)], expected[stop:])
+
+
+def test_a_second_iteration_goes_on(clean_manifest: Manifest, reference: list[list[LoadedBatch]]) -> None:
+    loader = make_loader(clean_manifest, num_workers=2)
+    parts = [*take(loader, 3), *take(loader, STEPS - 3)]
+    assert_equal([[loaded] for loaded in parts], reference)
+
+
+def test_resume_decodes_nothing_before_the_position(
+    clean_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = 0
+
+    def counting(data: bytes, max_pixels: int) -> Image.Image:
+        nonlocal decoded
+        decoded += 1
+        return Image.new("RGB", (20, 20))
+
+    monkeypatch.setattr(stream_dataset, "decode_image", counting)
+    loader = make_loader(clean_manifest)
+    loader.load_positions([1_000_000_007] * 4)
+    take(loader, 1)
+    assert decoded == 12
+
+
+def test_bad_positions_and_shares(clean_manifest: Manifest) -> None:
+    loader = make_loader(clean_manifest)
+    with pytest.raises(ValueError, match="3 stream positions"):
+        loader.load_positions([0, 1, 2])
+    with pytest.raises(ValueError, match=r"stream\(s\) \[3\]"):
+        loader.load_positions({0: 0, 1: 1, 2: 2})
+    with pytest.raises(ValueError, match="num_streams = 4"):
+        make_loader(clean_manifest, world_size=3)
+    with pytest.raises(ValueError, match="global_batch_size = 10"):
+        make_loader(clean_manifest, global_batch_size=10)
+
+
+def test_more_workers_than_streams_are_capped_and_said_once(
+    clean_manifest: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        loaders = [make_loader(clean_manifest, rank=r, world_size=2, num_workers=6) for r in range(2)]
+    assert [loader.num_workers for loader in loaders] == [2, 2]
+    assert len(caplog.records) == 1
+    assert "data.num_workers = 6" in caplog.text
+
+
+# Worker processes
+
+
+class ThreadCount:
+    """A picklable transform that shows what the worker's process is like."""
+
+    def __call__(self, image: Image.Image, generator: np.random.Generator) -> torch.Tensor:
+        ignored = signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
+        return torch.tensor([float(torch.get_num_threads()), float(os.getpid()), float(ignored)])
+
+
+def probe_loader(manifest: Manifest) -> TrainLoader:
+    return TrainLoader(
+        manifest,
+        DataConfig(num_streams=4, num_workers=2, prefetch_batches=1),
+        global_batch_size=4,
+        rank=0,
+        world_size=1,
+        seed=0,
+        transform=ThreadCount(),
+        tokenizer=byte_tokenizer,
+    )
+
+
+def test_a_worker_has_one_thread_and_leaves_signals_alone(clean_manifest: Manifest) -> None:
+    threads, pids, ignored = take(probe_loader(clean_manifest), 1)[0].batch.images.T.tolist()
+    assert threads == [1.0] * 4
+    assert ignored == [1.0] * 4
+    assert len(set(pids)) == 2
+    assert os.getpid() not in pids
+
+
+def test_a_killed_worker_is_an_error_that_names_it(clean_manifest: Manifest) -> None:
+    iterator = iter(probe_loader(clean_manifest))
+    pid = int(next(iterator).batch.images[0, 1])
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=f"worker.*{pid}"):
+        for _ in range(10):
+            next(iterator)
+
+
+def test_what_workers_get_can_be_pickled(clean_manifest: Manifest) -> None:
+    loader = make_loader(clean_manifest)
+    dataset = pickle.loads(pickle.dumps(loader._data_loader().dataset))
+    assert torch.equal(next(iter(dataset)).batch.images, take(loader, 1)[0].batch.images)
+
+
+# Batch
+
+
+def test_split_and_to() -> None:
+    batch = Batch(torch.rand(5, 3, 2, 2), torch.ones(5, 4, dtype=torch.int64), torch.arange(5), tuple("abcde"))
+    parts = batch.split(2)
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert parts[2].uids == ("e",)
+    assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+    assert batch.to("meta").tokens.device.type == "meta"
+    with pytest.raises(ValueError, match="micro_batch_size = 0"):
+        batch.split(0)
+
+
+def test_synthetic_shards_are_reproducible(tmp_path: Any) -> None:
+    a = write_synthetic_shards(tmp_path / "a", 7, 3, 16, seed=4)
+    b = write_synthetic_shards(tmp_path / "b", 7, 3, 16, seed=4)
+    assert [index_shard(path).num_samples for path in a] == [3, 3, 1]
+    assert [open(path, "rb").read() for path in a] == [open(path, "rb").read() for path in b]
+    assert len(MEAN) == len(STD) == 3

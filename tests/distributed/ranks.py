@@ -1,0 +1,39 @@
+"""Runs a function on real gloo ranks, each a process of its own."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Call `function(*arguments)` on every rank of a new gloo group; returns what each rank returned."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(
+            _rank, args=(world_size, port, folder, function, arguments), nprocs=world_size, join=True
+        )
+        return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(world_size)]
+
+
+def _rank(rank: int, world_size: int, port: int, folder: str, function: Callable[..., Any], arguments: Any) -> None:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)
+    from neuclip_scale import distributed
+
+    distributed.initialize("cpu")
+    result = function(*arguments)
+    distributed.shutdown()
+    Path(folder, str(rank)).write_bytes(pickle.dumps(result))

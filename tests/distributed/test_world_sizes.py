@@ -1,0 +1,157 @@
+"""The same run on 1, 2 and 4 gloo ranks: the same losses, weights, normalizers and data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from neuclip_scale import distributed
+from neuclip_scale.config import Recipe, load_recipe
+from neuclip_scale.data.synthetic import write_synthetic_shards
+
+OBJECTIVES = ("openclip", "fastclip-v3", "neuclip")
+STEPS = 5
+
+
+def recipe(folder: Path, run: str, objective: str, **overrides: Any) -> Recipe:
+    values = {
+        "run_dir": str(folder / run),
+        "data.train": str(folder / "shards"),
+        "data.num_workers": 0,
+        "data.num_streams": 4,
+        "data.shuffle_window": 8,
+        "evaluation.data": "",
+        "evaluation.normalizer_every_steps": 0,
+        "objective.name": objective,
+        "objective.tile_size": 5,  # ragged for every local batch below
+        "objective.npn.num_prototypes": 40,
+        "objective.npn.restart_every": 2,
+        "objective.gamma_decay_epochs": 3,
+        "optim.warmup_steps": 2,
+        "train.global_batch_size": 24,
+        "train.num_steps": STEPS,
+        "checkpoint.every_steps": 0,
+    }
+    return load_recipe("demo", {**values, **overrides})
+
+
+def train_all(folder: str, label: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Train every objective; returns weights, objective state and logged steps by name."""
+    import json
+
+    from neuclip_scale.trainer import Trainer
+
+    results = {}
+    for objective in OBJECTIVES:
+        config = recipe(Path(folder), f"{label}-{objective}", objective, **overrides)
+        trainer = Trainer(config)
+        trainer.fit()
+        lines = (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines() if distributed.is_main() else []
+        results[objective] = {
+            "weights": {name: p.detach().clone() for name, p in trainer.engine.module.named_parameters()},
+            "objective": {k: v for k, v in trainer.objective.state_dict().items() if isinstance(v, torch.Tensor)},
+            "table": trainer.objective.rank_state(),
+            "steps": [json.loads(line) for line in lines],
+        }
+    return results
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("world-sizes")
+    # 50 pairs, 24 a step: the steps reach into the third epoch, so the u table is revisited
+    write_synthetic_shards(path / "shards", num_samples=50, samples_per_shard=17, image_size=40, seed=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def single(folder: Path) -> dict[str, Any]:
+    return train_all(str(folder), "single", {})
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("world_size", "micro"), [(2, 5), (4, 0)])
+def test_more_ranks_make_the_same_updates(folder: Path, single: dict[str, Any], world_size: int, micro: int) -> None:
+    """Also with uneven micro-batches (12 = 5 + 5 + 2) on two ranks."""
+    overrides = {"train.micro_batch_size": micro}
+    ranks = run_ranks(world_size, train_all, str(folder), f"world{world_size}", overrides)
+    for objective in OBJECTIVES:
+        expected, steps = single[objective], ranks[0][objective]["steps"]
+        assert [s["batch_digest"] for s in steps] == [s["batch_digest"] for s in expected["steps"]]
+        torch.testing.assert_close(
+            torch.tensor([s["loss"] for s in steps]),
+            torch.tensor([s["loss"] for s in expected["steps"]]),
+            rtol=1e-6, atol=1e-6,
+        )  # fmt: skip
+        for result in ranks:
+            for name, weight in result[objective]["weights"].items():
+                torch.testing.assert_close(
+                    weight, expected["weights"][name], rtol=0, atol=1e-6, msg=lambda m, n=name: f"{objective} {n}: {m}"
+                )
+            for name, value in result[objective]["objective"].items():
+                torch.testing.assert_close(value, expected["objective"][name], rtol=1e-4, atol=2e-5)
+    tables = [result["fastclip-v3"]["table"]["log_u"] for result in ranks]
+    whole = single["fastclip-v3"]["table"]["log_u"]
+    for rank, table in enumerate(tables):
+        torch.testing.assert_close(table, whole[rank::world_size], rtol=1e-5, atol=1e-5)
+    assert sum(table.numel() for table in tables) == 2 * 50, "each rank holds its share of the table only"
+
+
+@pytest.mark.distributed
+def test_a_run_goes_on_with_another_number_of_ranks(folder: Path, single: dict[str, Any]) -> None:
+    stopped = {"train.num_steps": STEPS, "checkpoint.every_steps": 2, "checkpoint.keep": 3}
+    run_ranks(2, train_all, str(folder), "elastic", stopped)
+    for objective in OBJECTIVES:  # take back the last checkpoint: as if the run had died after step 4
+        import shutil
+
+        shutil.rmtree(folder / f"elastic-{objective}" / "checkpoints" / "step_000000005")
+    again = train_all(str(folder), "elastic", stopped)
+    for objective in OBJECTIVES:
+        expected = single[objective]
+        for name, weight in again[objective]["weights"].items():
+            torch.testing.assert_close(weight, expected["weights"][name], rtol=0, atol=1e-6)
+        digests = [s["batch_digest"] for s in again[objective]["steps"]]
+        assert digests == [s["batch_digest"] for s in expected["steps"]]
+
+
+def drop_in_gradients(objective: str) -> list[torch.Tensor]:
+    """Gradients after DDP's averaging, for a linear model on this rank's rows."""
+    from torch.nn.functional import normalize
+    from torch.nn.parallel import DistributedDataParallel
+
+    from neuclip_scale.losses import create_loss
+
+    torch.manual_seed(0)
+    data, index = torch.randn(24, 9, dtype=torch.float64), torch.randperm(60)[:24]
+    rows = slice(distributed.rank() * (24 // distributed.world_size()), None)
+    rows = slice(rows.start, rows.start + 24 // distributed.world_size())
+
+    class Towers(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image, self.text = torch.nn.Linear(9, 6), torch.nn.Linear(9, 6)
+            self.logit_scale = torch.nn.Parameter(torch.tensor([2.0]))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return normalize(self.image(x), dim=1), normalize(self.text(x), dim=1), self.logit_scale.exp()
+
+    model: torch.nn.Module = Towers().double()
+    if distributed.world_size() > 1:
+        model = DistributedDataParallel(model)
+    loss = create_loss(objective, embed_dim=6, dataset_size=60, num_prototypes=10, restart_every=2, tile_size=7)
+    for _ in range(3):
+        model.zero_grad()
+        loss(*model(data[rows]), sample_index=index[rows]).backward()
+    return [p.grad for p in model.parameters()]
+
+
+@pytest.mark.distributed
+def test_drop_in_losses_give_ddp_the_global_gradient() -> None:
+    for objective in OBJECTIVES:
+        expected = drop_in_gradients(objective)
+        for gradients in run_ranks(2, drop_in_gradients, objective):
+            torch.testing.assert_close(gradients, expected, rtol=1e-6, atol=1e-9)

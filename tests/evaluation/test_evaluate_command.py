@@ -1,0 +1,100 @@
+"""`neuclip evaluate` on a real model file, and the figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from evaluation_helpers import COLOURS, jpeg, write_set
+from PIL import Image
+
+from neuclip_scale.commands.evaluate import main
+from neuclip_scale.evaluation.figures import loss_curve, normalizer_error_curve, read_metrics, retrieval_page
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    names = list(COLOURS)
+    pairs = [{"png": jpeg(COLOURS[name]), "txt": name} for name in names]
+    write_set(tmp_path / "data/eval/retrieval", [pairs], dataset_type="retrieval")
+    pictures = [{"png": jpeg(COLOURS[name]), "cls": str(i)} for i, name in enumerate(names)]
+    write_set(
+        tmp_path / "data/eval/zeroshot", [[*pictures, {"png": b"x", "cls": "0"}]], classnames="\n".join(names)
+    )
+    (tmp_path / "data/demo.json").write_text(json.dumps({"caveat": "This is clip art."}))
+    return tmp_path / "data/eval"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    from safetensors.torch import save_file
+
+    from neuclip_scale.config import ModelConfig, Recipe
+    from neuclip_scale.models.clip import build_model
+    from neuclip_scale.models.interop import to_open_clip_state_dict
+
+    torch.manual_seed(0)
+    model = build_model(Recipe(model=ModelConfig(preset="demo")))
+    tensors = {name: tensor.clone().contiguous() for name, tensor in to_open_clip_state_dict(model).items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def test_scores_chance_caveat_and_files(
+    data: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(weights), "--preset", "demo", "--data", str(data), "--device", "cpu"]
+    assert main([*arguments, "--json", str(tmp_path / "r.json"), "--figures", str(tmp_path / "figures")]) == 0
+    printed = capsys.readouterr().out
+    for text in ("chance", "majority", "25.00 %", "1 sample(s) could not be used", "This is clip art."):
+        assert text in printed
+    result = json.loads((tmp_path / "r.json").read_text())["evaluation"]
+    assert result["zeroshot"]["num_unreadable"] == 1
+    assert Image.open(tmp_path / "figures" / "retrieval.png").size[0] > 1000
+
+
+def test_bad_usage_and_failures(data: Path, weights: Path, tmp_path: Path) -> None:
+    assert main([str(tmp_path / "absent"), "--data", str(data)]) == 2
+    assert main([str(weights), "--data", str(tmp_path / "absent")]) == 2
+    (tmp_path / "empty").mkdir()
+    assert main([str(weights), "--preset", "demo", "--data", str(tmp_path / "empty")]) == 1
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert main([str(tmp_path / "run"), "--data", str(data)]) == 1
+
+
+def test_curves(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": s, "samples_seen": 8 * s, "loss": 3 / s} for s in range(1, 30)]
+    lines[4] |= {"normalizer/mse": 0.3, "normalizer/bias": -0.1, "normalizer/mse_batch": 1.0}
+    lines[9] |= {"normalizer/mse": "NaN", "normalizer/bias": 0.1}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 30, "lo')
+    assert len(read_metrics(path)) == 29
+    loss_curve({"one": path, "two": path}, tmp_path / "loss.png")
+    normalizer_error_curve({"one": path}, tmp_path / "normalizer.png")
+    for name in ("loss.png", "normalizer.png"):
+        assert np.asarray(Image.open(tmp_path / name).convert("L")).std() > 5
+    path.write_text('{"step": 1}\n')
+    with pytest.raises(ValueError, match="no line has a loss"):
+        loss_curve({"one": path}, tmp_path / "x.png")
+    with pytest.raises(ValueError, match="normalizer_every_steps"):
+        normalizer_error_curve({"one": path}, tmp_path / "x.png")
+    path.write_text('{"step": 1\n{"step": 2}\n')
+    with pytest.raises(ValueError, match="line 1"):
+        read_metrics(path)
+
+
+def test_right_answers_are_green(tmp_path: Path) -> None:
+    features = F.normalize(torch.eye(6), dim=-1)
+    pictures = [Image.new("RGB", (8, 8), (200, 200, 200))] * 6
+    captions = [f"name {i}" for i in range(6)]
+    for text, greenish in ((features, True), (features.roll(1, 0) - features, False)):
+        retrieval_page(
+            features, F.normalize(text, dim=-1), pictures, captions, tmp_path / "page.png", num_queries=3
+        )
+        array = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
+        green = ((array[..., 1] - array[..., 0] > 60) & (array[..., 1] - array[..., 2] > 40)).sum()
+        assert (green > 500) == greenish

@@ -1,0 +1,133 @@
+"""Reading open_clip's folders and files, and refusing what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from neuclip_scale.config import ConfigError
+from neuclip_scale.models.clip import CLIP, create_model
+from neuclip_scale.models.interop import (
+    load_open_clip_state_dict,
+    load_pretrained,
+    preset_from_open_clip,
+    to_open_clip_state_dict,
+)
+from neuclip_scale.models.presets import PRESETS
+
+MODEL_CFG = {
+    "embed_dim": 48,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+CONFIG = {"model_cfg": MODEL_CFG, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}
+
+
+def _copy(config: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(config))
+
+
+@pytest.fixture
+def folder(open_clip: ModuleType, tmp_path: Path) -> tuple[Path, torch.nn.Module]:
+    """What open_clip pushes to the hub, without the tokenizer, and the model it came from."""
+    torch.manual_seed(0)
+    theirs = open_clip.CLIP(**_copy(MODEL_CFG)).eval()
+    save_file(theirs.state_dict(), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(CONFIG))
+    return tmp_path, theirs
+
+
+def _assert_same_features(ours: CLIP, theirs: torch.nn.Module) -> None:
+    images, tokens = torch.randn(2, 3, 32, 32), torch.randint(1, 49407, (2, 16))
+    with torch.no_grad():
+        output = ours(images, tokens)
+        torch.testing.assert_close(
+            output.image_features, theirs.encode_image(images, True), atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(output.text_features, theirs.encode_text(tokens, True), atol=1e-5, rtol=0)
+
+
+def test_a_folder_of_open_clip(folder: tuple[Path, torch.nn.Module]) -> None:
+    path, theirs = folder
+    ours = load_pretrained(path)
+    assert not ours.training
+    assert ours.image_mean == (0.5, 0.5, 0.5)
+    assert ours.image_std == (0.25, 0.25, 0.25)
+    _assert_same_features(ours, theirs)
+    _assert_same_features(load_pretrained(path / "open_clip_model.safetensors"), theirs)
+
+
+def test_a_training_checkpoint_of_open_clip(folder: tuple[Path, torch.nn.Module], tmp_path: Path) -> None:
+    path, theirs = folder
+    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    torch.save({"epoch": 3, "name": "run", "state_dict": wrapped}, path / "epoch_3.pt")
+    _assert_same_features(load_pretrained(path / "epoch_3.pt"), theirs)
+
+
+def test_a_preset_named_by_the_caller(tmp_path: Path) -> None:
+    model = create_model(PRESETS["demo"], logit_bias_init=-10.0)
+    path = tmp_path / "weights.pt"
+    torch.save(to_open_clip_state_dict(model), path)
+    with pytest.raises(ConfigError, match=r"open_clip_config.json"):
+        load_pretrained(path)
+    loaded = load_pretrained(path, preset="demo")
+    assert loaded.logit_bias is not None
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (print, ("executed",))
+
+    torch.save({"state_dict": Payload()}, tmp_path / "weights.pt")
+    with pytest.raises(Exception, match=r"(?i)weights.only"):
+        load_pretrained(tmp_path / "weights.pt", preset="demo")
+
+
+def test_no_weights_names_the_files_it_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"open_clip_model.safetensors"):
+        load_pretrained(tmp_path)
+
+
+def test_a_misfit_lists_every_kind_of_difference_and_changes_nothing() -> None:
+    model = create_model(PRESETS["demo"])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state_dict = {name: torch.zeros_like(tensor) for name, tensor in to_open_clip_state_dict(model).items()}
+    del state_dict["visual.proj"]
+    state_dict["text.extra"] = torch.zeros(1)
+    state_dict["ln_final.weight"] = torch.zeros(7)
+    with pytest.raises(
+        ValueError, match=r"1 missing: visual.proj\..*1 unexpected: text.extra\..*ln_final.weight \[7\]"
+    ):
+        load_open_clip_state_dict(model, state_dict)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_extras_of_openai_archives_are_ignored() -> None:
+    model = create_model(PRESETS["demo"])
+    extras = {
+        "input_resolution": torch.tensor(32),
+        "context_length": torch.tensor(16),
+        "vocab_size": torch.tensor(49408),
+    }
+    load_open_clip_state_dict(model, {**to_open_clip_state_dict(model), **extras})
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"demo"}))
+def test_presets_equal_open_clips_model_configs(open_clip: ModuleType, name: str) -> None:
+    assert preset_from_open_clip(open_clip.get_model_config(name)) == PRESETS[name]
+
+
+@pytest.mark.parametrize("name", ["coca_ViT-B-32", "ViT-B-16-SigLIP", "roberta-ViT-B-32", "convnext_base"])
+def test_architectures_that_are_not_plain_clip_are_refused(open_clip: ModuleType, name: str) -> None:
+    with pytest.raises(ConfigError, match="not supported"):
+        preset_from_open_clip(open_clip.get_model_config(name))

@@ -1,0 +1,120 @@
+"""A gradient-cached step against the whole batch in one graph, with dropout on and uneven micro-batches."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from neuclip_scale.data.batch import Batch
+from neuclip_scale.grad_cache import CachedFeatures
+from neuclip_scale.models.clip import CLIP, CLIPOutput, create_model
+from neuclip_scale.models.presets import get_preset
+from neuclip_scale.objectives import create_objective
+from neuclip_scale.objectives.registry import Problem
+from neuclip_scale.config import NPNConfig, ObjectiveConfig
+from neuclip_scale.similarity import PairFeatures
+
+B = 11
+
+
+def make_model(dropout: float) -> CLIP:
+    torch.manual_seed(0)
+    return create_model(get_preset("demo"), dropout=dropout).train()
+
+
+def make_batch(model: CLIP) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(B, 3, model.image_size, model.image_size, generator=generator)
+    tokens = torch.randint(1, 40000, (B, model.context_length), generator=generator)
+    tokens[:, -1] = 49407
+    return Batch(images, tokens, torch.arange(B), tuple(map(str, range(B))))
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def reference_gradients(model: CLIP, batch: Batch, micro: int) -> dict[str, Tensor]:
+    """Everything in one graph: micro-batches are encoded in order, so that dropout draws the same numbers."""
+    torch.manual_seed(5)
+    parts = [model(part.images, part.tokens) for part in batch.split(micro)]
+    image, text = torch.cat([p.image_features for p in parts]), torch.cat([p.text_features for p in parts])
+    logits = parts[0].logit_scale * image @ text.T
+    labels = torch.arange(B)
+    loss = (nn.functional.cross_entropy(logits, labels) + nn.functional.cross_entropy(logits.T, labels)) / 2
+    loss.backward()
+    return gradients(model)
+
+
+@pytest.mark.parametrize("micro", [3, 4, B])
+def test_cached_step_equals_the_whole_batch_with_dropout(micro: int) -> None:
+    model = make_model(dropout=0.2)
+    batch = make_batch(model)
+    expected = reference_gradients(model, batch, micro)
+    model.zero_grad()
+
+    calls = []
+
+    def encode(part: Batch) -> CLIPOutput:
+        calls.append(len(part))
+        return model(part.images, part.tokens)
+
+    torch.manual_seed(5)
+    cached = CachedFeatures(encode, model, batch.split(micro))
+    objective = create_objective(ObjectiveConfig(name="openclip", tile_size=4), Problem(embed_dim=model.embed_dim))
+    output = objective(PairFeatures.single(cached.image, cached.text), cached.logit_scale)
+    after_encoding = torch.get_rng_state()
+    for rows, encoded in cached.replay():
+        total = (encoded.image_features * output.image_gradient[rows]).sum()
+        total = total + (encoded.text_features * output.text_gradient[rows]).sum()
+        if rows.stop == B:
+            total = total + (encoded.logit_scale * output.logit_scale_gradient).sum()
+        total.backward()
+    actual = gradients(model)
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], rtol=2e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+    assert torch.equal(torch.get_rng_state(), after_encoding), "the replay must not advance the generator"
+    assert calls == ([B] if micro == B else [len(p) for p in batch.split(micro)] * 2), "one micro-batch: no second pass"
+
+
+def test_without_rng_replay_the_gradients_would_differ() -> None:
+    """The test above can fail: other dropout masks give clearly other gradients."""
+    model = make_model(dropout=0.2)
+    batch = make_batch(model)
+    first = reference_gradients(model, batch, 4)
+    model.zero_grad()
+    torch.manual_seed(6)
+    parts = [model(part.images, part.tokens) for part in batch.split(4)]
+    image, text = torch.cat([p.image_features for p in parts]), torch.cat([p.text_features for p in parts])
+    logits = parts[0].logit_scale * image @ text.T
+    nn.functional.cross_entropy(logits, torch.arange(B)).backward()
+    other = gradients(model)
+    assert max((other[name] - first[name]).abs().max() for name in first) > 1e-3
+
+
+def test_batch_norm_counts_a_batch_once() -> None:
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(6)
+
+        def forward(self, images: Tensor, tokens: Tensor) -> CLIPOutput:
+            return CLIPOutput(self.norm(images), tokens.float(), torch.ones(1), None)
+
+    torch.manual_seed(0)
+    images = torch.randn(8, 6)
+    batch = Batch(images, torch.randn(8, 6), torch.arange(8), tuple("abcdefgh"))
+    model, plain = Towers(), Towers()
+    cached = CachedFeatures(lambda part: model(part.images, part.tokens), model, batch.split(4))
+    for _ in cached.replay():
+        pass
+    for part in batch.split(4):
+        plain(part.images, part.tokens)
+    assert torch.equal(model.norm.running_mean, plain.norm.running_mean)
+    assert torch.equal(model.norm.running_var, plain.norm.running_var)
+    assert model.norm.num_batches_tracked == plain.norm.num_batches_tracked == 2
+
+
+def test_objective_config_reaches_the_npn() -> None:
+    section = ObjectiveConfig(name="neuclip", npn=NPNConfig(num_prototypes=9))
+    assert create_objective(section, Problem(embed_dim=4)).image_npn.num_prototypes == 9
