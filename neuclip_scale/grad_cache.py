@@ -8,8 +8,9 @@ micro-batch the first pass keeps its graph and nothing is computed twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,12 @@ from neuclip_scale.models.batch_norm import frozen_running_statistics
 from neuclip_scale.models.clip import CLIPOutput
 
 Encode = Callable[[Batch], CLIPOutput]
+
+
+class MicroStep(Protocol):
+    """An engine's context around one micro-batch."""
+
+    def __call__(self, *, is_last: bool) -> AbstractContextManager[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -72,16 +79,20 @@ class CachedFeatures:
         self.text = torch.cat([output.text_features.detach() for output in outputs])  # [b, d]
         self.logit_scale = outputs[0].logit_scale.detach()  # [1]
 
-    def replay(self) -> Iterator[tuple[slice, CLIPOutput]]:
-        """Yield each micro-batch's rows of the batch and its output with a graph; back-propagate before the next."""
+    def replay(self, micro_step: MicroStep) -> Iterator[tuple[slice, CLIPOutput]]:
+        """Yield each micro-batch's rows of the batch and its output with a graph; back-propagate before the next.
+
+        `micro_step` wraps both passes of a micro-batch: engines decide before the forward whether to communicate.
+        """
+        if self._kept is not None:
+            kept, self._kept = self._kept, None
+            with micro_step(is_last=True):
+                yield slice(0, self.image.shape[0]), kept
+            return
         first = 0
-        for index, micro in enumerate(self.micro_batches):
-            rows = slice(first, first + micro.images.shape[0])
+        for micro, random in zip(self.micro_batches, self._random):
+            rows = slice(first, first + len(micro))
             first = rows.stop
-            if self._kept is not None:
-                kept, self._kept = self._kept, None
-                yield rows, kept
-                return
-            with self._random[index].replayed(micro.images.device):
-                output = self._encode(micro)
-            yield rows, output
+            is_last = rows.stop == self.image.shape[0]
+            with micro_step(is_last=is_last), random.replayed(micro.images.device):
+                yield rows, self._encode(micro)

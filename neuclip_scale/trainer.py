@@ -173,15 +173,13 @@ class Trainer:
         output = self.objective(pairs, cached.logit_scale, gather(batch.sample_index))
         if monitor is not None:
             monitor.measure(engine, pairs, cached.logit_scale, output, batch.sample_index)
-        for rows, encoded in cached.replay():
-            is_last = rows.stop == len(batch)
-            with engine.micro_step(is_last=is_last):
-                engine.backward(
-                    encoded,
-                    output.image_gradient[rows],
-                    output.text_gradient[rows],
-                    output.logit_scale_gradient if is_last else None,
-                )
+        for rows, encoded in cached.replay(engine.micro_step):
+            engine.backward(
+                encoded,
+                output.image_gradient[rows],
+                output.text_gradient[rows],
+                output.logit_scale_gradient if rows.stop == len(batch) else None,
+            )
         grad_norm = engine.clip_grad_norm(self.config.train.max_grad_norm)
         engine.step()
         bounds = self.config.objective.temperature_min, self.config.objective.temperature_max

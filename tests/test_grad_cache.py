@@ -1,5 +1,7 @@
 """A gradient-cached step against the whole batch in one graph, with dropout on and uneven micro-batches."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,11 @@ from neuclip_scale.config import NPNConfig, ObjectiveConfig
 from neuclip_scale.similarity import PairFeatures
 
 B = 11
+
+
+def alone(*, is_last: bool) -> nullcontext[None]:
+    """One process: nothing to communicate."""
+    return nullcontext()
 
 
 def make_model(dropout: float) -> CLIP:
@@ -63,7 +70,7 @@ def test_cached_step_equals_the_whole_batch_with_dropout(micro: int) -> None:
     objective = create_objective(ObjectiveConfig(name="openclip", tile_size=4), Problem(embed_dim=model.embed_dim))
     output = objective(PairFeatures.single(cached.image, cached.text), cached.logit_scale)
     after_encoding = torch.get_rng_state()
-    for rows, encoded in cached.replay():
+    for rows, encoded in cached.replay(alone):
         total = (encoded.image_features * output.image_gradient[rows]).sum()
         total = total + (encoded.text_features * output.text_gradient[rows]).sum()
         if rows.stop == B:
@@ -106,7 +113,7 @@ def test_batch_norm_counts_a_batch_once() -> None:
     batch = Batch(images, torch.randn(8, 6), torch.arange(8), tuple("abcdefgh"))
     model, plain = Towers(), Towers()
     cached = CachedFeatures(lambda part: model(part.images, part.tokens), model, batch.split(4))
-    for _ in cached.replay():
+    for _ in cached.replay(alone):
         pass
     for part in batch.split(4):
         plain(part.images, part.tokens)

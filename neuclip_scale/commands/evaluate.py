@@ -13,11 +13,18 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from neuclip_scale.config import ConfigError
+from neuclip_scale.telemetry.files import write_json
+
 if TYPE_CHECKING:
     import torch
 
     from neuclip_scale.models.clip import CLIP
     from neuclip_scale.models.tokenizer import Tokenizer
+
+
+class ModelError(ValueError):
+    """Weights that are no model of ours; the message says what does not fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +71,19 @@ def main(argv: list[str]) -> int:
         result = evaluate_folder(model, arguments.data, tokenizer, transform, device, arguments.batch_size)
         if arguments.figures:
             _draw_figures(arguments, model, tokenizer, transform, device)
-    except (CheckpointError, EvaluationDataError, OSError, ValueError, RuntimeError) as error:
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (CheckpointError, EvaluationDataError, ModelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print_scores(result, demo_caveat(arguments.data))
     if arguments.json:
-        text = json.dumps(
-            {"model": str(arguments.model), "data": str(arguments.data), "evaluation": result}, indent=2
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(
+            arguments.json,
+            {"model": str(arguments.model), "data": str(arguments.data), "evaluation": result},
         )
-        arguments.json.write_text(text + "\n", "utf-8")
     return 0
 
 
@@ -142,7 +153,10 @@ def _device(name: str) -> torch.device:
     import torch
 
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.device(name)
+        except RuntimeError as error:
+            raise ConfigError("device", name, "no such device", "Give cpu, cuda, cuda:1 or auto.") from error
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -154,7 +168,12 @@ def _load(path: Path, preset: str) -> tuple[CLIP, Tokenizer]:
     if (path / "checkpoints").is_dir() or (path / "checksums.json").is_file():
         model, recipe = load_run_model(path)
         return model, build_tokenizer(recipe.model)
-    model = load_pretrained(path, preset=preset)
+    try:
+        model = load_pretrained(path, preset=preset)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ModelError(str(error)) from error
     return model.eval(), CLIPTokenizer(model.context_length)
 
 

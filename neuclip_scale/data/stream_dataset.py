@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -149,13 +151,17 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         rows.uids.append(raw.uid)
 
     def _check_run(self, rows: _Rows, stream: int, bad_run: int, num_read_before: int) -> None:
-        if bad_run < min(GIVE_UP_AFTER, self._order.length(stream)):
-            return
-        # Samples of all ranks are counted as read and only these as bad, so this never stops a run too early.
-        exhausted = bad_run >= self._order.length(stream)
-        limit = 0.0 if exhausted else self._section.max_bad_fraction
         bad = rows.skipped[-bad_run:]
-        check_bad_fraction(num_read_before + rows.num_read, bad_run, bad, limit, "in the shards named")
+        length = self._order.length(stream)
+        if bad_run >= 2 * length:  # so a whole pass lies within the run
+            raise TooManyBadSamples(
+                f"stream {stream}: not one of {bad_run} samples in a row could be used, twice all that it has. "
+                f"Check data.image_keys and data.caption_key. The first one: {bad[0]}"
+            )
+        if bad_run >= GIVE_UP_AFTER:
+            # Samples of all ranks count as read and only these as bad, so this never stops a run too early.
+            num_read, limit = num_read_before + rows.num_read, self._section.max_bad_fraction
+            check_bad_fraction(num_read, bad_run, bad, limit, "in the shards named")
 
     def _batch(self, rows: _Rows) -> Batch:
         tokens = self._tokenizer(rows.captions).to(torch.int64)
@@ -177,6 +183,18 @@ def _kill_children() -> None:
 
 
 def init_worker(worker: int) -> None:
-    """Leave signals to the training process: Slurm and Ctrl-C send theirs to the workers too."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    """Leave signals to the training process: Slurm and Ctrl-C send theirs to the workers too.
+
+    SIGTERM ends a worker only when it comes from that process, which may still want to finish a step and save.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

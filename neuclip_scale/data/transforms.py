@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 # Pillow knows formats that start other programs (EPS) or that nobody trains on; only these are tried.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,6 +49,8 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
                 return _upright(image, _to_rgb(image))
     except (ImageError, MemoryError):
         raise
+    except UnidentifiedImageError as error:  # whose text is an address in memory, another one each time
+        raise ImageError(f"not a picture in one of the formats {', '.join(_FORMATS)}") from error
     except Exception as error:  # hostile bytes make Pillow raise nearly every built-in type
         raise ImageError(f"cannot decode image: {type(error).__name__}: {error}".split("\n")[0]) from error
 

@@ -24,10 +24,7 @@ class DDPEngine(Engine):
         self.wrapped: nn.Module = model
         if distributed.world_size() > 1:
             ids = [device.index] if device.type == "cuda" else None
-            # broadcast_buffers would overwrite BatchNorm statistics between the two passes of the gradient cache.
-            self.wrapped = DistributedDataParallel(
-                model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            self.wrapped = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
     def encode(self, batch: Batch) -> CLIPOutput:
         """See `Engine.encode`. Without gradients the bare module is used: DDP would arm its reducer for nothing."""

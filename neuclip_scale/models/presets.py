@@ -97,8 +97,8 @@ _BASE: dict[str, Preset] = {
 PRESETS: dict[str, Preset] = {
     **_BASE,
     **{f"{name}-quickgelu": dataclasses.replace(preset, quick_gelu=True) for name, preset in _BASE.items()},
-    # Sized by measurement for the demo: forward and backward of 256 pairs in about half a second on two CPU cores,
-    # nine tenths of it matrix products. Patches of 4 pixels cost four times as much.
+    # Sized by measurement for the demo: forward and backward of 256 pairs in about half a second on two CPU
+    # cores, most of it matrix products. Patches of 4 pixels would cost four times as much.
     "demo": dataclasses.replace(_vit(128, (8, 160, 4, 5), (128, 2, 2), context_length=16), image_size=32),
 }
 

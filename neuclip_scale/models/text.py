@@ -132,7 +132,7 @@ class TransformersTower(nn.Module):
 
 
 def read_encoder_config(name: str) -> PretrainedConfig:
-    """The transformers config of a model on the hub or in a local folder; raises `ConfigError` without one."""
+    """The transformers config of a model on the hub or in a local folder, else a `ConfigError`."""
     from transformers import AutoConfig
 
     try:

@@ -58,10 +58,6 @@ class CLIPTokenizer:
     """
 
     def __init__(self, context_length: int = 77) -> None:
-        if context_length < 2:
-            raise ValueError(
-                f"context_length = {context_length}: no room for the start and end tokens. Give at least 2."
-            )
         self.context_length = context_length
         self.vocab_size = _NUM_MERGES + 2 * 256 + 2
         self.start_id, self.end_id = self.vocab_size - 2, self.vocab_size - 1
@@ -70,6 +66,8 @@ class CLIPTokenizer:
         """Token ids [N, context_length], int64."""
         texts = [texts] if isinstance(texts, str) else texts
         length = context_length or self.context_length
+        if length < 2:
+            raise ValueError(f"context_length = {length}: no room for start and end tokens. Give at least 2.")
         tokens = torch.zeros(len(texts), length, dtype=torch.long)
         for row, text in zip(tokens, texts, strict=True):
             ids = [self.start_id, *self.encode(text)[: length - 2], self.end_id]
@@ -83,8 +81,7 @@ class CLIPTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """The tokenizer of a transformers encoder, a name on the hub or a local folder; called as
-    `CLIPTokenizer`.
+    """The tokenizer of a transformers encoder, given by its name on the hub or its local folder.
 
     Texts are repaired and whitespace is collapsed as open_clip does; rows are padded with the tokenizer's own
     padding.
@@ -94,7 +91,7 @@ class HuggingFaceTokenizer:
         from transformers import AutoTokenizer
 
         folder = Path(name)
-        if folder.is_dir() and not any(folder.glob(f"*{end}") for end in _TOKENIZER_FILES):
+        if folder.is_dir() and not any(file.name.endswith(_TOKENIZER_FILES) for file in folder.iterdir()):
             # transformers would make an empty tokenizer from the encoder's config alone, without a word.
             raise ConfigError(
                 "model.text_tower",
@@ -135,8 +132,8 @@ def build_tokenizer(config: ModelConfig) -> Tokenizer:
         raise ConfigError(
             "model.text_tower",
             config.text_tower,
-            f"its tokenizer (padding id {tokenizer.pad_token_id}, {tokenizer.vocab_size} words) does not fit its "
-            f"config (padding id {encoder.pad_token_id}, {encoder.vocab_size} words)",
+            f"its tokenizer (padding id {tokenizer.pad_token_id}, {tokenizer.vocab_size} words) does not fit "
+            f"its config (padding id {encoder.pad_token_id}, {encoder.vocab_size} words)",
             "Use the tokenizer that the encoder was made with.",
         )
     return tokenizer

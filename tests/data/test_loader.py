@@ -4,7 +4,10 @@ import logging
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -206,6 +209,36 @@ def test_a_killed_worker_is_an_error_that_names_it(clean_manifest: Manifest) -> 
     with pytest.raises(RuntimeError, match=f"worker.*{pid}"):
         for _ in range(10):
             next(iterator)
+
+
+def test_a_worker_outlives_the_signals_that_slurm_sends_to_all(clean_manifest: Manifest) -> None:
+    iterator = iter(probe_loader(clean_manifest))
+    pid = int(next(iterator).batch.images[0, 1])
+    for number in ("INT", "USR1", "TERM"):
+        subprocess.run(["kill", f"-{number}", str(pid)], check=True)
+    for _ in range(5):
+        assert int(next(iterator).batch.images[0, 1]) == pid
+    iterator.close()  # type: ignore[attr-defined]
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+LEFT_OPEN = """
+import sys; sys.path.insert(0, sys.argv[1])
+from test_loader import probe_loader
+from neuclip_scale.data.manifest import Manifest
+batches = iter(probe_loader(Manifest.load(sys.argv[2])))
+next(batches)
+raise ValueError("the run fails here")
+"""
+
+
+def test_a_failing_run_does_not_wait_for_its_workers(clean_manifest: Manifest, tmp_path: Path) -> None:
+    clean_manifest.save(tmp_path / "manifest.json")
+    command = [sys.executable, "-c", LEFT_OPEN, str(Path(__file__).parent), str(tmp_path / "manifest.json")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.strip().endswith("the run fails here")
 
 
 def test_what_workers_get_can_be_pickled(clean_manifest: Manifest) -> None:

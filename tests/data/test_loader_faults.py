@@ -38,16 +38,16 @@ def bomb(width: int = 60_000, height: int = 60_000) -> bytes:
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
-    "noise": ({"jpg": b"\xff\xd8 nothing", "txt": "x"}, "cannot decode image"),
+    "noise": ({"jpg": b"\xff\xd8 nothing", "txt": "x"}, "not a picture"),
     "cut": ({"jpg": jpeg(64)[:-400], "txt": "x"}, "truncated"),
-    "empty": ({"jpg": b"", "txt": "x"}, "cannot decode image"),
+    "empty": ({"jpg": b"", "txt": "x"}, "not a picture"),
     "bomb": ({"png": bomb(), "txt": "x"}, "60000x60000|DecompressionBomb"),
     "large": ({"png": bomb(9_000, 9_000), "txt": "x"}, "9000x9000 pixels, more than the 50000000 allowed"),
     "latin": ({"jpg": jpeg(), "txt": "caf\xe9".encode("latin-1")}, "not UTF-8"),
     "silent": ({"jpg": jpeg()}, "no caption: txt is missing"),
     "blank": ({"jpg": jpeg(), "txt": " \n"}, "caption is empty"),
     "blind": ({"txt": "x", "json": {}}, "no picture: none of jpg, jpeg, png, webp"),
-    "script": ({"jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "txt": "x"}, "cannot decode image"),
+    "script": ({"jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "txt": "x"}, "not a picture"),
     "essay": ({"jpg": jpeg(), "txt": b"x" * (2 << 20)}, "member of 2097152 bytes"),
 }
 
@@ -154,8 +154,8 @@ def test_a_long_run_of_bad_samples_is_judged_by_the_worker(
     options: dict[str, Any] = {"num_streams": 1, "global_batch_size": 5, "shuffle_window": 1}
     with pytest.raises(TooManyBadSamples, match="data.max_bad_fraction = 0.02"):
         take(make_loader(damaged_manifest(), max_bad_fraction=0.02, **options), 30)
-    loaded = take(make_loader(damaged_manifest(), max_bad_fraction=0.9, **options), 30)
-    assert sum(len(step.skipped) for step in loaded) == 100
+    loaded = take(make_loader(damaged_manifest(), max_bad_fraction=0.9, **options), 40)
+    assert sum(len(step.skipped) for step in loaded) in (100, 200)  # the last pass may end before its bad shard
 
 
 def test_a_shard_that_changes_under_the_run_is_an_error(

@@ -61,7 +61,7 @@ def test_palette_and_transparency_go_over_white() -> None:
     alpha = image.copy()
     alpha.putalpha(128)
     half = decode(encode(alpha, "PNG"))
-    assert np.abs(half - (np.asarray(image) * 128 / 255 + 127)).max() <= 1
+    assert np.abs(half - (np.asarray(image) * (128 / 255) + 127)).max() <= 1
     assert decode(encode(Image.new("LA", (4, 4), (0, 0)), "PNG")).min() == 255
     grey = encode(Image.new("L", (4, 4), 7), "PNG", transparency=7)
     assert decode(grey).min() == 255
@@ -116,7 +116,7 @@ def test_a_broken_exif_block_does_not_cost_the_picture() -> None:
     ],
 )
 def test_unusable_bytes_are_an_image_error(make: Callable[[], bytes]) -> None:
-    with pytest.raises(ImageError, match="cannot decode") as caught:
+    with pytest.raises(ImageError, match="cannot decode|not a picture") as caught:
         decode_image(make(), LIMIT)
     assert "\n" not in str(caught.value)
 
@@ -187,7 +187,7 @@ def test_crop_boxes_are_distributed_as_torchvisions(shape: tuple[int, int]) -> N
 
 
 def test_augmentation_depends_on_the_generator_alone() -> None:
-    transform = pickle.loads(pickle.dumps(TrainTransform(32, MEAN, STD)))
+    transform = pickle.loads(pickle.dumps(TrainTransform(32, MEAN, STD, (0.4, 1.0))))
     image = picture()
     first, again, other = (transform(image, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)

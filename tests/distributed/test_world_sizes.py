@@ -32,6 +32,8 @@ def recipe(folder: Path, run: str, objective: str, **overrides: Any) -> Recipe:
         "objective.npn.restart_every": 2,
         "objective.gamma_decay_epochs": 3,
         "optim.warmup_steps": 2,
+        # Adam divides by |g| + eps: where a gradient is nearly zero, eps = 1e-6 turns rounding into whole updates.
+        "optim.eps": 1e-3,
         "train.global_batch_size": 24,
         "train.num_steps": STEPS,
         "checkpoint.every_steps": 0,

@@ -27,7 +27,7 @@ CORPUS = [
     "A Photo Of  A\tCAT,\n it's   the dog's; they'll we've I'm you'd don't he're IT'S",
     "Tom &amp; Jerry &lt;3 &amp;amp;lt; caf&eacute; &#128512; &#xD800; &nbsp; x",
     "cafe\u0301 na\u00efve \u0130stanbul STRASSE \u00df \ufb01ne \ufb06 \u1e9e \u017fun it'\u017f",
-    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f \U0001f1fa\U0001f1f8 100% $9.99 #tag @you",
+    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f \U0001f1fa\U0001f1f8 100% $9.99  #tag",
     "schÃ¶n â€œquotedâ€\x9d l\u2019humanitÃ©",
     "日本語のキャプション 한국어 مرحبا हिन्दी ไทย \u0345\u1fbe ΑΣΑΣ",
     "0123456789 ½ ² Ⅷ ٣ 1e-6 3.14 2x2",
@@ -116,7 +116,7 @@ def test_an_oversized_or_damaged_vocabulary_is_refused(
 
 def test_no_room_for_start_and_end() -> None:
     with pytest.raises(ValueError, match="context_length = 1"):
-        CLIPTokenizer(context_length=1)
+        CLIPTokenizer()("a cat", context_length=1)
 
 
 def test_build_tokenizer_takes_the_presets_context() -> None:

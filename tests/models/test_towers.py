@@ -19,7 +19,7 @@ from neuclip_scale.models.text import TransformersTower
 from neuclip_scale.models.tokenizer import build_tokenizer
 from neuclip_scale.models.vision import TimmTower
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "cat", "dog", "photo", "of", "the", "sleeping", ".", "&"]
+WORDS = "[PAD] [UNK] [CLS] [SEP] a cat dog photo of the sleeping . & [MASK]".split()  # noqa: SIM905
 
 
 @pytest.fixture
@@ -146,8 +146,8 @@ def test_saved_weights_of_an_encoder_are_used(encoder: Path, tmp_path: Path) -> 
 
 def test_encoder_decoder_gives_its_encoder(tmp_path: Path) -> None:
     config = {
-        "model_type": "t5", "vocab_size": 50, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
-        "pad_token_id": 0,
+        "model_type": "t5", "vocab_size": 50, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2,
+        "num_heads": 4, "pad_token_id": 0,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     model = create_model(PRESETS["demo"], text_tower=str(tmp_path))
