@@ -68,7 +68,9 @@ class SkipLog:
     def add_shard_faults(self, manifest: Manifest) -> None:
         """List the shards that are cut off, corrupt or empty; they do not count as samples."""
         faults = manifest.faulty_shards
-        self._append([{"shard": s.path, "key": None, "sample_index": None, "reason": s.fault} for s in faults])
+        self._append(
+            [{"shard": s.path, "key": None, "sample_index": None, "reason": s.fault} for s in faults]
+        )
 
     def _append(self, rows: Sequence[dict[str, object]]) -> None:
         if rows:

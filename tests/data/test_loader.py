@@ -32,7 +32,10 @@ STEPS = 7
 
 def run(manifest: Manifest, world_size: int, steps: int = STEPS, **options: Any) -> list[list[LoadedBatch]]:
     """[step][rank]"""
-    ranks = [take(make_loader(manifest, rank=r, world_size=world_size, **options), steps) for r in range(world_size)]
+    ranks = [
+        take(make_loader(manifest, rank=r, world_size=world_size, **options), steps)
+        for r in range(world_size)
+    ]
     return [list(step) for step in zip(*ranks, strict=True)]
 
 
@@ -49,7 +52,9 @@ def assert_equal(ours: list[list[LoadedBatch]], reference: list[list[LoadedBatch
         for field in ("images", "tokens", "sample_index"):
             a, b = (torch.cat([getattr(part.batch, field) for part in parts]) for parts in (step, expected))
             assert torch.equal(a, b), field
-        assert [uid for part in step for uid in part.batch.uids] == [u for p in expected for u in p.batch.uids]
+        assert [uid for part in step for uid in part.batch.uids] == [
+            u for p in expected for u in p.batch.uids
+        ]
         assert digest(step) == digest(expected)
         assert positions(step) == positions(expected)
 
@@ -251,7 +256,9 @@ def test_what_workers_get_can_be_pickled(clean_manifest: Manifest) -> None:
 
 
 def test_split_and_to() -> None:
-    batch = Batch(torch.rand(5, 3, 2, 2), torch.ones(5, 4, dtype=torch.int64), torch.arange(5), tuple("abcde"))
+    batch = Batch(
+        torch.rand(5, 3, 2, 2), torch.ones(5, 4, dtype=torch.int64), torch.arange(5), tuple("abcde")
+    )
     parts = batch.split(2)
     assert [len(part) for part in parts] == [2, 2, 1]
     assert parts[2].uids == ("e",)

@@ -125,7 +125,13 @@ def test_too_many_bad_samples_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(TooManyBadSamples) as caught:
         counter.add(8, [SkippedSample("b.tar", f"k{i}", i, "cut") for i in range(20)])
     message = str(caught.value)
-    for part in ("29 of 1108", "2.6%", "data.max_bad_fraction = 0.02", "a.tar k0: caption is empty", "skipped.jsonl"):
+    for part in (
+        "29 of 1108",
+        "2.6%",
+        "data.max_bad_fraction = 0.02",
+        "a.tar k0: caption is empty",
+        "skipped.jsonl",
+    ):
         assert part in message
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 29
 
@@ -146,7 +152,10 @@ def test_data_without_one_usable_sample_ends_instead_of_searching_for_ever(
 
 
 def test_a_long_run_of_bad_samples_is_judged_by_the_worker(
-    clean_manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damaged_manifest: Callable[[], Manifest]
+    clean_manifest: Manifest,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    damaged_manifest: Callable[[], Manifest],
 ) -> None:
     monkeypatch.setattr(stream_dataset, "GIVE_UP_AFTER", 5)
     write_shard(tmp_path / "0.tar", [good(f"g{i}") for i in range(100)])
@@ -155,7 +164,10 @@ def test_a_long_run_of_bad_samples_is_judged_by_the_worker(
     with pytest.raises(TooManyBadSamples, match="data.max_bad_fraction = 0.02"):
         take(make_loader(damaged_manifest(), max_bad_fraction=0.02, **options), 30)
     loaded = take(make_loader(damaged_manifest(), max_bad_fraction=0.9, **options), 40)
-    assert sum(len(step.skipped) for step in loaded) in (100, 200)  # the last pass may end before its bad shard
+    assert sum(len(step.skipped) for step in loaded) in (
+        100,
+        200,
+    )  # the last pass may end before its bad shard
 
 
 def test_a_shard_that_changes_under_the_run_is_an_error(

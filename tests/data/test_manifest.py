@@ -25,7 +25,15 @@ def test_dense_indices_and_faults(tmp_path: Path) -> None:
     assert [shard.num_samples for shard in manifest.shards] == [3, 0, 2, 2, 0]
     assert [shard.first_index for shard in manifest.shards] == [0, 3, 3, 5, 7]
     assert manifest.num_samples == 7
-    assert [manifest.locate(index) for index in range(7)] == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1), (3, 0), (3, 1)]
+    assert [manifest.locate(index) for index in range(7)] == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (2, 0),
+        (2, 1),
+        (3, 0),
+        (3, 1),
+    ]
     assert [Path(shard.path).stem for shard in manifest.faulty_shards] == ["00001", "00003", "00004"]
 
 
@@ -53,7 +61,9 @@ def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
         build_manifest(write(tmp_path, [0, 0]))
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": 99, "shards": []}', '{"format": 1, "shards": [{"a": 1}]}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"format": 99, "shards": []}', '{"format": 1, "shards": [{"a": 1}]}']
+)
 def test_a_foreign_manifest_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "manifest.json"
     path.write_text(text)

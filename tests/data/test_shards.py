@@ -24,7 +24,13 @@ from neuclip_scale.data.shards import (
 
 def sample(number: int, **more: Any) -> dict[str, Any]:
     body = bytes([number]) * (number * 37)
-    return {"__key__": f"{number:09d}", "jpg": body, "txt": f"caption ü {number}", "json": {"b": 1, "a": 2}, **more}
+    return {
+        "__key__": f"{number:09d}",
+        "jpg": body,
+        "txt": f"caption ü {number}",
+        "json": {"b": 1, "a": 2},
+        **more,
+    }
 
 
 def read_all(path: Path) -> list[tuple[str, dict[str, bytes]]]:
@@ -87,7 +93,10 @@ def test_pattern_without_a_match_is_an_error(tmp_path: Path, pattern: str, messa
 
 
 def test_written_twice_is_equal_and_webdataset_reads_the_same(tmp_path: Path) -> None:
-    samples = [*(sample(number) for number in range(5)), {"__key__": "ü" * 120, "jpg": b"x", "txt": "long key"}]
+    samples = [
+        *(sample(number) for number in range(5)),
+        {"__key__": "ü" * 120, "jpg": b"x", "txt": "long key"},
+    ]
     assert write_shard(tmp_path / "a.tar", iter(samples)) == 6
     write_shard(tmp_path / "b.tar", samples)
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
@@ -127,7 +136,9 @@ def test_a_failed_write_leaves_the_old_shard(tmp_path: Path, bad: dict[str, Any]
 
 @settings(deadline=None, max_examples=60)
 @given(cut=st.integers(0, 20 * 512 + 700))
-def test_a_cut_shard_keeps_exactly_its_whole_samples(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+def test_a_cut_shard_keeps_exactly_its_whole_samples(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
     path = tmp_path_factory.getbasetemp() / "cut.tar"
     write_shard(path, [sample(number) for number in range(1, 5)])
     whole, index = path.read_bytes(), index_shard(path)
@@ -154,7 +165,9 @@ def test_a_corrupt_header_in_the_middle_is_told(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=150)
 @given(flips=st.lists(st.tuples(st.integers(0, 9000), st.integers(1, 255)), max_size=20))
-def test_any_flipped_bytes_are_survived(tmp_path_factory: pytest.TempPathFactory, flips: list[tuple[int, int]]) -> None:
+def test_any_flipped_bytes_are_survived(
+    tmp_path_factory: pytest.TempPathFactory, flips: list[tuple[int, int]]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "flipped.tar"
     write_shard(path, [sample(number) for number in range(1, 5)])
     data = bytearray(path.read_bytes())
@@ -170,7 +183,12 @@ def test_empty_and_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "text.tar").write_text("not a tar" * 500)
     with tarfile.open(tmp_path / "packed.tar", "w:gz") as archive:
         archive.addfile(*_opened(regular("a.jpg", b"x")))
-    for name, fault in {"none": "holds no sample", "zero": "empty file", "text": "plain tar", "packed": "plain"}.items():
+    for name, fault in {
+        "none": "holds no sample",
+        "zero": "empty file",
+        "text": "plain tar",
+        "packed": "plain",
+    }.items():
         index = index_shard(tmp_path / f"{name}.tar")
         assert index.num_samples == 0
         assert fault in index.fault

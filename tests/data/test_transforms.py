@@ -45,7 +45,9 @@ def decode(data: bytes) -> np.ndarray:
 # Decoding
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("PNG", 0), ("BMP", 0), ("WEBP", 12), ("JPEG", 12), ("TIFF", 0)])
+@pytest.mark.parametrize(
+    ("kind", "tolerance"), [("PNG", 0), ("BMP", 0), ("WEBP", 12), ("JPEG", 12), ("TIFF", 0)]
+)
 def test_formats(kind: str, tolerance: int) -> None:
     image = picture()
     options = {"quality": 95} if tolerance else {}
@@ -198,4 +200,6 @@ def test_augmentation_depends_on_the_generator_alone() -> None:
 def test_an_extreme_shape_stays_small() -> None:
     for shape in ((1, 3_000_000), (3_000_000, 1)):
         assert EvalTransform(224, MEAN, STD)(Image.new("RGB", shape)).shape == (3, 224, 224)
-        assert TrainTransform(224, MEAN, STD)(Image.new("RGB", shape), np.random.default_rng(0)).shape[1] == 224
+        assert (
+            TrainTransform(224, MEAN, STD)(Image.new("RGB", shape), np.random.default_rng(0)).shape[1] == 224
+        )
