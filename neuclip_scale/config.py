@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -29,7 +30,11 @@ class ConfigError(ValueError):
 
     def __init__(self, field_name: str, value: object, problem: str, remedy: str) -> None:
         super().__init__(f"{field_name} = {value!r}: {problem}. {remedy}")
-        self.field_name, self.value, self.remedy = field_name, value, remedy
+        self.field_name, self.value, self.problem, self.remedy = field_name, value, problem, remedy
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, object, str, str]]:
+        # Errors of rank 0 travel pickled to the other ranks.
+        return type(self), (self.field_name, self.value, self.problem, self.remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,12 +250,12 @@ def parse(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:
-    text = None
+    data = None
     if str(path) in recipe_names():
-        text = (resources.files("neuclip_scale") / "recipes" / f"{path}.yaml").read_text("utf-8")
+        data = (resources.files("neuclip_scale") / "recipes" / f"{path}.yaml").read_bytes()
     elif Path(path).is_file():
-        text = Path(path).read_text("utf-8")
-    if text is None:
+        data = Path(path).read_bytes()
+    if data is None:
         raise ConfigError(
             "recipe",
             str(path),
@@ -258,9 +263,9 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
             f"Packaged recipes: {', '.join(recipe_names())}; or give the path of a YAML file.",
         )
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError("recipe", str(path), f"not valid YAML ({error})", "Correct the file.") from error
+        values = yaml.load(data.decode("utf-8"), _UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError("recipe", str(path), f"not valid YAML in UTF-8 ({error})", "Correct the file.") from error
     if not isinstance(values, dict):
         raise ConfigError("recipe", str(path), "not a mapping of sections", "Start from a packaged recipe.")
     return values
@@ -272,7 +277,21 @@ def _split_override(text: str) -> tuple[str, Any]:
         raise ConfigError(
             "override", text, "not of the form section.field=value", "Write train.num_steps=100, say."
         )
-    return name.strip(), yaml.safe_load(value)
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(name.strip(), value, "not a YAML value", "Quote text with special characters.") from error
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys without a word; a recipe must not."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _set_dotted(values: dict[str, Any], name: str, value: Any) -> None:
@@ -367,6 +386,8 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
         "optim.temperature_learning_rate": recipe.optim.temperature_learning_rate,
         "objective.eps": recipe.objective.eps,
         "objective.rho": recipe.objective.rho,
+        "objective.gamma_decay_epochs": recipe.objective.gamma_decay_epochs,
+        "model.image_size": recipe.model.image_size,
         "objective.npn.restart_every": recipe.objective.npn.restart_every,
         "checkpoint.every_steps": recipe.checkpoint.every_steps,
         "evaluation.every_steps": recipe.evaluation.every_steps,
@@ -374,11 +395,11 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
         "evaluation.normalizer_reference": recipe.evaluation.normalizer_reference,
     }
     for name, value in positive.items():
-        if not value > 0:
-            raise ConfigError(name, value, "must be above zero", "Give a positive number.")
+        if not 0 < value < math.inf:
+            raise ConfigError(name, value, "must be above zero and finite", "Give a positive number.")
     for name, value in not_negative.items():
-        if not value >= 0:
-            raise ConfigError(name, value, "must not be negative", "Give zero or a positive number.")
+        if not 0 <= value < math.inf:
+            raise ConfigError(name, value, "must not be negative or infinite", "Give zero or a positive number.")
     for name, value in {
         "data.max_bad_fraction": recipe.data.max_bad_fraction,
         "model.dropout": recipe.model.dropout,
@@ -386,6 +407,11 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
     }.items():
         if not 0.0 <= value <= 1.0:
             raise ConfigError(name, value, "not a fraction", "Give a number from 0 to 1.")
+    if recipe.model.dropout == 1.0:
+        raise ConfigError("model.dropout", 1.0, "would drop everything", "Give a number below 1.")
+    for i, beta in enumerate(recipe.optim.betas):
+        if not 0.0 <= beta < 1.0:
+            raise ConfigError(f"optim.betas[{i}]", beta, "not in [0, 1)", "AdamW's are near 0.9 and 0.98.")
     low, high = recipe.data.crop_scale
     if not 0.0 < low <= high <= 1.0:
         raise ConfigError("data.crop_scale", recipe.data.crop_scale, "not a range in (0, 1]", "Give [low, high].")
@@ -410,7 +436,7 @@ def _check_batch(recipe: Recipe, world_size: int) -> None:
             "train.global_batch_size",
             batch,
             f"not a multiple of data.num_streams = {streams}, so the streams cannot take equal shares",
-            f"Use {lower or streams} or {lower + streams}, or another data.num_streams; it is never rounded here.",
+            f"Use {f'{lower} or ' if lower else ''}{lower + streams}, or another data.num_streams; it is never rounded.",
         )
     local, micro = local_batch_size(recipe, world_size), recipe.train.micro_batch_size
     if micro > local:

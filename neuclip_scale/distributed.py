@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from neuclip_scale.config import ConfigError
+
 T = TypeVar("T")
 
 
@@ -48,17 +50,19 @@ def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
 def initialize(device: str = "auto", timeout_minutes: float = 30.0) -> torch.device:
     """Join the process group the launcher describes (collective) and return this rank's device.
 
-    `device` is auto, cpu or cuda. Uses NCCL for GPUs and gloo for CPUs. Raises RuntimeError if cuda is asked for
+    `device` is auto, cpu or cuda. Uses NCCL for GPUs and gloo for CPUs. Raises ConfigError if cuda is asked for
     and absent, or if there are more ranks than GPUs on this node.
     """
     launch = read_launch()
     if device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("engine.device = 'cuda': torch sees no GPU. Run `neuclip doctor`, or use engine.device=cpu.")
+        raise ConfigError("engine.device", device, "torch sees no GPU", "Run `neuclip doctor`, or use engine.device=cpu.")
     use_cuda = device != "cpu" and torch.cuda.is_available()
     if use_cuda and launch.local_rank >= torch.cuda.device_count():
-        raise RuntimeError(
-            f"local rank {launch.local_rank}: this node has {torch.cuda.device_count()} GPUs. "
-            "Start one process per GPU, or use engine.device=cpu."
+        raise ConfigError(
+            "engine.device",
+            device,
+            f"this is local rank {launch.local_rank}, but the node has {torch.cuda.device_count()} GPU(s)",
+            "Start one process per GPU, or use engine.device=cpu.",
         )
     where = torch.device("cuda", launch.local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:

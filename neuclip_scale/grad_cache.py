@@ -75,8 +75,8 @@ class CachedFeatures:
                 for micro in micro_batches:
                     self._random.append(RandomState.capture(micro.images.device))
                     outputs.append(encode(micro))
-        self.image = torch.cat([output.image_features.detach() for output in outputs])  # [b, d]
-        self.text = torch.cat([output.text_features.detach() for output in outputs])  # [b, d]
+        self.image = torch.cat([_detached(output.image_features) for output in outputs])  # [b, d]
+        self.text = torch.cat([_detached(output.text_features) for output in outputs])  # [b, d]
         self.logit_scale = outputs[0].logit_scale.detach()  # [1]
 
     def replay(self, micro_step: MicroStep) -> Iterator[tuple[slice, CLIPOutput]]:
@@ -96,3 +96,8 @@ class CachedFeatures:
             is_last = rows.stop == self.image.shape[0]
             with micro_step(is_last=is_last), random.replayed(micro.images.device):
                 yield rows, self._encode(micro)
+
+
+def _detached(features: Tensor | None) -> Tensor:
+    assert features is not None, "both towers run in training"
+    return features.detach()

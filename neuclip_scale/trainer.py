@@ -64,6 +64,8 @@ class Trainer:
             raise ConfigError("run_dir", "", "the run has no folder", "Give --run-dir DIR.")
         if not config.data.train:
             raise ConfigError("data.train", "", "there is no training data", "Give --data.train SHARDS.")
+        if config.train.precision == "fp16" and self.device.type == "cpu":
+            raise ConfigError("train.precision", "fp16", "there is no GPU here", "Use bf16 or fp32 on a CPU.")
         self.run_dir = Path(config.run_dir)
         self.run_state = RunState(self.run_dir / "checkpoints", config)
         start_from = self.run_state.find_start()

@@ -211,7 +211,7 @@ def test_batch_sizes() -> None:
     ("overrides", "world_size", "field", "hint"),
     [
         ({"train__global_batch_size": 1001}, 1, "train.global_batch_size", "Use 1000 or 1008"),
-        ({"train__global_batch_size": 4}, 1, "train.global_batch_size", "Use 8 or "),
+        ({"train__global_batch_size": 4}, 1, "train.global_batch_size", "Use 8, or "),
         ({"train__global_batch_size": 1, "data__num_streams": 1}, 1, "train.global_batch_size", "at least 2"),
         ({"data__num_streams": 8}, 3, "data.num_streams", "Use 9, or a world size that divides 8"),
         ({"train__micro_batch_size": 600}, 2, "train.micro_batch_size", "Use at most 512"),

@@ -156,7 +156,8 @@ def _commit() -> str:
 def show(result: dict[str, Any]) -> None:
     """Print the comparison."""
     options = result["options"]
-    print(f"B = {options['batch_size']}, d = {options['embed_dim']}, fp32, {options['threads']} thread(s), commit {result['commit']}")
+    size = f"B = {options['batch_size']}, d = {options['embed_dim']}"
+    print(f"{size}, fp32, {options['threads']} thread(s), commit {result['commit']}")
     print(f"{'':<20}{'time':>8}{'ratio':>8}{'added MiB':>11}{'ratio':>8}{'4-product bound':>17}{'share':>8}")
     for row in result["rows"]:
         print(

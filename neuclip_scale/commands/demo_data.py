@@ -49,9 +49,7 @@ class DemoDataArguments:
 
 def main(argv: list[str]) -> int:
     """Run the command; returns 0 when the folder is complete, 1 when it failed, 2 for bad usage."""
-    arguments = tyro.cli(
-        DemoDataArguments, args=argv, prog="neuclip demo-data", config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    arguments = tyro.cli(DemoDataArguments, args=argv, prog="neuclip demo-data", config=(tyro.conf.FlagCreatePairsOff,))
     problem = _usage_problem(arguments)
     if problem:
         print(f"error: {problem}", file=sys.stderr)

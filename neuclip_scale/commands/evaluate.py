@@ -87,9 +87,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def print_scores(
-    result: Mapping[str, Mapping[str, Any]], caveat: str = "", console: Console | None = None
-) -> None:
+def print_scores(result: Mapping[str, Mapping[str, Any]], caveat: str = "", console: Console | None = None) -> None:
     """Print what `evaluate_folder` returned as a table, then what could not be read, then `caveat`."""
     console = console or Console(highlight=False)
     table = Table(title="Evaluation", title_justify="left")
@@ -104,9 +102,7 @@ def print_scores(
     console.print(table)
     for name, scores in result.items():
         if scores["num_unreadable"]:
-            console.print(
-                f"{name}: {scores['num_unreadable']} sample(s) could not be used, first:", markup=False
-            )
+            console.print(f"{name}: {scores['num_unreadable']} sample(s) could not be used, first:", markup=False)
             for reason in scores["unreadable"][:5]:
                 console.print(f"  {reason}", markup=False)
     if caveat:
@@ -198,6 +194,7 @@ def _draw_figures(
                 read_thumbnails(dataset),
                 [pairs.captions[position] for position in first],
                 folder / f"{name}.png",
+                title=f"{name}: {len(first):,} pictures, queries drawn at random",
             )
     metrics = arguments.model / "metrics.jsonl"
     if metrics.is_file():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from neuclip_scale.commands.output import print_evaluation
+from neuclip_scale.commands.evaluate import demo_caveat, print_scores
 from neuclip_scale.config import Recipe, load_recipe, recipe_names
 
 USAGE = """usage: neuclip train RECIPE --run-dir DIR [--section.field VALUE | section.field=VALUE ...]
@@ -36,7 +36,8 @@ def main(argv: list[str]) -> int:
     try:
         summary = Trainer(config).fit()
         if distributed.is_main():
-            print_evaluation(summary)
+            if summary["evaluation"]:
+                print_scores(summary["evaluation"], demo_caveat(Path(config.evaluation.data)))
             print(f"run folder: {config.run_dir}   TensorBoard: tensorboard --logdir {config.run_dir}/tensorboard")
             if json_path:
                 telemetry.write_json(Path(json_path), summary)

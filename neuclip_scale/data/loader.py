@@ -22,7 +22,6 @@ from neuclip_scale.data.stream_dataset import (
     Tokenizer,
     Transform,
     init_worker,
-    kill_workers_at_exit,
 )
 from neuclip_scale.data.streams import StreamOrder
 
@@ -85,9 +84,7 @@ class TrainLoader:
         self._section, self._manifest, self._seed = section, manifest, seed
         self._global_batch_size = global_batch_size
         self._transform, self._tokenizer, self._pin_memory = transform, tokenizer, pin_memory
-        self.order = StreamOrder(
-            manifest, num_streams=num_streams, shuffle_window=section.shuffle_window, seed=seed
-        )
+        self.order = StreamOrder(manifest, num_streams=num_streams, shuffle_window=section.shuffle_window, seed=seed)
 
     def load_positions(self, positions: Mapping[int, int] | Sequence[int]) -> None:
         """Continue from these positions, by stream; a sequence holds those of ALL streams of the run.
@@ -104,14 +101,11 @@ class TrainLoader:
             positions = dict(enumerate(positions))
         wrong = [stream for stream in self.streams if positions.get(stream, -1) < 0]
         if wrong:
-            raise ValueError(
-                f"no valid position for stream(s) {wrong}: the checkpoint does not fit this run."
-            )
+            raise ValueError(f"no valid position for stream(s) {wrong}: the checkpoint does not fit this run.")
         self.positions = {stream: int(positions[stream]) for stream in self.streams}
 
     def __iter__(self) -> Iterator[LoadedBatch]:
         chunks = iter(self._data_loader())
-        kill_workers_at_exit()
         while True:
             # DataLoader asks its workers in turn, so one round is one step.
             parts = [self._next_chunk(chunks) for _ in range(max(1, self.num_workers))]

@@ -68,9 +68,7 @@ class SkipLog:
     def add_shard_faults(self, manifest: Manifest) -> None:
         """List the shards that are cut off, corrupt or empty; they do not count as samples."""
         faults = manifest.faulty_shards
-        self._append(
-            [{"shard": s.path, "key": None, "sample_index": None, "reason": s.fault} for s in faults]
-        )
+        self._append([{"shard": s.path, "key": None, "sample_index": None, "reason": s.fault} for s in faults])
 
     def _append(self, rows: Sequence[dict[str, object]]) -> None:
         if rows:
@@ -80,7 +78,7 @@ class SkipLog:
 
 
 class SkipCounter:
-    """Counts what one rank has read and skipped since it started, lists it, and stops above the allowed rate."""
+    """Counts and lists what one rank has skipped since it started; stops above the allowed rate."""
 
     def __init__(self, path: str | os.PathLike[str], max_bad_fraction: float) -> None:
         """`path` is the file of a `SkipLog`."""

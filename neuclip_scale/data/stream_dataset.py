@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
 import os
 import signal
 import threading
@@ -155,7 +153,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         length = self._order.length(stream)
         if bad_run >= 2 * length:  # so a whole pass lies within the run
             raise TooManyBadSamples(
-                f"stream {stream}: not one of {bad_run} samples in a row could be used, twice all that it has. "
+                f"stream {stream}: not one of {bad_run} samples in a row could be used, twice its length. "
                 f"Check data.image_keys and data.caption_key. The first one: {bad[0]}"
             )
         if bad_run >= GIVE_UP_AFTER:
@@ -168,24 +166,11 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         return Batch(torch.stack(rows.images), tokens, torch.tensor(rows.sample_index), tuple(rows.uids))
 
 
-def kill_workers_at_exit() -> None:
-    """Call after starting workers: an exiting main process kills those still running.
-
-    multiprocessing ends its children with SIGTERM and waits, for ever where they ignore it as ours do.
-    """
-    atexit.unregister(_kill_children)
-    atexit.register(_kill_children)  # last registered runs first, before torch's and multiprocessing's own
-
-
-def _kill_children() -> None:
-    for child in multiprocessing.active_children():
-        child.kill()
-
-
 def init_worker(worker: int) -> None:
     """Leave signals to the training process: Slurm and Ctrl-C send theirs to the workers too.
 
-    SIGTERM ends a worker only when it comes from that process, which may still want to finish a step and save.
+    SIGTERM ends a worker only when it comes from that process, which may still have a step to finish. From
+    there it must end it: at exit Python sends it to the workers that are left and waits for them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

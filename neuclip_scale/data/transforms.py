@@ -149,9 +149,7 @@ def _without_extreme_ratio(image: Image.Image, limit: int = 32) -> Image.Image:
     return image if (w, h) == image.size else image.crop((left, top, left + w, top + h))
 
 
-def normalized_tensor(
-    image: Image.Image, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> Tensor:
+def normalized_tensor(image: Image.Image, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
     """(pixel / 255 - mean) / std of an RGB picture: [3, H, W] float32."""
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)  # [3, H, W]
     tensor = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)

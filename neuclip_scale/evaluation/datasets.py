@@ -188,7 +188,5 @@ def _shards(folder: Path) -> tuple[Path, ...]:
     shards = tuple(folder / "test" / f"{number}.tar" for number in range(count))
     missing = [str(shard) for shard in shards if not shard.is_file()]
     if missing or not shards:
-        raise EvaluationDataError(
-            f"{counter} says {count} shard(s); missing: {', '.join(missing[:3]) or 'all'}."
-        )
+        raise EvaluationDataError(f"{counter} says {count} shard(s); missing: {', '.join(missing[:3]) or 'all'}.")
     return shards

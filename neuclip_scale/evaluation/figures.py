@@ -69,9 +69,7 @@ def normalizer_error_curve(runs: Mapping[str, Path], out_png: Path) -> None:
             label=label,
         )
         batch = [float(line.get("normalizer/mse_batch", "nan")) for line in lines]
-        squared.plot(
-            steps, batch, "o--", color=colour, alpha=0.5, markersize=3, label=f"{label}: mini-batch alone"
-        )
+        squared.plot(steps, batch, "o--", color=colour, alpha=0.5, markersize=3, label=f"{label}: mini-batch alone")
         bias.plot(
             steps,
             [float(line["normalizer/bias"]) for line in lines],
@@ -98,7 +96,7 @@ def retrieval_page(
     *,
     num_queries: int = 8,
     seed: int = 0,
-    title: str = "Retrieval among names that were never trained on",
+    title: str = "Retrieval, queries drawn at random",
 ) -> None:
     """A page of queries drawn by `seed`: a name and the five nearest pictures, a picture and the five nearest
     names.
@@ -117,19 +115,13 @@ def retrieval_page(
     )  # fmt: skip
     for row, query in enumerate(rows):
         label = _blank(figure.add_subplot(grid[row, 0]))
-        label.text(
-            0.96, 0.5, textwrap.fill(captions[query], 20), ha="right", va="center", fontsize=11, color=_INK
-        )
+        label.text(0.96, 0.5, textwrap.fill(captions[query], 20), ha="right", va="center", fontsize=11, color=_INK)
         for rank, found in enumerate(_nearest(similarity[query])):
-            _picture(
-                figure.add_subplot(grid[row, 1 + rank]), pictures[found], _RIGHT if found == query else _WRONG
-            )
+            _picture(figure.add_subplot(grid[row, 1 + rank]), pictures[found], _RIGHT if found == query else _WRONG)
         _picture(figure.add_subplot(grid[row, _TOP + 2]), pictures[query], _INK)
         found_names = [(captions[found], found == query) for found in _nearest(similarity[:, query])]
         _names(figure.add_subplot(grid[row, _TOP + 3]), found_names)
-    figure.text(
-        0.5, 1 - 0.12 / figure.get_figheight(), title, ha="center", va="top", fontsize=14, fontweight="bold"
-    )
+    figure.text(0.5, 1 - 0.12 / figure.get_figheight(), title, ha="center", va="top", fontsize=14, fontweight="bold")
     heading = 1 - 0.55 / figure.get_figheight()
     figure.text(0.36, heading, "name  →  five nearest pictures", ha="center", va="top", fontsize=11)
     figure.text(0.83, heading, "picture  →  five nearest names", ha="center", va="top", fontsize=11)
@@ -203,7 +195,7 @@ def _names(axes: Axes, names: Sequence[tuple[str, bool]]) -> None:
     """A ranked list; each name comes with whether it is right."""
     _blank(axes)
     for rank, (name, right) in enumerate(names):
-        text = f"{rank + 1}  {textwrap.shorten(name, 38, placeholder=' ...')}"
+        text = f"{rank + 1}  {textwrap.shorten(name, 42, placeholder=' ...')}"
         colour, weight = (_RIGHT, "bold") if right else ("#555555", "normal")
         axes.text(0.03, 0.9 - 0.2 * rank, text, va="center", fontsize=9, color=colour, fontweight=weight)
 

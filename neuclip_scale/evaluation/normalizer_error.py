@@ -36,9 +36,7 @@ def exact_log_normalizers(
     """
     num_reference = len(reference_image_features)
     if len(reference_text_features) != num_reference:
-        raise ValueError(
-            f"reference: {num_reference} images, {len(reference_text_features)} texts; give pairs"
-        )
+        raise ValueError(f"reference: {num_reference} images, {len(reference_text_features)} texts; give pairs")
     if not len(image_features) == len(text_features) == len(positions):
         lengths = f"{len(image_features)} images, {len(text_features)} texts, {len(positions)} positions"
         raise ValueError(f"anchors: {lengths}; give as many of each")
@@ -49,9 +47,7 @@ def exact_log_normalizers(
     positive = (images * texts).sum(dim=-1)  # [b]
     others = num_reference - (positions >= 0).to(dtype)  # [b]
     if not bool((others > 0).all()):
-        raise ValueError(
-            f"a reference of {num_reference} pair(s) leaves an anchor nothing to be compared with"
-        )
+        raise ValueError(f"a reference of {num_reference} pair(s) leaves an anchor nothing to be compared with")
     rows = []
     for anchors, reference in ((images, reference_text_features), (texts, reference_image_features)):
         mean = _log_sum_exp(anchors, positive, positions, reference, tau, tile_size) - others.log()
@@ -82,9 +78,7 @@ def error_statistics(estimate: Tensor, exact: Tensor) -> dict[str, float]:
     tenth of the values (at least one).
     """
     if estimate.shape != exact.shape or estimate.numel() == 0:
-        raise ValueError(
-            f"estimate {tuple(estimate.shape)} and exact {tuple(exact.shape)} must be equal and not empty"
-        )
+        raise ValueError(f"estimate {tuple(estimate.shape)} and exact {tuple(exact.shape)} must be equal and not empty")
     error = estimate.double() - exact.double().to(estimate.device)
     worst = error.abs().flatten().topk(max(1, math.ceil(error.numel() / 10))).values
     return {

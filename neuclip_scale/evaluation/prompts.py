@@ -24,13 +24,9 @@ def read_templates(path: Path) -> tuple[str, ...]:
     templates = tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
     for template in templates:
         if "{c}" not in template:
-            raise EvaluationDataError(
-                f"{path}: template {template!r} has no {{c}} where the class name goes."
-            )
+            raise EvaluationDataError(f"{path}: template {template!r} has no {{c}} where the class name goes.")
     if not templates:
-        raise EvaluationDataError(
-            f"{path} holds no template: write one a line, or delete it for the default."
-        )
+        raise EvaluationDataError(f"{path} holds no template: write one a line, or delete it for the default.")
     return templates
 
 

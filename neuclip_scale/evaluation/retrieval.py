@@ -58,9 +58,7 @@ def encode_pairs(
             owner += [num_pictures + position] * len(lines)
         num_pictures += len(batch.captions)
     texts = encode_texts(model, tokenizer, captions, device, batch_size)
-    return EncodedPairs(
-        torch.cat(parts), texts, torch.tensor(owner, device=device), captions, unreadable.reasons
-    )
+    return EncodedPairs(torch.cat(parts), texts, torch.tensor(owner, device=device), captions, unreadable.reasons)
 
 
 def evaluate_retrieval(
@@ -83,9 +81,7 @@ def evaluate_retrieval(
     }
 
 
-def retrieval_scores(
-    image_features: Tensor, text_features: Tensor, owner: Tensor
-) -> dict[str, dict[str, float] | int]:
+def retrieval_scores(image_features: Tensor, text_features: Tensor, owner: Tensor) -> dict[str, dict[str, float] | int]:
     """Recall at 1, 5 and 10 in both directions, beside chance.
 
     Shapes: `image_features` [N, d], `text_features` [T, d], unit rows; `owner` [T], each text's picture. A

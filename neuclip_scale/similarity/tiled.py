@@ -9,14 +9,23 @@ has its own sweep over [b, B] (8 products of 2 b B d), which needs no collective
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from neuclip_scale.similarity.pairs import PairFeatures
 
 DEFAULT_TILE_SIZE = 1024
+
+
+class TileOptions(TypedDict):
+    """Keyword arguments of `similarity_tiles`."""
+
+    tile_size: int
+    offset: int
+    exclude_diagonal: bool
 
 
 class Tile(NamedTuple):
@@ -59,7 +68,7 @@ def pair_logsumexp(
     `scale` is 1/tau, one element. Returns (image_rows [b], text_rows [b]). With `exclude_diagonal` the sums leave out
     the positive pair. No communication.
     """
-    options = {"tile_size": tile_size, "exclude_diagonal": exclude_diagonal, "offset": pairs.offset}
+    options = TileOptions(tile_size=tile_size, exclude_diagonal=exclude_diagonal, offset=pairs.offset)
     if pairs.is_whole:
         return _logsumexp_sweep(pairs.image, pairs.text, scale, columns_too=True, **options)
     image_rows, _ = _logsumexp_sweep(pairs.image, pairs.world_text, scale, columns_too=False, **options)
@@ -84,7 +93,7 @@ def pair_gradients(
     [B] hold log-normalizers and all weights, so a weight costs nothing. With `exclude_diagonal` G_ii = 0. No
     communication.
     """
-    options = {"tile_size": tile_size, "exclude_diagonal": exclude_diagonal, "offset": pairs.offset}
+    options = TileOptions(tile_size=tile_size, exclude_diagonal=exclude_diagonal, offset=pairs.offset)
     if pairs.is_whole:
         return _gradient_sweep(pairs.image, pairs.text, scale, image_shift, text_shift, columns_too=True, **options)
     local_image, local_text = pairs.local_rows(image_shift), pairs.local_rows(text_shift)
@@ -98,7 +107,7 @@ def pair_gradients(
 
 
 def _logsumexp_sweep(
-    left: Tensor, right: Tensor, scale: Tensor, *, columns_too: bool, **options: int
+    left: Tensor, right: Tensor, scale: Tensor, *, columns_too: bool, **options: Unpack[TileOptions]
 ) -> tuple[Tensor, Tensor]:
     left_rows = left.new_full((left.shape[0],), -torch.inf)
     right_rows = right.new_full((right.shape[0],), -torch.inf)
@@ -117,7 +126,7 @@ def _gradient_sweep(
     right_shift: Tensor,
     *,
     columns_too: bool,
-    **options: int,
+    **options: Unpack[TileOptions],
 ) -> tuple[Tensor, Tensor]:
     left_gradient, right_gradient = torch.zeros_like(left), torch.zeros_like(right) if columns_too else right[:0]
     for rows, columns, logits in similarity_tiles(left, right, scale, **options):

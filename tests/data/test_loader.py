@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import MEAN, STD, byte_tokenizer, make_loader, take
+from data_helpers import byte_tokenizer, make_loader, take
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -32,10 +33,7 @@ STEPS = 7
 
 def run(manifest: Manifest, world_size: int, steps: int = STEPS, **options: Any) -> list[list[LoadedBatch]]:
     """[step][rank]"""
-    ranks = [
-        take(make_loader(manifest, rank=r, world_size=world_size, **options), steps)
-        for r in range(world_size)
-    ]
+    ranks = [take(make_loader(manifest, rank=r, world_size=world_size, **options), steps) for r in range(world_size)]
     return [list(step) for step in zip(*ranks, strict=True)]
 
 
@@ -52,9 +50,7 @@ def assert_equal(ours: list[list[LoadedBatch]], reference: list[list[LoadedBatch
         for field in ("images", "tokens", "sample_index"):
             a, b = (torch.cat([getattr(part.batch, field) for part in parts]) for parts in (step, expected))
             assert torch.equal(a, b), field
-        assert [uid for part in step for uid in part.batch.uids] == [
-            u for p in expected for u in p.batch.uids
-        ]
+        assert [uid for part in step for uid in part.batch.uids] == [u for p in expected for u in p.batch.uids]
         assert digest(step) == digest(expected)
         assert positions(step) == positions(expected)
 
@@ -90,7 +86,7 @@ def test_what_a_batch_holds(clean_manifest: Manifest, reference: list[list[Loade
         assert uid.encode() in data
         assert bytes(tokens.tolist()).split()[1].decode() in COLOURS
     assert digest(reference[0]) != digest(reference[1])
-    # 7 steps of 12 are nearly two passes over 45 samples; each stream starts its second pass when it is ready.
+    # 7 steps of 12 are nearly two passes over 45 samples; each stream starts its second in its own time.
     seen = Counter(i for step in reference for i in step[0].batch.sample_index.tolist())
     assert set(seen) == set(range(45))
     assert max(seen.values()) == 2
@@ -136,9 +132,7 @@ def test_a_second_iteration_goes_on(clean_manifest: Manifest, reference: list[li
     assert_equal([[loaded] for loaded in parts], reference)
 
 
-def test_resume_decodes_nothing_before_the_position(
-    clean_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_decodes_nothing_before_the_position(clean_manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = 0
 
     def counting(data: bytes, max_pixels: int) -> Image.Image:
@@ -212,8 +206,7 @@ def test_a_killed_worker_is_an_error_that_names_it(clean_manifest: Manifest) -> 
     pid = int(next(iterator).batch.images[0, 1])
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match=f"worker.*{pid}"):
-        for _ in range(10):
-            next(iterator)
+        list(islice(iterator, 10))
 
 
 def test_a_worker_outlives_the_signals_that_slurm_sends_to_all(clean_manifest: Manifest) -> None:
@@ -256,9 +249,7 @@ def test_what_workers_get_can_be_pickled(clean_manifest: Manifest) -> None:
 
 
 def test_split_and_to() -> None:
-    batch = Batch(
-        torch.rand(5, 3, 2, 2), torch.ones(5, 4, dtype=torch.int64), torch.arange(5), tuple("abcde")
-    )
+    batch = Batch(torch.rand(5, 3, 2, 2), torch.ones(5, 4, dtype=torch.int64), torch.arange(5), tuple("abcde"))
     parts = batch.split(2)
     assert [len(part) for part in parts] == [2, 2, 1]
     assert parts[2].uids == ("e",)
@@ -272,5 +263,4 @@ def test_synthetic_shards_are_reproducible(tmp_path: Any) -> None:
     a = write_synthetic_shards(tmp_path / "a", 7, 3, 16, seed=4)
     b = write_synthetic_shards(tmp_path / "b", 7, 3, 16, seed=4)
     assert [index_shard(path).num_samples for path in a] == [3, 3, 1]
-    assert [open(path, "rb").read() for path in a] == [open(path, "rb").read() for path in b]
-    assert len(MEAN) == len(STD) == 3
+    assert [Path(path).read_bytes() for path in a] == [Path(path).read_bytes() for path in b]

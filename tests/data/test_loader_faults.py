@@ -1,4 +1,4 @@
-"""Samples and shards that are broken: counted, listed with shard and key, passed over; too many end the run."""
+"""Samples and shards that are broken: counted, listed with shard and key, passed over; many end the run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_loader, take
+from data_helpers import make_loader, take
 from PIL import Image
 
 from neuclip_scale.data import stream_dataset
 from neuclip_scale.data.manifest import Manifest, ManifestError
-from neuclip_scale.data.shards import index_shard, write_shard
+from neuclip_scale.data.shards import ShardIndex, index_shard, write_shard
 from neuclip_scale.data.skips import SkipCounter, SkippedSample, TooManyBadSamples
 
 
@@ -161,7 +161,7 @@ def test_a_long_run_of_bad_samples_is_judged_by_the_worker(
     write_shard(tmp_path / "0.tar", [good(f"g{i}") for i in range(100)])
     write_shard(tmp_path / "1.tar", [{"__key__": f"b{i}", "jpg": b"", "txt": "x"} for i in range(100)])
     options: dict[str, Any] = {"num_streams": 1, "global_batch_size": 5, "shuffle_window": 1}
-    with pytest.raises(TooManyBadSamples, match="data.max_bad_fraction = 0.02"):
+    with pytest.raises(TooManyBadSamples, match=r"data\.max_bad_fraction = 0\.02"):
         take(make_loader(damaged_manifest(), max_bad_fraction=0.02, **options), 30)
     loaded = take(make_loader(damaged_manifest(), max_bad_fraction=0.9, **options), 40)
     assert sum(len(step.skipped) for step in loaded) in (
@@ -188,6 +188,11 @@ def test_many_small_shards_in_one_window_are_indexed_once(
     for number in range(200):  # more than the files kept open
         write_shard(tmp_path / f"{number:05d}.tar", [good(f"g{i}") for i in range(2)])
     calls: list[str] = []
-    monkeypatch.setattr(samples, "index_shard", lambda path: calls.append(path) or index_shard(path))
+
+    def counting(path: str) -> ShardIndex:
+        calls.append(path)
+        return index_shard(path)
+
+    monkeypatch.setattr(samples, "index_shard", counting)
     take(make_loader(damaged_manifest(), shuffle_window=1000, global_batch_size=400), 1)
     assert len(calls) == len(set(calls)) == 200

@@ -50,7 +50,7 @@ def test_save_load_and_current(tmp_path: Path) -> None:
     assert build_manifest(paths).fingerprint != loaded.fingerprint
     os.remove(paths[0])
     assert not loaded.is_current()
-    with pytest.raises(ManifestError, match="00000.tar"):
+    with pytest.raises(ManifestError, match=r"00000\.tar"):
         build_manifest(paths)
 
 
@@ -61,9 +61,7 @@ def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
         build_manifest(write(tmp_path, [0, 0]))
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", '{"format": 99, "shards": []}', '{"format": 1, "shards": [{"a": 1}]}']
-)
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 99, "shards": []}', '{"format": 1, "shards": [{"a": 1}]}'])
 def test_a_foreign_manifest_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "manifest.json"
     path.write_text(text)

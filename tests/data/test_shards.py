@@ -136,9 +136,7 @@ def test_a_failed_write_leaves_the_old_shard(tmp_path: Path, bad: dict[str, Any]
 
 @settings(deadline=None, max_examples=60)
 @given(cut=st.integers(0, 20 * 512 + 700))
-def test_a_cut_shard_keeps_exactly_its_whole_samples(
-    tmp_path_factory: pytest.TempPathFactory, cut: int
-) -> None:
+def test_a_cut_shard_keeps_exactly_its_whole_samples(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     path = tmp_path_factory.getbasetemp() / "cut.tar"
     write_shard(path, [sample(number) for number in range(1, 5)])
     whole, index = path.read_bytes(), index_shard(path)
@@ -165,9 +163,7 @@ def test_a_corrupt_header_in_the_middle_is_told(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=150)
 @given(flips=st.lists(st.tuples(st.integers(0, 9000), st.integers(1, 255)), max_size=20))
-def test_any_flipped_bytes_are_survived(
-    tmp_path_factory: pytest.TempPathFactory, flips: list[tuple[int, int]]
-) -> None:
+def test_any_flipped_bytes_are_survived(tmp_path_factory: pytest.TempPathFactory, flips: list[tuple[int, int]]) -> None:
     path = tmp_path_factory.getbasetemp() / "flipped.tar"
     write_shard(path, [sample(number) for number in range(1, 5)])
     data = bytearray(path.read_bytes())

@@ -139,9 +139,7 @@ def test_damaged_shard_is_written_again(small_demo: Small, demo_cache: Path, tmp
     assert digests(out) == digests(small_demo[0])
 
 
-def test_foreign_and_different_folders_are_refused(
-    small_demo: Small, demo_cache: Path, tmp_path: Path
-) -> None:
+def test_foreign_and_different_folders_are_refused(small_demo: Small, demo_cache: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(DemoDataError, match="not demo data"):
         build_demo(demo_options(tmp_path, demo_cache), lambda *_: None)
@@ -150,9 +148,7 @@ def test_foreign_and_different_folders_are_refused(
         build_demo(type(other)(**{**vars(other), "image_size": 32}), lambda *_: None)
 
 
-def test_command(
-    small_demo: Small, demo_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command(small_demo: Small, demo_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, result = small_demo
     arguments = [str(out), "--limit", "400", "--held-out-names", "20", "--json", str(tmp_path / "r.json")]
     assert main([*arguments, "--cache", str(demo_cache), "--offline"]) == 0
@@ -194,9 +190,7 @@ def test_without_npm_both_ways_out_are_named(tmp_path: Path) -> None:
         f"sys.exit(main([{str(tmp_path / 'out')!r}, '--cache', {str(tmp_path / 'cache')!r}]))"
     )
     environment = {**os.environ, "PATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "apt install npm" in done.stderr
     assert 'pip install "neuclip-scale[npm]"' in done.stderr

@@ -54,9 +54,7 @@ def test_wide_icon_is_centred_and_current_color_is_black() -> None:
 
 
 def test_blank_and_broken_are_told() -> None:
-    blank, broken = draw(
-        make_icon('<rect width="10" height="10" fill="#fff"/>'), make_icon("<path d='M0 0' ")
-    )
+    blank, broken = draw(make_icon('<rect width="10" height="10" fill="#fff"/>'), make_icon("<path d='M0 0' "))
     assert isinstance(blank, Picture)
     assert blank.blank
     assert isinstance(broken, str)
@@ -97,9 +95,7 @@ def test_inner_references_are_allowed() -> None:
 def test_processes_draw_the_same_as_one() -> None:
     icons = [make_icon(f'<circle cx="5" cy="5" r="{1 + i % 7}" fill="#{i:06x}"/>') for i in range(1600)]
     alone, together = list(rasterise(icons, 16, 1)), list(rasterise(icons, 16, 2))
-    assert [p.jpeg for p in alone if isinstance(p, Picture)] == [
-        p.jpeg for p in together if isinstance(p, Picture)
-    ]
+    assert [p.jpeg for p in alone if isinstance(p, Picture)] == [p.jpeg for p in together if isinstance(p, Picture)]
 
 
 def test_another_package_than_the_pinned_is_refused(tmp_path: Path) -> None:

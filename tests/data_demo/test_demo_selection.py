@@ -99,8 +99,7 @@ def test_classes_with_one_picture_are_asked_once() -> None:
     random = np.random.default_rng(1)
     same = np.full((16, 16, 3), 99, np.uint8)
     items = [
-        drawn("noto", name, random.integers(0, 256, (16, 16, 3), dtype=np.uint8))
-        for name in ("norway", "svalbard")
+        drawn("noto", name, random.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for name in ("norway", "svalbard")
     ]
     parts = split([*items, drawn(HELD_OUT, "norway", same), drawn(HELD_OUT, "svalbard", same)], 0)
     assert len(parts.zero_shot) == 1

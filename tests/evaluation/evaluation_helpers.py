@@ -44,10 +44,7 @@ class ColourTokenizer:
     def __call__(self, texts: str | list[str], context_length: int | None = None) -> Tensor:
         lines = [texts] if isinstance(texts, str) else texts
         numbers = {name: position for position, name in enumerate(COLOURS, start=1)}
-        rows = [
-            [numbers.get(word, 0) for word in line.strip(".").split()][: self.context_length]
-            for line in lines
-        ]
+        rows = [[numbers.get(word, 0) for word in line.strip(".").split()][: self.context_length] for line in lines]
         return torch.tensor([row + [0] * (self.context_length - len(row)) for row in rows])
 
 

@@ -22,9 +22,7 @@ def data(tmp_path: Path) -> Path:
     pairs = [{"png": jpeg(COLOURS[name]), "txt": name} for name in names]
     write_set(tmp_path / "data/eval/retrieval", [pairs], dataset_type="retrieval")
     pictures = [{"png": jpeg(COLOURS[name]), "cls": str(i)} for i, name in enumerate(names)]
-    write_set(
-        tmp_path / "data/eval/zeroshot", [[*pictures, {"png": b"x", "cls": "0"}]], classnames="\n".join(names)
-    )
+    write_set(tmp_path / "data/eval/zeroshot", [[*pictures, {"png": b"x", "cls": "0"}]], classnames="\n".join(names))
     (tmp_path / "data/demo.json").write_text(json.dumps({"caveat": "This is clip art."}))
     return tmp_path / "data/eval"
 
@@ -95,9 +93,7 @@ def test_right_answers_are_green(tmp_path: Path) -> None:
     pictures = [Image.new("RGB", (8, 8), (200, 200, 200))] * 6
     captions = [f"name {i}" for i in range(6)]
     for text, greenish in ((features, True), (features.roll(1, 0) - features, False)):
-        retrieval_page(
-            features, F.normalize(text, dim=-1), pictures, captions, tmp_path / "page.png", num_queries=3
-        )
+        retrieval_page(features, F.normalize(text, dim=-1), pictures, captions, tmp_path / "page.png", num_queries=3)
         array = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
         green = ((array[..., 1] - array[..., 0] > 60) & (array[..., 1] - array[..., 2] > 40)).sum()
         assert (green > 500) == greenish

@@ -28,9 +28,7 @@ def by_hand(
     rows = []
     for anchor, partner, place in zip(anchors, partners, places, strict=True):
         others = [reference[j] for j in range(len(reference)) if j != place]
-        rows.append(
-            math.log(eps + np.mean([math.exp((anchor @ x - anchor @ partner) / tau) for x in others]))
-        )
+        rows.append(math.log(eps + np.mean([math.exp((anchor @ x - anchor @ partner) / tau) for x in others])))
     return rows
 
 

@@ -61,9 +61,7 @@ def test_two_equal_answers_are_one_loss_each() -> None:
     assert pessimistic_ranks(gallery, gallery, torch.arange(5)[:, None]).tolist() == [0, 1, 0, 1, 0]
 
 
-@pytest.mark.parametrize(
-    ("num_right", "num_gallery", "k"), [(1, 7, 1), (1, 7, 5), (2, 7, 3), (3, 6, 10), (5, 6, 2)]
-)
+@pytest.mark.parametrize(("num_right", "num_gallery", "k"), [(1, 7, 1), (1, 7, 5), (2, 7, 3), (3, 6, 10), (5, 6, 2)])
 def test_chance_by_enumeration(num_right: int, num_gallery: int, k: int) -> None:
     draws = list(itertools.combinations(range(num_gallery), min(k, num_gallery)))
     expected = sum(any(i < num_right for i in draw) for draw in draws) / len(draws)

@@ -98,22 +98,17 @@ def _finished_before(out: Path, fingerprint: str) -> dict[str, Any] | None:
             before = json.loads((out / name).read_bytes())
             if before.get("fingerprint") != fingerprint:
                 raise DemoDataError(
-                    f"{out} holds demo data made with other options or versions: "
-                    "give another folder, or delete it."
+                    f"{out} holds demo data made with other options or versions: give another folder, or delete it."
                 )
             complete = name == _RESULT and _file_sizes(out) == before.get("files")
             return before if complete else None
     raise DemoDataError(f"{out} is not empty and not demo data: give another folder, nothing was written.")
 
 
-def _draw(
-    chosen: Sequence[NamedIcon], options: DemoOptions, report: Report
-) -> tuple[list[Drawn], dict[str, str]]:
+def _draw(chosen: Sequence[NamedIcon], options: DemoOptions, report: Report) -> tuple[list[Drawn], dict[str, str]]:
     drawn: list[Drawn] = []
     malformed: dict[str, str] = {}
-    pictures = rasterise(
-        [named.icon for named in chosen], options.image_size, options.workers or default_workers()
-    )
+    pictures = rasterise([named.icon for named in chosen], options.image_size, options.workers or default_workers())
     for number, (named, picture) in enumerate(zip(chosen, pictures, strict=True), start=1):
         if isinstance(picture, str):
             malformed[f"{named.icon.source}:{named.icon.name}"] = picture
@@ -123,9 +118,7 @@ def _draw(
     return drawn, malformed
 
 
-def _write(
-    parts: Split, icon_sets: Sequence[IconSet], options: DemoOptions, report: Report
-) -> tuple[int, int]:
+def _write(parts: Split, icon_sets: Sequence[IconSet], options: DemoOptions, report: Report) -> tuple[int, int]:
     origin = {icon_set.source.name: icon_set for icon_set in icon_sets}
     num_kept = write.write_train_shards(
         options.out / "train",

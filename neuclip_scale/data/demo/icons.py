@@ -85,9 +85,7 @@ def read_icon_set(package: Path, source: Source) -> IconSet:
     )
 
 
-def _read_icons(
-    values: Mapping[str, Any], source: Source, package: Path
-) -> tuple[list[Icon], dict[str, str]]:
+def _read_icons(values: Mapping[str, Any], source: Source, package: Path) -> tuple[list[Icon], dict[str, str]]:
     """Visible icons, among them aliases that mirror or turn one, and the aliases that only rename one."""
     defaults = {key: values[key] for key in ("left", "top", "width", "height") if key in values}
     codes = {name: code for code, name in _read_optional(package / "chars.json").items()}

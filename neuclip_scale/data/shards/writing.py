@@ -60,9 +60,7 @@ def _encode_sample(sample: Mapping[str, Any], path: str, seen: set[str]) -> dict
     if key in seen:
         raise ShardError(f"{path}: __key__ {key!r} is given twice: keys must be unique in a shard.")
     seen.add(key)
-    members = {
-        name: _encode(value, f"{path}: {key}.{name}") for name, value in sample.items() if name[0] != "_"
-    }
+    members = {name: _encode(value, f"{path}: {key}.{name}") for name, value in sample.items() if name[0] != "_"}
     return {"__key__": key, **members}
 
 
