@@ -86,7 +86,11 @@ class RunState:
         shared, ranks = checkpoint.load_all_ranks(path)
         checkpoint.check_compatible(checkpoint.saved_recipe(shared), self.config)
         self._check_same_order(shared, manifest)
+        # The optimizer's state comes with the groups' old options; those of this recipe hold (a lower learning rate, say).
+        options = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
         engine.load_state_dict({key: shared[key] for key in engine.state_dict()})
+        for group, own in zip(engine.optimizer.param_groups, options):
+            group.update(own)
         objective.load_state_dict(shared["objective"])
         objective.load_rank_states([state["objective"] for state in ranks])
         loader.load_positions(shared["stream_positions"])

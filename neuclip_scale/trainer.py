@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +23,7 @@ from neuclip_scale.data.transforms import EvalTransform, TrainTransform
 from neuclip_scale.engines import create_engine
 from neuclip_scale.evaluation.normalizer_monitor import NormalizerMonitor
 from neuclip_scale.evaluation.suite import evaluate_folder
-from neuclip_scale.grad_cache import CachedFeatures
+from neuclip_scale.grad_cache import CachedFeatures, RandomState
 from neuclip_scale.models.clip import build_model
 from neuclip_scale.models.tokenizer import build_tokenizer
 from neuclip_scale.objectives import ObjectiveOutput, create_objective
@@ -103,6 +104,7 @@ class Trainer:
         )
         self.eval_transform = EvalTransform(*look)
         self.micro_batch_size = micro_batch_size(config, self.world_size)
+        self.monitor = self._normalizer_monitor()
         if start_from is not None:
             self.run_state.load(start_from, self.engine, self.objective, self.loader, self.manifest)
 
@@ -118,7 +120,6 @@ class Trainer:
         skips = SkipLog(self.run_dir / "skipped" / f"rank_{self.rank:05d}.jsonl")
         if distributed.is_main():
             skips.add_shard_faults(self.manifest)
-        monitor = self._normalizer_monitor()
         logger = telemetry.RunLogger(
             self.run_dir,
             self.rank,
@@ -132,7 +133,8 @@ class Trainer:
             batches = iter(self.loader)
             while state.step < self.num_steps:
                 began = time.perf_counter()
-                loaded = cast(LoadedBatch, next(batches))
+                with self._keep_random_state():
+                    loaded = cast(LoadedBatch, next(batches))
                 data_time = time.perf_counter() - began
                 set_learning_rates(
                     self.engine.optimizer,
@@ -140,7 +142,7 @@ class Trainer:
                     temperature_dropped=state.temperature_dropped,
                 )
                 batch = loaded.batch.to(self.device, non_blocking=True)
-                result = self.train_step(batch, monitor if monitor.is_due(state.step + 1) else None)
+                result = self.train_step(batch, self.monitor if self.monitor.is_due(state.step + 1) else None)
                 metrics, stopping = self._reduce(result, loaded, stop.requested)
                 self._check_finite(metrics["loss"], result, batch)
                 state.advance(loaded, tau=1 / metrics["logit_scale"])
@@ -151,7 +153,7 @@ class Trainer:
                 )
                 step_time = time.perf_counter() - began
                 state.train_seconds += step_time
-                metrics |= monitor.take_result()
+                metrics |= self.monitor.take_result()
                 metrics |= {"lr": self.engine.optimizer.param_groups[0]["lr"], "data_time": data_time}
                 metrics |= {"step_time": step_time, "num_skipped": state.num_skipped}
                 logger.log_step(state.step, metrics)
@@ -174,7 +176,8 @@ class Trainer:
         self.objective.train()
         output = self.objective(pairs, cached.logit_scale, gather(batch.sample_index))
         if monitor is not None:
-            monitor.measure(engine, pairs, cached.logit_scale, output, batch.sample_index)
+            with self._keep_random_state():
+                monitor.measure(engine, pairs, cached.logit_scale, output, batch.sample_index)
         for rows, encoded in cached.replay(engine.micro_step):
             engine.backward(
                 encoded,
@@ -279,9 +282,18 @@ class Trainer:
             return {}
 
         folder = Path(self.config.evaluation.data)
-        return distributed.on_main(
-            lambda: evaluate_folder(self.engine.module, folder, self.tokenizer, self.eval_transform, self.device)
-        )
+        with self._keep_random_state():
+            return distributed.on_main(
+                lambda: evaluate_folder(self.engine.module, folder, self.tokenizer, self.eval_transform, self.device)
+            )
+
+    def _keep_random_state(self) -> AbstractContextManager[None]:
+        """Inside, nothing is taken from the generators that dropout draws from.
+
+        A DataLoader takes its seed there when it starts: a resumed run, and one that measures more, would drop out
+        other units.
+        """
+        return RandomState.capture(self.device).replayed(self.device)
 
     def _finish(self, logger: telemetry.RunLogger, finished: bool) -> dict[str, Any]:
         state = self.run_state

@@ -176,26 +176,12 @@ def _load(path: Path, preset: str) -> tuple[CLIP, Tokenizer]:
 def _draw_figures(
     arguments: EvaluateArguments, model: CLIP, tokenizer: Tokenizer, transform: Any, device: torch.device
 ) -> None:
-    from neuclip_scale.evaluation.datasets import open_set, read_thumbnails
-    from neuclip_scale.evaluation.figures import loss_curve, retrieval_page
-    from neuclip_scale.evaluation.retrieval import encode_pairs
-    from neuclip_scale.evaluation.suite import find_sets
+    from neuclip_scale.evaluation.figures import loss_curve
+    from neuclip_scale.evaluation.pages import draw_retrieval_pages
 
     folder = arguments.figures
     assert folder is not None
-    for name, path in find_sets(arguments.data).items():
-        dataset = open_set(path)
-        if dataset.task == "retrieval":
-            pairs = encode_pairs(model, dataset, tokenizer, transform, device, arguments.batch_size)
-            first = pairs.first_captions()
-            retrieval_page(
-                pairs.image_features,
-                pairs.text_features[first],
-                read_thumbnails(dataset),
-                [pairs.captions[position] for position in first],
-                folder / f"{name}.png",
-                title=f"{name}: {len(first):,} pictures, queries drawn at random",
-            )
+    draw_retrieval_pages(model, arguments.data, tokenizer, transform, device, folder, arguments.batch_size)
     metrics = arguments.model / "metrics.jsonl"
     if metrics.is_file():
         loss_curve({arguments.model.name: metrics}, folder / "loss.png")

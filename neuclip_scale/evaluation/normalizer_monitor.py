@@ -53,6 +53,8 @@ class NormalizerMonitor:
         if 0 < num_reference < total:
             indices = np.sort(np.random.default_rng(seed).choice(total, num_reference, replace=False))
         self._samples = IndexedSamples(manifest, section, indices.tolist(), transform)
+        self.on_exact: Callable[[Tensor, ObjectiveOutput], None] = lambda exact, output: None
+        """Called with the exact values [b, 2] of each measurement, for studies that watch several estimators."""
         self._result: dict[str, Any] = {}
 
     def is_due(self, step: int) -> bool:
@@ -82,8 +84,9 @@ class NormalizerMonitor:
         exact = torch.stack(
             exact_log_normalizers(pairs.image, pairs.text, places, image, text, 1 / logit_scale, eps=self.eps), 1
         )  # [b, 2]
+        self.on_exact(exact, output)
         result: dict[str, Any] = {"normalizer/num_reference": len(index)}
-        for suffix, rows in (("", output.rows), ("_batch", output.batch_rows)):
+        for suffix, rows in (("", output.estimates), ("_batch", output.batch_rows)):
             for name, value in error_statistics(rows, exact).items():
                 result[f"normalizer/{name}{suffix}"] = value
         return result

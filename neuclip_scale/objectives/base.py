@@ -26,7 +26,8 @@ class ObjectiveOutput(NamedTuple):
     text_gradient: Tensor  # [b, d]
     logit_scale_gradient: Tensor  # [1], this rank's share of dL/d(1/tau)
     rows: Tensor  # [b, 2], log-normalizers used for (image, text) anchors
-    batch_rows: Tensor  # [b, 2], the mini-batch's own estimates of the same
+    estimates: Tensor  # [b, 2], what the objective takes log(eps + g) over the data set to be
+    batch_rows: Tensor  # [b, 2], log g over the mini-batch alone
     metrics: dict[str, Tensor]  # [] each, means over this rank's pairs
 
 
@@ -127,6 +128,7 @@ class MarginObjective(Objective):
             text_gradient=text,
             logit_scale_gradient=((inner - loss) / scale).reshape(1),
             rows=rows,
+            estimates=rows,
             batch_rows=batch_rows,
             metrics=metrics,
         )

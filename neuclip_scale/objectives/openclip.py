@@ -33,6 +33,7 @@ class OpenCLIP(Objective):
             text_gradient=text,
             logit_scale_gradient=((image * pairs.image).sum() / scale).reshape(1),
             rows=rows,
+            estimates=batch_rows,
             batch_rows=batch_rows,
             metrics={"normalizer/batch_mean": batch_rows.mean()},
         )
