@@ -55,7 +55,9 @@ def initialize(device: str = "auto", timeout_minutes: float = 30.0) -> torch.dev
     """
     launch = read_launch()
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("engine.device", device, "torch sees no GPU", "Run `neuclip doctor`, or use engine.device=cpu.")
+        raise ConfigError(
+            "engine.device", device, "torch sees no GPU", "Run `neuclip doctor`, or use engine.device=cpu."
+        )
     use_cuda = device != "cpu" and torch.cuda.is_available()
     if use_cuda and launch.local_rank >= torch.cuda.device_count():
         raise ConfigError(
@@ -84,7 +86,10 @@ def _export_rendezvous(launch: Launch) -> None:
     """Give torch the address of the first node of this Slurm job; a port derived from the job keeps jobs apart."""
     if "MASTER_ADDR" not in os.environ:
         hosts = subprocess.run(
-            ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
+            ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         os.environ["MASTER_ADDR"] = hosts.stdout.split()[0]
     os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000))

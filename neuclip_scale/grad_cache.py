@@ -90,7 +90,7 @@ class CachedFeatures:
                 yield slice(0, self.image.shape[0]), kept
             return
         first = 0
-        for micro, random in zip(self.micro_batches, self._random):
+        for micro, random in zip(self.micro_batches, self._random, strict=True):
             rows = slice(first, first + len(micro))
             first = rows.stop
             is_last = rows.stop == self.image.shape[0]

@@ -70,9 +70,7 @@ class ContrastiveLoss(nn.Module):
             raise RuntimeError("log_normalizers: there was no call of this loss yet.")
         return self._rows[:, 0], self._rows[:, 1]
 
-    def step(
-        self, image: Tensor, text: Tensor, logit_scale: Tensor, sample_index: Tensor | None
-    ) -> ObjectiveOutput:
+    def step(self, image: Tensor, text: Tensor, logit_scale: Tensor, sample_index: Tensor | None) -> ObjectiveOutput:
         """Gather, then run the objective on the global batch (collective)."""
         dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
         image, text = image.detach().to(dtype), text.detach().to(dtype)

@@ -14,7 +14,9 @@ TEMPERATURE_DROP = 1 / 3
 """Factor on tau's learning rate once tau is small (FastCLIP, arXiv 2407.01445)."""
 
 
-def parameter_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], section: OptimConfig) -> list[dict[str, object]]:
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], section: OptimConfig
+) -> list[dict[str, object]]:
     """Three groups, `name` decay, no_decay and temperature, each with its peak learning rate in `peak_lr`.
 
     Weight decay goes to tensors of two and more dimensions outside norms, as in open_clip; logit_scale and

@@ -79,9 +79,7 @@ class RunState:
         per_rank = {"random": checkpoint.capture_rng(), "objective": objective.rank_state()}
         checkpoint.save_checkpoint(self.folder, self.step, shared, per_rank, keep=self.config.checkpoint.keep)
 
-    def load(
-        self, path: Path, engine: Engine, objective: Objective, loader: TrainLoader, manifest: Manifest
-    ) -> None:
+    def load(self, path: Path, engine: Engine, objective: Objective, loader: TrainLoader, manifest: Manifest) -> None:
         """Go on from checkpoint `path`, also one saved by another number of ranks (collective)."""
         shared, ranks = checkpoint.load_all_ranks(path)
         checkpoint.check_compatible(checkpoint.saved_recipe(shared), self.config)

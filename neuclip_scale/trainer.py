@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from neuclip_scale.similarity import PairFeatures
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss is NaN or infinite; names the step, the ranks and the file with the batch's uids."""
+    """The loss or its gradient is NaN or infinite; names the step, the ranks and the file with the batch's uids."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,16 @@ class Trainer:
                 batch = loaded.batch.to(self.device, non_blocking=True)
                 result = self.train_step(batch, self.monitor if self.monitor.is_due(state.step + 1) else None)
                 metrics, stopping = self._reduce(result, loaded, stop.requested)
-                self._check_finite(metrics["loss"], result, batch)
+                self._check_finite(metrics, result, batch)
                 state.advance(loaded, tau=1 / metrics["logit_scale"])
                 skips.add(loaded.skipped)
                 # Counts of all ranks, equal on all ranks: they stop together.
                 check_bad_fraction(
-                    state.num_read, state.num_skipped, skips.first, config.data.max_bad_fraction, f"listed in {skips.path.parent}"
+                    state.num_read,
+                    state.num_skipped,
+                    skips.first,
+                    config.data.max_bad_fraction,
+                    f"listed in {skips.path.parent}",
                 )
                 step_time = time.perf_counter() - began
                 state.train_seconds += step_time
@@ -162,7 +167,11 @@ class Trainer:
                     break
             finished = state.step >= self.num_steps
             if not finished:
-                logger.message(f"stopped by {stop.name or 'another rank'} at step {state.step}; saved. Run again to go on.")
+                # Started again from a PATH, the run would begin there once more.
+                again = "Run again" if config.resume == "auto" else "Run again with --resume auto"
+                logger.message(
+                    f"stopped by {stop.name or 'another rank'} at step {state.step}; saved. {again} to go on."
+                )
             return self._finish(logger, finished)
 
     def train_step(self, batch: Batch, monitor: NormalizerMonitor | None = None) -> StepResult:
@@ -245,12 +254,15 @@ class Trainer:
         self.run_state.count(int(num_read), int(num_skipped))
         digests = distributed.all_gather_rows(loaded.stream_digests.to(self.device))
         metrics: dict[str, Any] = {"loss": loss, "logit_scale": scale, "grad_norm": grad_norm}
-        metrics |= dict(zip(names, means))
+        metrics |= dict(zip(names, means, strict=True))
         metrics["batch_digest"] = batch_digest(digests.tolist())
         return metrics, stopping > 0
 
-    def _check_finite(self, loss: float, result: StepResult, batch: Batch) -> None:
-        if torch.isfinite(torch.tensor(loss)):
+    def _check_finite(self, metrics: dict[str, Any], result: StepResult, batch: Batch) -> None:
+        # fp16's loss scaler looks for bad gradients itself: it skips the update and lowers its scale.
+        watched = ("loss",) if self.config.train.precision == "fp16" else ("loss", "grad_norm")
+        bad = next((name for name in watched if not math.isfinite(metrics[name])), None)
+        if bad is None:
             return
         step = self.run_state.step + 1
         path = self.run_dir / f"nonfinite_step_{step:09d}_rank_{self.rank:05d}.json"
@@ -259,9 +271,10 @@ class Trainer:
         everyone = distributed.gather_objects((self.rank, finite, batch.uids[:3]))
         culprits = [entry for entry in everyone if not entry[1]] or everyone
         listed = "; ".join(f"rank {rank} (uids {', '.join(uids)}, ...)" for rank, _, uids in culprits)
-        cause = "features are not finite" if not culprits[0][1] else "features are finite, the objective is not"
+        source = "backward pass" if math.isfinite(metrics["loss"]) else "objective"
+        cause = "features are not finite" if not culprits[0][1] else f"features are finite, the {source} is not"
         raise NonFiniteLossError(
-            f"step {step}: loss = {loss}; {cause} on {listed}. All uids: {path.parent}/nonfinite_step_{step:09d}_rank_*.json. "
+            f"step {step}: {bad} = {metrics[bad]}; {cause} on {listed}. All uids: {path.parent}/nonfinite_step_{step:09d}_rank_*.json. "
             f"Lower optim.learning_rate, clip with train.max_grad_norm, or use bf16; "
             f"the last checkpoint in {self.run_dir / 'checkpoints'} is from before this step."
         )

@@ -238,9 +238,7 @@ def test_a_pickle_payload_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({(1, 2): 3}, r"has the key \(1, 2\)"),
     ],
 )
-def test_content_that_could_not_be_read_back_is_refused_when_saving(
-    tmp_path: Path, value: Any, message: str
-) -> None:
+def test_content_that_could_not_be_read_back_is_refused_when_saving(tmp_path: Path, value: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         save_checkpoint(tmp_path, 1, {"a": [0, value]}, {}, keep=1)
     assert names(tmp_path) == []
@@ -272,18 +270,14 @@ def tiny_disk(tmp_path: Path) -> Any:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip(
-            "mounting a tiny file system needs root; test_full_disk covers a failing write without it"
-        )
+        pytest.skip("mounting a tiny file system needs root; test_full_disk covers a failing write without it")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_full_file_system(tiny_disk: Path) -> None:
     save(tiny_disk, 1)
-    with pytest.raises(
-        CheckpointError, match=r"No space left on device.*Free space; earlier checkpoints are intact"
-    ):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*Free space; earlier checkpoints are intact"):
         save_checkpoint(tiny_disk, 2, {"weight": torch.zeros(100_000)}, {}, keep=1)
     assert names(tiny_disk) == ["latest", "step_000000001"]
     assert save(tiny_disk, 3, keep=1) == latest_checkpoint(tiny_disk)

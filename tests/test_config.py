@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from neuclip_scale import config
 from neuclip_scale.config import (
     ConfigError,
     Recipe,
@@ -21,6 +20,7 @@ from neuclip_scale.config import (
     micro_batch_size,
     parse,
     recipe_names,
+    schema,
 )
 
 
@@ -71,7 +71,7 @@ def test_there_is_a_demo_recipe() -> None:
 
 def test_every_field_has_help() -> None:
     """The text below a field is what `neuclip train RECIPE --help` shows for it."""
-    source = Path(config.__file__).read_text("utf-8")
+    source = Path(schema.__file__).read_text("utf-8")
     lines = [line.strip() for line in source.splitlines()]
     for section in sections(Recipe):
         for field in dataclasses.fields(section):
@@ -191,9 +191,7 @@ def test_wrong_file(tmp_path: Path, text: str, problem: str) -> None:
 
 
 def test_missing_recipe_lists_the_packaged_ones() -> None:
-    with pytest.raises(
-        ConfigError, match=r"neither a packaged recipe nor a file\. Packaged recipes: .*demo"
-    ) as error:
+    with pytest.raises(ConfigError, match=r"neither a packaged recipe nor a file\. Packaged recipes: .*demo") as error:
         load_recipe("nowhere.yaml")
     message(error)
 

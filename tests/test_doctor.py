@@ -58,9 +58,7 @@ def test_few_open_files(tmp_path: Path, limit: int, status: str) -> None:
     assert ("ulimit -n 4096" in row["remedy"]) == (status != "ok")
 
 
-def test_a_torchvision_of_another_torch(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_torchvision_of_another_torch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def missing(*_: Any) -> None:
         raise RuntimeError("operator torchvision::nms does not exist")
 

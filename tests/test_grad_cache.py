@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from neuclip_scale.config import NPNConfig, ObjectiveConfig
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.grad_cache import CachedFeatures
 from neuclip_scale.models.clip import CLIP, CLIPOutput, create_model
 from neuclip_scale.models.presets import get_preset
 from neuclip_scale.objectives import create_objective
 from neuclip_scale.objectives.registry import Problem
-from neuclip_scale.config import NPNConfig, ObjectiveConfig
 from neuclip_scale.similarity import PairFeatures
 
 B = 11

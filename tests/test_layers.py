@@ -76,9 +76,7 @@ def imports_of(module: str, path: Path) -> Iterator[Import]:
         elif isinstance(node, ast.ImportFrom):
             base = absolute(node, module, path)
             # `from package import module` imports the module, `from module import name` does not.
-            names = [
-                f"{base}.{alias.name}" if is_module(f"{base}.{alias.name}") else base for alias in node.names
-            ]
+            names = [f"{base}.{alias.name}" if is_module(f"{base}.{alias.name}") else base for alias in node.names]
         else:
             continue
         for name in dict.fromkeys(names):
@@ -86,11 +84,7 @@ def imports_of(module: str, path: Path) -> Iterator[Import]:
 
 
 def functions(tree: ast.AST) -> Iterator[ast.AST]:
-    return (
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-    )
+    return (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
 
 
 def absolute(node: ast.ImportFrom, module: str, path: Path) -> str:
@@ -135,9 +129,7 @@ def test_there_is_something_to_check() -> None:
 
 
 def test_imports_go_downward() -> None:
-    upward = [
-        where(found) for found, target in internal() if LAYERS[unit(target)] > LAYERS[unit(found.module)]
-    ]
+    upward = [where(found) for found, target in internal() if LAYERS[unit(target)] > LAYERS[unit(found.module)]]
     assert not upward, "\n".join(upward)
 
 

@@ -86,15 +86,11 @@ def _read_checksums(path: Path) -> dict[str, Any]:
         needed = {SHARED_FILE, *map(rank_file, range(num_ranks))}
         complete = needed == set(files) and all({"size", "sha256"} <= set(entry) for entry in files.values())
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{file} is missing. Give a folder like RUN/checkpoints/step_000001000."
-        ) from error
+        raise CheckpointError(f"{file} is missing. Give a folder like RUN/checkpoints/step_000001000.") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{file} is unreadable ({error!r}). Use another checkpoint.") from error
     if version != FORMAT:
-        raise CheckpointError(
-            f"{file} has format {version!r}, not {FORMAT}. Use the neuclip-scale that wrote it."
-        )
+        raise CheckpointError(f"{file} has format {version!r}, not {FORMAT}. Use the neuclip-scale that wrote it.")
     if not complete:
         raise CheckpointError(f"{file} does not list exactly {sorted(needed)}. Use another checkpoint.")
     return dict(checksums)
@@ -120,9 +116,7 @@ def _load(path: Path, name: str, checksums: Mapping[str, Any]) -> dict[str, Any]
     _verify_file(path, name, checksums)
     try:
         content = torch.load(path / name, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # of many kinds, and torch's advice to turn weights_only off must not reach the user
+    except Exception as error:  # of many kinds, and torch's advice to turn weights_only off must not reach the user
         kind = type(error).__name__
         raise CheckpointError(f"{path / name} is refused: not plain tensors and values ({kind}).") from error
     return dict(content)

@@ -28,8 +28,7 @@ def saved_recipe(shared: Mapping[str, Any]) -> Recipe:
 def check_compatible(saved_recipe: Recipe, recipe: Recipe) -> None:
     """Raise ConfigError, listing the fields, if `recipe` has another model or objective than the saved."""
     saved, wanted = (
-        {**_fields(each.model, "model."), **_fields(each.objective, "objective.")}
-        for each in (saved_recipe, recipe)
+        {**_fields(each.model, "model."), **_fields(each.objective, "objective.")} for each in (saved_recipe, recipe)
     )
     different = [name for name in wanted if saved[name] != wanted[name] and name not in FREE_TO_CHANGE]
     if different:
@@ -48,9 +47,7 @@ def load_run_model(path: Path) -> tuple[CLIP, Recipe]:
     path = Path(path)
     chosen = path if (path / CHECKSUMS_FILE).exists() else latest_checkpoint(path / "checkpoints")
     if chosen is None:
-        raise CheckpointError(
-            f"{path} has no intact checkpoint. Give a run folder or RUN/checkpoints/step_N."
-        )
+        raise CheckpointError(f"{path} has no intact checkpoint. Give a run folder or RUN/checkpoints/step_N.")
     shared = load_shared(chosen)
     recipe = saved_recipe(shared)
     model = build_model(recipe)

@@ -71,9 +71,7 @@ def _on_all_ranks(target: Path, action: Callable[[Path], T]) -> list[T]:
     result, problem, cause = None, None, None
     try:
         result = action(partial)
-    except (
-        Exception
-    ) as error:  # raised below on all ranks: raised on this one alone, the others would wait for it
+    except Exception as error:  # raised below on all ranks: raised on this one alone, the others would wait for it
         problem, cause = f"rank {rank()}: {_explain(error)}", error
     outcomes: list[Any] = gather_objects((result, problem))
     problems = [text for _, text in outcomes if text]
@@ -110,9 +108,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
             raise file.error
         raw.flush()
         os.fsync(raw.fileno())
-        if hasattr(
-            os, "posix_fadvise"
-        ):  # else the read below comes from memory and proves nothing about the disk
+        if hasattr(os, "posix_fadvise"):  # else the read below comes from memory and proves nothing about the disk
             os.posix_fadvise(raw.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     written = {"size": file.size, "sha256": file.digest.hexdigest()}
     read = measure(path)

@@ -86,7 +86,7 @@ def _measures(scores: dict[str, Any]) -> list[tuple[str, Keys, tuple[Keys, Keys]
             ("top-1", ("top1",), (("chance_top1",), ("majority",))),
             ("top-5", ("top5",), (("chance_top5",), none)),
         ]
-    rows = []
+    rows: list[tuple[str, Keys, tuple[Keys, Keys]]] = []
     for direction in ("image_to_text", "text_to_image"):
         for measure in scores[direction]:
             label = f"{direction.replace('_', ' ')} {measure.replace('recall', 'R')}"

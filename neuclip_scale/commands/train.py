@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import sys
 from pathlib import Path
 
 import tyro
@@ -24,9 +25,12 @@ Exit status: 0 finished, 1 failed, 2 bad usage, 75 saved and stopped by SIGTERM 
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
     if not argv or argv[0].startswith("-"):
-        print(USAGE.format(names=", ".join(recipe_names())))
-        return 0 if argv and argv[0] in ("-h", "--help") else 2
+        asked = bool(argv) and argv[0] in ("-h", "--help")
+        print(USAGE.format(names=", ".join(recipe_names())), file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     config, json_path = read_arguments(argv)
+    if json_path:  # now, and not after days of training
+        Path(json_path).parent.mkdir(parents=True, exist_ok=True)
     # torch and the models take seconds to import: not before the arguments are known to be good.
     from neuclip_scale import distributed, telemetry
     from neuclip_scale.run_state import EXIT_STOPPED
@@ -41,6 +45,7 @@ def main(argv: list[str]) -> int:
             print(f"run folder: {config.run_dir}   TensorBoard: tensorboard --logdir {config.run_dir}/tensorboard")
             if json_path:
                 telemetry.write_json(Path(json_path), summary)
+        distributed.barrier()  # a launcher ends the other ranks as soon as one leaves with EXIT_STOPPED
     finally:
         distributed.shutdown()
     return 0 if summary["status"] == "finished" else EXIT_STOPPED
@@ -55,13 +60,26 @@ class _Train(Recipe):
 
 
 def read_arguments(argv: list[str]) -> tuple[Recipe, str]:
-    """RECIPE and overrides -> (Recipe, --json's path); exits with 2 on bad usage, as argparse does."""
-    recipe = load_recipe(argv[0])
+    """RECIPE and overrides -> (Recipe, --json's path); exits with 2 on bad usage, as argparse does.
+
+    `section.field=value` is YAML, as in a recipe; `--section.field VALUE` wins over it. Raises `ConfigError`.
+    """
+    overrides, options = split_arguments(argv[1:])
+    recipe = load_recipe(argv[0], overrides)
     fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
-    arguments = [f"--{token}" if re.match(r"[a-z_]+(\.[a-z_]+)*=", token) else token for token in argv[1:]]
     parsed = tyro.cli(
-        _Train, default=_Train(**fields), args=arguments, prog=f"neuclip train {argv[0]}",
+        _Train, default=_Train(**fields), args=options, prog=f"neuclip train {argv[0]}",
         config=(tyro.conf.FlagConversionOff,),
     )  # fmt: skip
     values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(Recipe)}
     return Recipe(**values), parsed.json
+
+
+def split_arguments(tokens: list[str]) -> tuple[list[str], list[str]]:
+    """(`section.field=value` overrides, everything else); what follows `--option` is its value, whatever it looks like."""
+    overrides, options, is_value = [], [], False
+    for token in tokens:
+        is_override = not is_value and re.match(r"[a-z_]+(\.[a-z_]+)*=", token)
+        (overrides if is_override else options).append(token)
+        is_value = token.startswith("--") and "=" not in token
+    return overrides, options

@@ -54,14 +54,16 @@ class IndexedSamples(Dataset[Row | None]):
         return image, raw.caption, sample_index, raw.uid
 
 
-def indexed_batches(samples: IndexedSamples, tokenizer: Tokenizer, *, batch_size: int, num_workers: int) -> Iterator[Batch]:
+def indexed_batches(
+    samples: IndexedSamples, tokenizer: Tokenizer, *, batch_size: int, num_workers: int
+) -> Iterator[Batch]:
     """Batches of the usable samples, in order; a batch may be smaller where samples could not be used."""
 
     def collate(rows: list[Row | None]) -> Batch | None:
         usable = [row for row in rows if row is not None]
         if not usable:
             return None
-        images, captions, indices, uids = zip(*usable)
+        images, captions, indices, uids = zip(*usable, strict=True)
         return Batch(torch.stack(images), tokenizer(list(captions)), torch.tensor(indices), tuple(uids))
 
     loader = DataLoader(

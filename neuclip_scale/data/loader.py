@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -143,7 +144,12 @@ class TrainLoader:
 
     @staticmethod
     def _next_chunk(chunks: Iterator[ChunkOrError]) -> Chunk:
-        chunk = next(chunks)
+        try:
+            chunk = next(chunks)
+        except (EOFError, ConnectionError) as error:
+            # Its tensors were on their way; a moment later torch's SIGCHLD handler raises and names the worker.
+            time.sleep(2)
+            raise RuntimeError("a DataLoader worker ended while it was sending a batch") from error
         if isinstance(chunk, TooManyBadSamples):
             raise chunk
         return chunk

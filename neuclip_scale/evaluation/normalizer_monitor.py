@@ -80,7 +80,8 @@ class NormalizerMonitor:
     ) -> dict[str, Any]:
         image, text, index = self._encode_reference(engine.module, engine)
         places = torch.searchsorted(index, sample_index).clamp_max(len(index) - 1)
-        places = torch.where(index[places] == sample_index, places, -1)  # -1: not in the reference, nothing to leave out
+        # -1: not in the reference, so nothing to leave out
+        places = torch.where(index[places] == sample_index, places, -1)
         exact = torch.stack(
             exact_log_normalizers(pairs.image, pairs.text, places, image, text, 1 / logit_scale, eps=self.eps), 1
         )  # [b, 2]

@@ -36,6 +36,4 @@ def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
 
 
 def _recording_layers(module: nn.Module) -> list[_BatchNorm]:
-    return [
-        layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats
-    ]
+    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]

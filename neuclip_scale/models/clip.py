@@ -63,9 +63,7 @@ class CLIP(nn.Module):
     ) -> None:
         super().__init__()
         if not temperature_init > 0:
-            raise ConfigError(
-                "objective.temperature_init", temperature_init, "must be above zero", "CLIP's is 0.07."
-            )
+            raise ConfigError("objective.temperature_init", temperature_init, "must be above zero", "CLIP's is 0.07.")
         self.embed_dim, self.image_size, self.context_length = embed_dim, image_size, text.context_length
         self.image_mean, self.image_std = image_mean, image_std
         self.visual = visual

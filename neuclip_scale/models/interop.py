@@ -36,8 +36,7 @@ _MAX_LISTED = 10
 def to_open_clip_state_dict(model: CLIP) -> dict[str, Tensor]:
     """The model's parameters and buffers under open_clip's names and shapes; sharing their memory."""
     return {
-        name: tensor.detach().reshape([]) if name in _SCALARS else tensor
-        for name, tensor in model.state_dict().items()
+        name: tensor.detach().reshape([]) if name in _SCALARS else tensor for name, tensor in model.state_dict().items()
     }
 
 
@@ -66,9 +65,7 @@ def load_open_clip_state_dict(model: CLIP, state_dict: Mapping[str, Tensor]) -> 
     ]
     if problems:
         raise ValueError(
-            "state dict: does not fit the model. "
-            + " ".join(problems)
-            + " Build the model from the same preset."
+            "state dict: does not fit the model. " + " ".join(problems) + " Build the model from the same preset."
         )
     model.load_state_dict(given)
 
@@ -90,9 +87,7 @@ def load_pretrained(path: str | Path, *, preset: str = "") -> CLIP:
     elif config_path.is_file():
         architecture = preset_from_open_clip(json.loads(config_path.read_text("utf-8")))
     else:
-        raise ConfigError(
-            "preset", preset, f"{path} has no {CONFIG_FILE} that names the architecture", "Give preset=."
-        )
+        raise ConfigError("preset", preset, f"{path} has no {CONFIG_FILE} that names the architecture", "Give preset=.")
     model = create_model(architecture, logit_bias_init=0.0 if "logit_bias" in state_dict else None)
     load_open_clip_state_dict(model, state_dict)
     return model.eval()
@@ -110,9 +105,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     content = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    return {
-        name.removeprefix("module.").replace("_orig_mod.", ""): tensor for name, tensor in content.items()
-    }
+    return {name.removeprefix("module.").replace("_orig_mod.", ""): tensor for name, tensor in content.items()}
 
 
 def preset_from_open_clip(config: Mapping[str, Any]) -> Preset:
@@ -152,9 +145,7 @@ def _image_config(vision: dict[str, Any]) -> VisionTransformerConfig | ResNetCon
     layers, width = vision.pop("layers", 12), vision.pop("width", 768)
     head_width, patch_size = vision.pop("head_width", 64), vision.pop("patch_size", 16)
     if isinstance(layers, int):
-        return VisionTransformerConfig(
-            patch_size=patch_size, width=width, layers=layers, heads=width // head_width
-        )
+        return VisionTransformerConfig(patch_size=patch_size, width=width, layers=layers, heads=width // head_width)
     first, second, third, fourth = layers
     return ResNetConfig(width=width, blocks=(first, second, third, fourth), heads=width * 32 // head_width)
 

@@ -72,9 +72,7 @@ class AttentionPool(nn.Module):
         x = x.flatten(2).transpose(1, 2)  # [N, HW, C]
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding.to(x.dtype)
         q, k, v = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)
-        q, k, v = (
-            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v)
-        )  # [N, heads, L, C/heads]
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # [N, heads, L, C/heads]
         y = F.scaled_dot_product_attention(q, k, v)  # [N, heads, 1, C/heads]
         return self.c_proj(y.flatten(1))
 

@@ -45,9 +45,7 @@ class TextTransformer(nn.Module):
         self.context_length, self.vocab_size = config.context_length, config.vocab_size
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, width))
-        self.transformer = Transformer(
-            width, layers, config.heads, causal=True, quick_gelu=quick_gelu, dropout=dropout
-        )
+        self.transformer = Transformer(width, layers, config.heads, causal=True, quick_gelu=quick_gelu, dropout=dropout)
         self.ln_final = LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, embed_dim))
 
@@ -122,9 +120,7 @@ class TransformersTower(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         mask = tokens != self.pad_token_id  # [N, L]
-        hidden = self.transformer(
-            input_ids=tokens, attention_mask=mask.long()
-        ).last_hidden_state  # [N, L, width]
+        hidden = self.transformer(input_ids=tokens, attention_mask=mask.long()).last_hidden_state  # [N, L, width]
         if self.pooling == "cls":
             return self.proj(hidden[:, 0])
         weights = mask.unsqueeze(-1).to(hidden.dtype)
@@ -176,9 +172,7 @@ def _create_encoder(name: str, config: PretrainedConfig) -> Any:
 
 
 def _set_dropout(config: PretrainedConfig, name: str, dropout: float) -> None:
-    fields = [
-        key for key, value in config.to_dict().items() if "dropout" in key and isinstance(value, (int, float))
-    ]
+    fields = [key for key, value in config.to_dict().items() if "dropout" in key and isinstance(value, (int, float))]
     fields = [key for key in fields if not isinstance(getattr(config, key), bool)]
     if dropout and not fields:
         raise ConfigError("model.dropout", dropout, f"the encoder {name} has no dropout", "Set it to 0.")

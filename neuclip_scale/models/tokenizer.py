@@ -193,9 +193,7 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     with gzip.open(path) as file:
         data = file.read(_VOCABULARY_LIMIT + 1)
     if len(data) > _VOCABULARY_LIMIT:
-        raise ValueError(
-            f"{path}: unpacks to more than {_VOCABULARY_LIMIT} bytes. Reinstall open_clip_torch."
-        )
+        raise ValueError(f"{path}: unpacks to more than {_VOCABULARY_LIMIT} bytes. Reinstall open_clip_torch.")
     lines = data.decode("utf-8").split("\n")[1 : _NUM_MERGES + 1]  # the first line is a version
     pairs = [tuple(line.split()) for line in lines]
     if len(pairs) != _NUM_MERGES or any(len(pair) != 2 for pair in pairs):

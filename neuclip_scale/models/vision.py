@@ -52,9 +52,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(num_patches + 1, width))
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(
-            width, config.layers, config.heads, quick_gelu=quick_gelu, dropout=dropout
-        )
+        self.transformer = Transformer(width, config.layers, config.heads, quick_gelu=quick_gelu, dropout=dropout)
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
 

@@ -53,7 +53,7 @@ class NormalizerPredictionNetwork(nn.Module):
         *,
         tile_size: int = 1024,
     ) -> Tensor:
-        """Predict a for anchors [b, d] with s_ii [b] -> [b]; `sample_index` [b] lets anchors skip their own prototype."""
+        """Predict a for anchors [b, d] with s_ii [b] -> [b]; with `sample_index` [b] they skip their own prototypes."""
         directions = F.normalize(self.weight, dim=1)
         out = torch.empty_like(positive_similarity)
         for rows in _tiles(anchors.shape[0], tile_size):
@@ -144,7 +144,7 @@ class NormalizerPredictionNetwork(nn.Module):
         sample_index: Tensor | None,
         rows: slice,
     ) -> tuple[Tensor, Tensor]:
-        """(cos(x_i, W_k) - s_ii)/tau for a tile of anchors -> [t, m], own prototypes at -inf, and how many count [t]."""
+        """(cos(x_i, W_k) - s_ii)/tau of a tile -> [t, m], own prototypes at -inf, and how many count -> [t]."""
         logits = (anchors[rows] @ directions.T).sub_(positive_similarity[rows, None]).div_(temperature)
         count = logits.new_full((logits.shape[0],), self.num_prototypes)
         if sample_index is not None:

@@ -40,9 +40,7 @@ class Objective(nn.Module, ABC):
         self.num_steps = 0
         self.samples_seen = 0
 
-    def forward(
-        self, pairs: PairFeatures, logit_scale: Tensor, world_index: Tensor | None = None
-    ) -> ObjectiveOutput:
+    def forward(self, pairs: PairFeatures, logit_scale: Tensor, world_index: Tensor | None = None) -> ObjectiveOutput:
         """One step (collective): update the normalizers in training mode, return loss and gradients.
 
         `pairs` fp32 or fp64, `logit_scale` [1] = 1/tau, `world_index` [B] dense sample indices of all ranks' pairs.
@@ -94,7 +92,7 @@ class MarginObjective(Objective):
     def estimate(
         self, pairs: PairFeatures, scale: Tensor, batch_rows: Tensor, world_index: Tensor | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Update the estimator on the batch's log g [b, 2]; return a of this rank [b, 2], of the world [B, 2], metrics."""
+        """Update on the batch's log g [b, 2]; return a of this rank [b, 2] and of the world [B, 2], and metrics."""
 
     @abstractmethod
     def values(self, rows: Tensor, batch_rows: Tensor) -> Tensor:

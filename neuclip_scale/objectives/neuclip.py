@@ -66,7 +66,7 @@ class NeuCLIP(MarginObjective):
         return self.num_steps == 0 or (every > 0 and self.num_steps % every == 0)
 
     def _restart(self, pairs: PairFeatures, world_index: Tensor) -> None:
-        """Fresh prototypes: past pairs first, this batch where they do not suffice, repeated if there are still too few."""
+        """Fresh prototypes: past pairs first, then this batch, repeated as often as it takes."""
         m = self.section.num_prototypes
         past = min(len(self.recent), m) if self.section.prototype_source == "recent" else 0
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.num_steps)

@@ -18,18 +18,14 @@ class ConsoleProgress:
     line is printed every `log_every` steps and at the last.
     """
 
-    def __init__(
-        self, total_steps: int, log_every: int, start_step: int = 0, console: Console | None = None
-    ) -> None:
+    def __init__(self, total_steps: int, log_every: int, start_step: int = 0, console: Console | None = None) -> None:
         self.total_steps, self.log_every = total_steps, log_every
         # soft_wrap: a log file has no width, and a wrapped line cannot be grepped.
         self.console = console or Console(soft_wrap=True, highlight=False)
         self._bar: Progress | None = None
         self._task = TaskID(0)
         if self.console.is_terminal:
-            self._bar = Progress(
-                BarColumn(bar_width=16), TextColumn("{task.fields[line]}"), console=self.console
-            )
+            self._bar = Progress(BarColumn(bar_width=16), TextColumn("{task.fields[line]}"), console=self.console)
             self._task = self._bar.add_task("train", total=total_steps, completed=start_step, line="starting")
             self._bar.start()
 

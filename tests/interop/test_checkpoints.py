@@ -48,9 +48,7 @@ def _assert_same_features(ours: CLIP, theirs: torch.nn.Module) -> None:
     images, tokens = torch.randn(2, 3, 32, 32), torch.randint(1, 49407, (2, 16))
     with torch.no_grad():
         output = ours(images, tokens)
-        torch.testing.assert_close(
-            output.image_features, theirs.encode_image(images, True), atol=1e-5, rtol=0
-        )
+        torch.testing.assert_close(output.image_features, theirs.encode_image(images, True), atol=1e-5, rtol=0)
         torch.testing.assert_close(output.text_features, theirs.encode_text(tokens, True), atol=1e-5, rtol=0)
 
 

@@ -44,9 +44,7 @@ def _assert_same_features(ours: CLIP, theirs: nn.Module) -> None:
     with torch.no_grad():
         output = ours(images, tokens)
         for features in (output.image_features, output.text_features):
-            assert (features @ features.T - torch.eye(3)).max() < 0.99, (
-                "the inputs look alike: nothing is tested"
-            )
+            assert (features @ features.T - torch.eye(3)).max() < 0.99, "the inputs look alike: nothing is tested"
         image_features, text_features = theirs.encode_image(images, True), theirs.encode_text(tokens, True)
         torch.testing.assert_close(output.image_features, image_features, atol=1e-5, rtol=0)
         torch.testing.assert_close(output.text_features, text_features, atol=1e-5, rtol=0)
@@ -92,9 +90,7 @@ def test_initial_values_are_spread_as_open_clips(open_clip: ModuleType, name: st
         tolerance = 6 / (2 * tensor.numel()) ** 0.5
         spread = float(theirs[key].std())
         assert abs(float(tensor.std()) - spread) <= 2 * tolerance * spread + 1e-9, key
-        assert abs(float(tensor.mean() - theirs[key].mean())) <= 12 * spread / tensor.numel() ** 0.5 + 1e-9, (
-            key
-        )
+        assert abs(float(tensor.mean() - theirs[key].mean())) <= 12 * spread / tensor.numel() ** 0.5 + 1e-9, key
 
 
 def test_timm_tower_equals_open_clips(open_clip: ModuleType) -> None:

@@ -38,9 +38,7 @@ def _demo(**values: object) -> Recipe:
     return Recipe(model=ModelConfig(preset="demo", **values))  # type: ignore[arg-type]
 
 
-def test_features_are_unit_rows_and_the_scale_has_one_element(
-    model: CLIP, batch: tuple[Tensor, Tensor]
-) -> None:
+def test_features_are_unit_rows_and_the_scale_has_one_element(model: CLIP, batch: tuple[Tensor, Tensor]) -> None:
     output = model(*batch)
     for features in (output.image_features, output.text_features):
         assert features.shape == (3, 32)
@@ -51,9 +49,7 @@ def test_features_are_unit_rows_and_the_scale_has_one_element(
     assert output.logit_bias is None
 
 
-def test_each_tower_alone_gives_what_it_gives_with_the_other(
-    model: CLIP, batch: tuple[Tensor, Tensor]
-) -> None:
+def test_each_tower_alone_gives_what_it_gives_with_the_other(model: CLIP, batch: tuple[Tensor, Tensor]) -> None:
     images, tokens = batch
     both, image, text = model(images, tokens), model(images=images), model(tokens=tokens)
     assert torch.equal(image.image_features, both.image_features)
@@ -80,9 +76,7 @@ def test_padding_and_shorter_batches_do_not_change_text_features(model: CLIP) ->
     torch.testing.assert_close(model(tokens=garbage).text_features, features)
 
 
-def test_features_stay_float32_under_autocast_and_in_bfloat16(
-    model: CLIP, batch: tuple[Tensor, Tensor]
-) -> None:
+def test_features_stay_float32_under_autocast_and_in_bfloat16(model: CLIP, batch: tuple[Tensor, Tensor]) -> None:
     exact = model(*batch)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = model(*batch)

@@ -15,9 +15,7 @@ def _network() -> ModifiedResNet:
     network = ModifiedResNet(ResNetConfig(width=8, blocks=(1, 2, 1, 1), heads=4), embed_dim=16, image_size=64)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(
-                module.weight, 0.5, 1.0
-            )  # zero at the start, so that blocks would have no gradient
+            nn.init.uniform_(module.weight, 0.5, 1.0)  # zero at the start, so that blocks would have no gradient
     return network
 
 

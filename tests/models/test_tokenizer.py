@@ -99,9 +99,7 @@ def test_the_vocabulary_is_found_without_importing_open_clip() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_an_oversized_or_damaged_vocabulary_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_oversized_or_damaged_vocabulary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import gzip
 
     path = tmp_path / "vocabulary.gz"

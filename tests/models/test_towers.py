@@ -84,9 +84,7 @@ def test_timm_settings_that_cannot_be_honoured_are_refused() -> None:
 def test_transformers_tower_from_a_config_without_weights(encoder: Path) -> None:
     recipe = _recipe(text_tower=str(encoder))
     model, tokenizer = build_model(recipe), build_tokenizer(recipe.model)
-    assert (
-        model.context_length == tokenizer.context_length == 12
-    )  # the encoder's positions, below the preset's 16
+    assert model.context_length == tokenizer.context_length == 12  # the encoder's positions, below the preset's 16
     tokens = tokenizer(["a cat &amp; a dog", "the  dog sleeping .", ""])
     assert tokens.shape == (3, 12)
     assert tokens[0].tolist()[:7] == [2, 4, 5, 12, 4, 6, 3]
@@ -138,9 +136,7 @@ def test_saved_weights_of_an_encoder_are_used(encoder: Path, tmp_path: Path) -> 
     source = TransformersTower(str(encoder), 8, 12)
     source.transformer.save_pretrained(tmp_path / "with_weights")
     loaded = TransformersTower(str(tmp_path / "with_weights"), 8, 12)
-    for (name, a), b in zip(
-        source.transformer.named_parameters(), loaded.transformer.parameters(), strict=True
-    ):
+    for (name, a), b in zip(source.transformer.named_parameters(), loaded.transformer.parameters(), strict=True):
         assert torch.equal(a, b), name
 
 

@@ -155,7 +155,7 @@ def test_neuclip_with_restarts_and_updates(tile_size: int, m: int) -> None:
 
 
 def test_losses_return_a_dict_when_asked_and_refuse_misuse() -> None:
-    image, text, index = batches(1)[0]
+    image, text, _ = batches(1)[0]
     image, text = normalize(image, dim=1), normalize(text, dim=1)
     scale = torch.tensor(10.0)
     assert set(create_loss("openclip", embed_dim=D)(image, text, scale, output_dict=True)) == {"contrastive_loss"}

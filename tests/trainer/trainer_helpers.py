@@ -83,7 +83,9 @@ def assert_same(left: Any, right: Any, where: str = "") -> None:
 class Started:
     """A process of `neuclip ARGUMENTS`, on its own or as one rank of several."""
 
-    def __init__(self, function: Callable[..., Any], given: tuple[Any, ...], output: Path, environ: dict[str, str]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], given: tuple[Any, ...], output: Path, environ: dict[str, str]
+    ) -> None:
         self.output = output
         self._process: BaseProcess = FORKSERVER.Process(target=_enter, args=(function, given, str(output), environ))
         self._process.start()

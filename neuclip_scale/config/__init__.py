@@ -1,0 +1,45 @@
+"""The recipe of a run: frozen dataclasses, strict YAML, dotted overrides, and the resolved copy kept with the run.
+
+Every value that changes what is computed is a field here, with its help text below it (tyro shows it in `--help`).
+Nothing is ignored and nothing is rounded: an unknown key, a wrong type or a combination that cannot work is a
+`ConfigError` that names the field, the value and the remedy.
+"""
+
+from neuclip_scale.config.checking import check_recipe, local_batch_size, micro_batch_size
+from neuclip_scale.config.errors import ConfigError
+from neuclip_scale.config.reading import dump_recipe, load_recipe, parse, recipe_names
+from neuclip_scale.config.schema import (
+    CheckpointConfig,
+    DataConfig,
+    EngineConfig,
+    EvaluationConfig,
+    ModelConfig,
+    NPNConfig,
+    ObjectiveConfig,
+    ObjectiveName,
+    OptimConfig,
+    Recipe,
+    TrainConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "ConfigError",
+    "DataConfig",
+    "EngineConfig",
+    "EvaluationConfig",
+    "ModelConfig",
+    "NPNConfig",
+    "ObjectiveConfig",
+    "ObjectiveName",
+    "OptimConfig",
+    "Recipe",
+    "TrainConfig",
+    "check_recipe",
+    "dump_recipe",
+    "load_recipe",
+    "local_batch_size",
+    "micro_batch_size",
+    "parse",
+    "recipe_names",
+]

@@ -1,0 +1,128 @@
+"""What a recipe must satisfy to be run."""
+
+from __future__ import annotations
+
+import math
+
+from neuclip_scale.config.errors import ConfigError
+from neuclip_scale.config.schema import Recipe
+
+
+def local_batch_size(recipe: Recipe, world_size: int) -> int:
+    """Pairs per rank and step."""
+    return recipe.train.global_batch_size // world_size
+
+
+def micro_batch_size(recipe: Recipe, world_size: int) -> int:
+    """Pairs encoded at a time on one rank."""
+    return recipe.train.micro_batch_size or local_batch_size(recipe, world_size)
+
+
+def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
+    """Raise `ConfigError` for values or combinations that cannot be run on `world_size` ranks."""
+    positive = {
+        "data.num_streams": recipe.data.num_streams,
+        "data.shuffle_window": recipe.data.shuffle_window,
+        "data.prefetch_batches": recipe.data.prefetch_batches,
+        "data.max_image_pixels": recipe.data.max_image_pixels,
+        "train.global_batch_size": recipe.train.global_batch_size,
+        "train.log_every_steps": recipe.train.log_every_steps,
+        "objective.temperature_init": recipe.objective.temperature_init,
+        "objective.temperature_min": recipe.objective.temperature_min,
+        "objective.tile_size": recipe.objective.tile_size,
+        "objective.npn.num_prototypes": recipe.objective.npn.num_prototypes,
+        "objective.npn.updates_per_step": recipe.objective.npn.updates_per_step,
+        "objective.npn.learning_rate": recipe.objective.npn.learning_rate,
+        "optim.learning_rate": recipe.optim.learning_rate,
+        "optim.eps": recipe.optim.eps,
+        "checkpoint.keep": recipe.checkpoint.keep,
+    }
+    not_negative = {
+        "data.num_workers": recipe.data.num_workers,
+        "train.micro_batch_size": recipe.train.micro_batch_size,
+        "train.num_steps": recipe.train.num_steps,
+        "train.epochs": recipe.train.epochs,
+        "train.max_grad_norm": recipe.train.max_grad_norm,
+        "optim.weight_decay": recipe.optim.weight_decay,
+        "optim.warmup_steps": recipe.optim.warmup_steps,
+        "optim.temperature_learning_rate": recipe.optim.temperature_learning_rate,
+        "objective.eps": recipe.objective.eps,
+        "objective.rho": recipe.objective.rho,
+        "objective.gamma_decay_epochs": recipe.objective.gamma_decay_epochs,
+        "model.image_size": recipe.model.image_size,
+        "objective.npn.restart_every": recipe.objective.npn.restart_every,
+        "checkpoint.every_steps": recipe.checkpoint.every_steps,
+        "evaluation.every_steps": recipe.evaluation.every_steps,
+        "evaluation.normalizer_every_steps": recipe.evaluation.normalizer_every_steps,
+        "evaluation.normalizer_reference": recipe.evaluation.normalizer_reference,
+    }
+    for name, value in positive.items():
+        if not 0 < value < math.inf:
+            raise ConfigError(name, value, "must be above zero and finite", "Give a positive number.")
+    for name, value in not_negative.items():
+        if not 0 <= value < math.inf:
+            raise ConfigError(name, value, "must not be negative or infinite", "Give zero or a positive number.")
+    for name, value in {
+        "data.max_bad_fraction": recipe.data.max_bad_fraction,
+        "model.dropout": recipe.model.dropout,
+        "objective.gamma_min": recipe.objective.gamma_min,
+    }.items():
+        if not 0.0 <= value <= 1.0:
+            raise ConfigError(name, value, "not a fraction", "Give a number from 0 to 1.")
+    if recipe.model.dropout == 1.0:
+        raise ConfigError("model.dropout", 1.0, "would drop everything", "Give a number below 1.")
+    for i, beta in enumerate(recipe.optim.betas):
+        if not 0.0 <= beta < 1.0:
+            raise ConfigError(f"optim.betas[{i}]", beta, "not in [0, 1)", "AdamW's are near 0.9 and 0.98.")
+    low, high = recipe.data.crop_scale
+    if not 0.0 < low <= high <= 1.0:
+        raise ConfigError("data.crop_scale", recipe.data.crop_scale, "not a range in (0, 1]", "Give [low, high].")
+    _check_batch(recipe, world_size)
+    _check_length_and_temperature(recipe)
+
+
+def _check_batch(recipe: Recipe, world_size: int) -> None:
+    batch, streams = recipe.train.global_batch_size, recipe.data.num_streams
+    if batch < 2:
+        raise ConfigError("train.global_batch_size", batch, "a contrastive batch needs negatives", "Give at least 2.")
+    if streams % world_size:
+        raise ConfigError(
+            "data.num_streams",
+            streams,
+            f"not a multiple of the {world_size} ranks",
+            f"Use {-(-streams // world_size) * world_size}, or a world size that divides {streams}.",
+        )
+    if batch % streams:
+        lower = batch // streams * streams
+        nearest = f"{lower} or {lower + streams}" if lower else str(streams)
+        raise ConfigError(
+            "train.global_batch_size",
+            batch,
+            f"not a multiple of data.num_streams = {streams}, so the streams cannot take equal shares",
+            f"Use {nearest}, or another data.num_streams; it is never rounded.",
+        )
+    local, micro = local_batch_size(recipe, world_size), recipe.train.micro_batch_size
+    if micro > local:
+        raise ConfigError(
+            "train.micro_batch_size",
+            micro,
+            f"larger than the local batch of {local} ({batch} pairs over {world_size} ranks)",
+            f"Use at most {local}, or 0 for the whole local batch.",
+        )
+
+
+def _check_length_and_temperature(recipe: Recipe) -> None:
+    if not recipe.train.num_steps and not recipe.train.epochs:
+        raise ConfigError("train.num_steps", 0, "the run has no length", "Give train.num_steps or train.epochs.")
+    objective = recipe.objective
+    if not objective.temperature_min <= objective.temperature_init <= objective.temperature_max:
+        raise ConfigError(
+            "objective.temperature_init",
+            objective.temperature_init,
+            f"outside [{objective.temperature_min}, {objective.temperature_max}]",
+            "Move it inside, or move objective.temperature_min or temperature_max.",
+        )
+    if recipe.train.precision == "fp16" and recipe.engine.device == "cpu":
+        raise ConfigError(
+            "train.precision", "fp16", "fp16 needs a GPU's loss scaling", "Use bf16 or fp32 with engine.device=cpu."
+        )

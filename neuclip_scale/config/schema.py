@@ -1,0 +1,179 @@
+"""The sections of a recipe. The text below a field is its help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+ObjectiveName = Literal["openclip", "fastclip-v3", "neuclip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    preset: str = "ViT-B-32"
+    """Architecture: a name from `neuclip_scale.models.presets` (ViT-B-32, ViT-B-16, ViT-L-14, ViT-H-14, RN50, demo)."""
+    image_tower: str = ""
+    """A timm model name that replaces the preset's image tower; empty keeps the preset's."""
+    text_tower: str = ""
+    """A transformers encoder (name or local folder) that replaces the preset's text tower; empty keeps the preset's."""
+    image_size: int = 0
+    """Input resolution in pixels; 0 takes the preset's."""
+    dropout: float = 0.0
+    """Dropout inside the transformer blocks of both towers."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """Compile both towers with torch.compile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    train: str = ""
+    """Training shards: a folder, a brace pattern (`/data/{00000..01023}.tar`), a glob, or several joined with `::`."""
+    num_streams: int = 8
+    """Canonical streams. Any world size that divides it sees the same global batches in the same order."""
+    shuffle_window: int = 4096
+    """Samples of one stream that are permuted together; shards themselves are permuted every epoch."""
+    num_workers: int = 2
+    """Decoding processes per rank; 0 decodes in the training process. Does not change the data order."""
+    prefetch_batches: int = 2
+    """Batches that each worker prepares ahead."""
+    image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
+    """Tar member extensions that hold the picture, first match wins."""
+    caption_key: str = "txt"
+    """Tar member extension that holds the caption (UTF-8)."""
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    """Area range of the random resized crop; open_clip's default."""
+    max_image_pixels: int = 50_000_000
+    """Pictures of more pixels are refused before they are decoded (decompression bombs)."""
+    max_bad_fraction: float = 0.02
+    """Training stops when more than this fraction of the samples read was unusable; fewer are counted and listed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPNConfig:
+    num_prototypes: int = 4096
+    """m, the number of prototypes per side."""
+    updates_per_step: int = 10
+    """T_u, AdaGrad updates of the prototypes before each encoder step."""
+    restart_every: int = 500
+    """T_r, steps between restarts from sampled embeddings; 0 never restarts after the first."""
+    learning_rate: float = 0.01
+    """AdaGrad's learning rate."""
+    prototype_source: Literal["batch", "recent"] = "recent"
+    """Embeddings a restart samples from: the current global batch, or a store of the most recent past batches."""
+    reset_accumulator: bool = True
+    """Whether a restart also clears AdaGrad's accumulated squares."""
+    exclude_own: bool = True
+    """Whether an anchor leaves out the prototype that was made from its own pair."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    name: ObjectiveName = "neuclip"
+    """Training objective."""
+    temperature_init: float = 0.07
+    """tau at the start; the model stores log(1/tau)."""
+    temperature_min: float = 0.01
+    """Lower bound of tau."""
+    temperature_max: float = 1.0
+    """Upper bound of tau."""
+    rho: float = 8.5
+    """Weight of the 2 rho tau term that keeps a learned tau from collapsing (fastclip-v3, neuclip)."""
+    eps: float = 1e-6
+    """Added to the normalizer before its logarithm."""
+    gamma_min: float = 0.2
+    """Smallest weight of the newest estimate in the u table (fastclip-v3)."""
+    gamma_decay_epochs: int = 0
+    """Epochs over which gamma falls from 1 to gamma_min along a cosine; 0 takes the length of the run."""
+    tile_size: int = 1024
+    """Edge of the similarity tiles, in rows; bounds the memory of the loss."""
+    npn: NPNConfig = field(default_factory=NPNConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    learning_rate: float = 5e-4
+    """Peak learning rate of the encoders."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's decay rates."""
+    eps: float = 1e-6
+    """AdamW's epsilon."""
+    weight_decay: float = 0.2
+    """Applied to tensors of two and more dimensions, as in open_clip: not to biases, gains and logit_scale."""
+    warmup_steps: int = 500
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after warm-up."""
+    temperature_learning_rate: float = 0.0
+    """Peak learning rate of log(1/tau); 0 takes the encoders'."""
+    temperature_drop_at: float = 0.0
+    """Once tau is at most this, its learning rate falls to a third (FastCLIP, NeuCLIP: 0.03); 0 never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    global_batch_size: int = 1024
+    """Pairs per step over all ranks: the contrastive batch."""
+    micro_batch_size: int = 0
+    """Pairs encoded at a time on one rank; below the local batch, gradients are cached. 0: the local batch."""
+    num_steps: int = 0
+    """Optimizer steps; 0 derives them from `epochs`."""
+    epochs: float = 0.0
+    """Passes over the data, used when num_steps is 0; a last incomplete batch is not taken."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the encoders; losses and normalizers are always fp32."""
+    max_grad_norm: float = 0.0
+    """Clip the encoders' gradient to this norm; 0 does not clip."""
+    log_every_steps: int = 10
+    """Steps between lines on the console; metrics.jsonl has every step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_steps: int = 1000
+    """Steps between checkpoints; the last step is always saved. 0: only the last."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    name: Literal["ddp"] = "ddp"
+    """How the encoders are spread over the ranks."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes the GPU when there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    data: str = ""
+    """Folder with evaluation sets (`zeroshot/`, `retrieval/`); empty skips evaluation."""
+    every_steps: int = 0
+    """Steps between evaluations during training; 0 evaluates at the end only."""
+    normalizer_every_steps: int = 0
+    """Steps between measurements of the normalizer's error against the exact value; 0 never."""
+    normalizer_reference: int = 0
+    """Training pairs that the exact value is computed over; 0 takes all (reported with the result)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One complete training run."""
+
+    name: str = "run"
+    """Name of the recipe, for people."""
+    run_dir: str = ""
+    """Folder that receives config, metrics, checkpoints and results."""
+    resume: str = "auto"
+    """auto: the newest checkpoint in run_dir; never: refuse a run_dir that has one; PATH: that one."""
+    seed: int = 0
+    """Seed of the initial weights, the data order, augmentation and dropout."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
