@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from PIL import Image
@@ -13,7 +14,7 @@ from neuclip_scale.config import DataConfig
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.manifest import Manifest
 from neuclip_scale.data.samples import SampleReader, UnusableSample
-from neuclip_scale.data.stream_dataset import Tokenizer, init_worker, kill_workers_at_exit
+from neuclip_scale.data.stream_dataset import Tokenizer, init_worker
 from neuclip_scale.data.transforms import ImageError, decode_image
 
 Row = tuple[Tensor, str, int, str]
@@ -58,17 +59,19 @@ def indexed_batches(
     samples: IndexedSamples, tokenizer: Tokenizer, *, batch_size: int, num_workers: int
 ) -> Iterator[Batch]:
     """Batches of the usable samples, in order; a batch may be smaller where samples could not be used."""
-
-    def collate(rows: list[Row | None]) -> Batch | None:
-        usable = [row for row in rows if row is not None]
-        if not usable:
-            return None
-        images, captions, indices, uids = zip(*usable, strict=True)
-        return Batch(torch.stack(images), tokenizer(list(captions)), torch.tensor(indices), tuple(uids))
-
     loader = DataLoader(
-        samples, batch_size=batch_size, num_workers=num_workers, collate_fn=collate, worker_init_fn=init_worker
+        samples,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=partial(_collate, tokenizer),
+        worker_init_fn=init_worker,
     )
-    batches = iter(loader)
-    kill_workers_at_exit()
-    yield from (batch for batch in batches if batch is not None)
+    yield from (batch for batch in loader if batch is not None)
+
+
+def _collate(tokenizer: Tokenizer, rows: list[Row | None]) -> Batch | None:
+    usable = [row for row in rows if row is not None]
+    if not usable:
+        return None
+    images, captions, indices, uids = zip(*usable, strict=True)
+    return Batch(torch.stack(images), tokenizer(list(captions)), torch.tensor(indices), tuple(uids))

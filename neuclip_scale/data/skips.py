@@ -75,22 +75,3 @@ class SkipLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-class SkipCounter:
-    """Counts and lists what one rank has skipped since it started; stops above the allowed rate."""
-
-    def __init__(self, path: str | os.PathLike[str], max_bad_fraction: float) -> None:
-        """`path` is the file of a `SkipLog`."""
-        self.log = SkipLog(path)
-        self.max_bad_fraction = max_bad_fraction
-        self.num_read = 0
-        self.num_skipped = 0
-
-    def add(self, num_read: int, skipped: Sequence[SkippedSample]) -> None:
-        """Count `num_read` samples, the skipped ones included; raises `TooManyBadSamples`."""
-        self.num_read += num_read
-        self.num_skipped += len(skipped)
-        self.log.add(skipped)
-        listing = f"all are listed in {self.log.path}"
-        check_bad_fraction(self.num_read, self.num_skipped, self.log.first, self.max_bad_fraction, listing)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
 import os
 import signal
 import threading
@@ -166,20 +164,6 @@ class StreamDataset(IterableDataset[ChunkOrError]):
     def _batch(self, rows: _Rows) -> Batch:
         tokens = self._tokenizer(rows.captions).to(torch.int64)
         return Batch(torch.stack(rows.images), tokens, torch.tensor(rows.sample_index), tuple(rows.uids))
-
-
-def kill_workers_at_exit() -> None:
-    """Call after starting workers: an exiting main process kills those still running.
-
-    Needed only for workers that ignore SIGTERM, which those of `init_worker` do not.
-    """
-    atexit.unregister(_kill_children)
-    atexit.register(_kill_children)  # last registered runs first, before torch's and multiprocessing's own
-
-
-def _kill_children() -> None:
-    for child in multiprocessing.active_children():
-        child.kill()
 
 
 def init_worker(worker: int) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from neuclip_scale.data import stream_dataset
 from neuclip_scale.data.manifest import Manifest, ManifestError
 from neuclip_scale.data.shards import ShardIndex, index_shard, write_shard
-from neuclip_scale.data.skips import SkipCounter, SkippedSample, TooManyBadSamples
+from neuclip_scale.data.skips import SkipLog, SkippedSample, TooManyBadSamples, check_bad_fraction
 
 
 def jpeg(size: int = 24) -> bytes:
@@ -74,15 +74,16 @@ def test_every_fault_is_listed_and_passed_over(
     write_faulty(tmp_path, BROKEN)
     manifest = damaged_manifest()
     assert manifest.num_samples == 72 + len(BROKEN)
-    counter = SkipCounter(tmp_path / "lists" / "skipped.jsonl", max_bad_fraction=0.2)
-    counter.log.add_shard_faults(manifest)
+    skips = SkipLog(tmp_path / "lists" / "skipped.jsonl")
+    skips.add_shard_faults(manifest)
     loader = make_loader(manifest, global_batch_size=8, num_workers=workers)
     loaded = take(loader, 12)
     for step in loaded:
-        counter.add(step.num_read, step.skipped)
+        skips.add(step.skipped)
         assert len(step.batch) == 8
         assert step.num_read == 8 + len(step.skipped)
-    assert counter.num_read == sum(loader.positions.values()) == 96 + counter.num_skipped
+    num_read, num_skipped = sum(step.num_read for step in loaded), sum(len(step.skipped) for step in loaded)
+    assert num_read == sum(loader.positions.values()) == 96 + num_skipped
     assert all("/good" in uid for step in loaded for uid in step.batch.uids)  # no uid in the JSON: SHARD/KEY
 
     rows = [json.loads(line) for line in (tmp_path / "lists" / "skipped.jsonl").read_text().splitlines()]
@@ -117,13 +118,14 @@ def test_skipping_does_not_depend_on_ranks_and_resumes(
 
 
 def test_too_many_bad_samples_end_the_run(tmp_path: Path) -> None:
-    counter = SkipCounter(tmp_path / "skipped.jsonl", max_bad_fraction=0.02)
-    bad = [SkippedSample("a.tar", f"k{i}", i, "caption is empty") for i in range(9)]
-    counter.add(8, bad[:2])  # two of the first eight: too early to judge
-    counter.add(1000, [])
-    counter.add(92, bad[2:])
+    skips = SkipLog(tmp_path / "skipped.jsonl")
+    skips.add([SkippedSample("a.tar", f"k{i}", i, "caption is empty") for i in range(9)])
+    skips.add([SkippedSample("b.tar", f"k{i}", i, "cut") for i in range(20)])
+    listing = f"listed in {skips.path}"
+    check_bad_fraction(8, 2, skips.first, 0.02, listing)  # two of the first eight: too early to judge
+    check_bad_fraction(1100, 9, skips.first, 0.02, listing)
     with pytest.raises(TooManyBadSamples) as caught:
-        counter.add(8, [SkippedSample("b.tar", f"k{i}", i, "cut") for i in range(20)])
+        check_bad_fraction(1108, 29, skips.first, 0.02, listing)
     message = str(caught.value)
     for part in (
         "29 of 1108",
@@ -136,9 +138,9 @@ def test_too_many_bad_samples_end_the_run(tmp_path: Path) -> None:
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 29
 
 
-def test_no_bad_sample_is_allowed_at_zero(tmp_path: Path) -> None:
+def test_no_bad_sample_is_allowed_at_zero() -> None:
     with pytest.raises(TooManyBadSamples, match="1 of 8"):
-        SkipCounter(tmp_path / "s.jsonl", 0.0).add(8, [SkippedSample("a.tar", "k", 0, "cut")])
+        check_bad_fraction(8, 1, [SkippedSample("a.tar", "k", 0, "cut")], 0.0, "listed nowhere")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -14,9 +14,9 @@ from neuclip_scale.data.synthetic import write_synthetic_shards
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 pairs in three shards."""
+    """40 pairs in three shards."""
     folder = tmp_path_factory.mktemp("training") / "shards"
-    write_synthetic_shards(folder, num_samples=60, samples_per_shard=20, image_size=40, seed=1)
+    write_synthetic_shards(folder, num_samples=40, samples_per_shard=14, image_size=40, seed=1)
     return folder
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,69 +33,74 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def stopped_at(text: str, name: str) -> int:
+def stopped_at(text: str, name: str, remedy: str) -> int:
     """The step at which the run says it stopped."""
-    found = re.search(rf"^stopped by {name} at step (\d+); saved\. Run again to go on\.$", text, re.MULTILINE)
+    found = re.search(rf"^stopped by {name} at step (\d+); saved\. {remedy} to go on\.$", text, re.MULTILINE)
     assert found is not None, text
     return int(found[1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_and_the_next_start_goes_on(shards: Path, runs: Path, number: signal.Signals) -> None:
-    assert neuclip(arguments(shards, runs / "whole", **OPTIONS), runs / "whole.txt")[0] == 0
-    run_dir, argv = runs / "parts", arguments(shards, runs / "parts", **OPTIONS)
-    started = start(argv, runs / "stopped.txt")
+@pytest.fixture(scope="module")
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    status, text = neuclip(arguments(shards, folder / "run", **OPTIONS), folder / "output.txt")
+    assert status == 0, text
+    yield folder / "run"
+    shutil.rmtree(folder)
+
+
+def stop(argv: list[str], run_dir: Path, number: signal.Signals) -> str:
+    """Start `neuclip` with `argv`, send it a signal after two steps; returns what it printed."""
+    started = start(argv, run_dir.with_suffix(".txt"))
     wait_for_steps(run_dir, 2, started.is_alive)
     os.kill(started.pid, number)
     assert started.wait() == 75, started.text()
-    step = stopped_at(started.text(), number.name)
+    return started.text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_the_next_start_goes_on(
+    shards: Path, runs: Path, whole: Path, number: signal.Signals
+) -> None:
+    run_dir, argv = runs / "run", arguments(shards, runs / "run", **OPTIONS)
+    step = stopped_at(stop(argv, run_dir, number), number.name, "Run again")
     assert 2 <= step < 12
+    assert json.loads((run_dir / "summary.json").read_text("utf-8"))["status"] == "stopped"
     assert [line["step"] for line in logged_steps(run_dir)] == list(range(1, step + 1))
     assert [path.name for path in (run_dir / "checkpoints").glob("step_*")] == [f"step_{step:09d}"]
 
     assert neuclip(argv, runs / "resumed.txt")[0] == 0
-    assert_same(logged_steps(run_dir), logged_steps(runs / "whole"))
+    assert_same(logged_steps(run_dir), logged_steps(whole))
+    assert json.loads((run_dir / "summary.json").read_text("utf-8"))["status"] == "finished"
 
 
-def test_what_to_do_after_a_start_from_a_path(shards: Path, runs: Path) -> None:
-    """Run again as it was, it would begin at that checkpoint once more."""
-    argv = arguments(shards, runs / "first", **OPTIONS, **{"train.num_steps": 1})
-    assert neuclip(argv, runs / "first.txt")[0] == 0
-    checkpoint = runs / "first" / "checkpoints" / "step_000000001"
-    started = start(arguments(shards, runs / "second", **OPTIONS, resume=str(checkpoint)), runs / "second.txt")
-    wait_for_steps(runs / "second", 1, started.is_alive)
-    os.kill(started.pid, signal.SIGTERM)
-    assert started.wait() == 75, started.text()
-    assert "; saved. Run again with --resume auto to go on.\n" in started.text()
-
-
-@pytest.fixture
-def torchrun(shards: Path, runs: Path) -> Iterator[subprocess.Popen[str]]:
-    """A run on two ranks, as people start it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--no-python", "--nproc-per-node", "2"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    command += [sys.executable, "-m", "neuclip_scale", *arguments(shards, runs / "parts", **OPTIONS)]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ) as process:
-        yield process
-        process.kill()
+def test_a_stopped_run_that_began_from_a_path_says_how_to_go_on(shards: Path, runs: Path, whole: Path) -> None:
+    """Started again as it was, it would begin at that checkpoint once more."""
+    options = OPTIONS | {"train.num_steps": 24, "resume": str(whole / "checkpoints" / "step_000000012")}
+    text = stop(arguments(shards, runs / "run", **options), runs / "run", signal.SIGTERM)
+    assert stopped_at(text, "SIGTERM", "Run again with --resume auto") >= 14
 
 
 @pytest.mark.distributed
-def test_a_signal_to_one_rank_stops_all_at_the_same_step(
-    shards: Path, runs: Path, torchrun: subprocess.Popen[str]
-) -> None:
-    assert neuclip_ranks(2, arguments(shards, runs / "whole", **OPTIONS), runs / "whole.txt") == [0, 0]
-    run_dir = runs / "parts"
-    wait_for_steps(run_dir, 2, lambda: torchrun.poll() is None)
-    (second,) = (process for process in psutil.Process(torchrun.pid).children() if process.environ().get("RANK") == "1")
-    second.send_signal(signal.SIGUSR1)
-    text, _ = torchrun.communicate(timeout=120)
-    step = stopped_at(text, "another rank")
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(shards: Path, runs: Path) -> None:
+    run_dir = runs / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--no-python", "--nproc-per-node", "2"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    command += [sys.executable, "-m", "neuclip_scale", *arguments(shards, run_dir, **OPTIONS)]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ) as torchrun:
+        wait_for_steps(run_dir, 2, lambda: torchrun.poll() is None)
+        ranks = psutil.Process(torchrun.pid).children()
+        (second,) = (process for process in ranks if process.environ().get("RANK") == "1")
+        second.send_signal(signal.SIGUSR1)
+        text, _ = torchrun.communicate(timeout=120)
+    step = stopped_at(text, "another rank", "Run again")
     assert 2 <= step < 12
-    # torchrun's own status is 1; that of its ranks stands in its report.
+    # torchrun's own status is 1; those of its ranks stand in its report.
     assert re.search(r"exitcode\s*:\s*75\b", text), text
     assert (run_dir / "checkpoints" / f"step_{step:09d}" / "rank_00001.pt").is_file()
 
     assert neuclip_ranks(2, arguments(shards, run_dir, **OPTIONS), runs / "resumed.txt") == [0, 0]
+    assert neuclip_ranks(2, arguments(shards, runs / "whole", **OPTIONS), runs / "whole.txt") == [0, 0]
     assert_same(logged_steps(run_dir), logged_steps(runs / "whole"))

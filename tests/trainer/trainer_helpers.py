@@ -27,7 +27,7 @@ MEASURED = ("data_time", "step_time", "samples_per_second", "samples_per_second_
 
 
 def settings(data: Path, run_dir: Path, **overrides: Any) -> dict[str, Any]:
-    """Dotted fields of a run of 8 steps of 8 pairs, a little over one epoch of the `shards` fixture."""
+    """Dotted fields of a run of 6 steps of 8 pairs, a little over one epoch of the `shards` fixture."""
     values: dict[str, Any] = {
         "run_dir": str(run_dir),
         "data.train": str(data),
@@ -40,7 +40,7 @@ def settings(data: Path, run_dir: Path, **overrides: Any) -> dict[str, Any]:
         "objective.npn.restart_every": 3,
         "optim.warmup_steps": 2,
         "train.global_batch_size": 8,
-        "train.num_steps": 8,
+        "train.num_steps": 6,
         "checkpoint.every_steps": 0,
         "engine.device": "cpu",
     }
@@ -106,7 +106,10 @@ class Started:
     def is_alive(self) -> bool:
         return self._process.is_alive()
 
-    def kill(self) -> None:
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """SIGKILL, and wait for the end."""
         self._process.kill()
         self._process.join()
@@ -143,11 +146,14 @@ def neuclip_ranks(world_size: int, argv: list[str], output: Path) -> list[int]:
     return [rank.wait() for rank in start_ranks(world_size, _neuclip, (argv,), output)]
 
 
-def wait_for_steps(run_dir: Path, count: int, is_alive: Callable[[], bool], seconds: float = 120) -> None:
-    """Return as soon as metrics.jsonl has `count` lines."""
-    deadline = time.monotonic() + seconds
-    metrics = run_dir / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < count:
+def wait_for_steps(
+    run_dir: Path, count: int, is_alive: Callable[[], bool], *, since: float = 0.0, seconds: float = 120
+) -> None:
+    """Return as soon as metrics.jsonl, written to after time `since`, has `count` lines."""
+    metrics, deadline = run_dir / "metrics.jsonl", time.monotonic() + seconds
+    while not (
+        metrics.exists() and metrics.stat().st_mtime > since and metrics.read_bytes().count(b"\n") >= count
+    ):
         assert is_alive(), "ended before it could be signalled"
         assert time.monotonic() < deadline, f"fewer than {count} steps in {seconds} s"
         time.sleep(0.002)
