@@ -42,7 +42,7 @@ demo: setup  ## Train on real clip art for ten minutes, evaluate, and compare ME
 	  echo "$(BIN)/neuclip train demo --objective.name $$method --run-dir runs/demo-$$method $(DEMO_ARGS)"; \
 	  $(BIN)/neuclip train demo --objective.name $$method --run-dir runs/demo-$$method $(DEMO_ARGS) || exit $$?; \
 	done
-	$(BIN)/python -m neuclip_scale.commands.demo_report $(DEMO_RUNS)
+	$(BIN)/neuclip report $(DEMO_RUNS) --output runs/demo-report
 
 test: setup lint  ## Run every check: ruff, mypy and the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

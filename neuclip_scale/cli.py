@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "neuclip_scale.commands.evaluate",
         "Zero-shot accuracy and retrieval of a run or a model.",
     ),
+    "report": ("neuclip_scale.commands.report", "Finished runs side by side: scores, cost, figures."),
     "demo-data": (
         "neuclip_scale.commands.demo_data",
         "Build the demo's training shards and evaluation sets.",

@@ -59,14 +59,17 @@ def initialize(device: str = "auto", timeout_minutes: float = 30.0) -> torch.dev
             "engine.device", device, "torch sees no GPU", "Run `neuclip doctor`, or use engine.device=cpu."
         )
     use_cuda = device != "cpu" and torch.cuda.is_available()
-    if use_cuda and launch.local_rank >= torch.cuda.device_count():
+    local_rank = launch.local_rank
+    if use_cuda and launch.launcher == "srun" and torch.cuda.device_count() == 1:
+        local_rank = 0  # --gpus-per-task=1 shows each task its own GPU only
+    if use_cuda and local_rank >= torch.cuda.device_count():
         raise ConfigError(
             "engine.device",
             device,
             f"this is local rank {launch.local_rank}, but the node has {torch.cuda.device_count()} GPU(s)",
             "Start one process per GPU, or use engine.device=cpu.",
         )
-    where = torch.device("cuda", launch.local_rank) if use_cuda else torch.device("cpu")
+    where = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(where)
     if launch.world_size > 1 and not dist.is_initialized():

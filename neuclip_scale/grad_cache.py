@@ -59,15 +59,22 @@ class RandomState:
 class CachedFeatures:
     """Features of one rank's batch, and the means to encode each micro-batch again with a graph."""
 
-    def __init__(self, encode: Encode, module: nn.Module, micro_batches: Sequence[Batch]) -> None:
-        """Encode all micro-batches; `encode` runs the engine's module, `module` is the bare one."""
+    def __init__(
+        self, encode: Encode, module: nn.Module, micro_batches: Sequence[Batch], micro_step: MicroStep
+    ) -> None:
+        """Encode all micro-batches; `encode` runs the engine's module, `module` is the bare one.
+
+        `micro_step` wraps each forward with a graph and its backward: engines decide before a forward whether to
+        communicate.
+        """
         self.micro_batches = micro_batches
-        self._encode = encode
+        self._encode, self._micro_step = encode, micro_step
         self._kept: CLIPOutput | None = None
         self._random: list[RandomState] = []
         outputs = []
         if len(micro_batches) == 1:
-            self._kept = encode(micro_batches[0])
+            with micro_step(is_last=True):
+                self._kept = encode(micro_batches[0])
             outputs.append(self._kept)
         else:
             # BatchNorm (RN50) must count each batch once: the pass with a graph does.
@@ -79,14 +86,11 @@ class CachedFeatures:
         self.text = torch.cat([_detached(output.text_features) for output in outputs])  # [b, d]
         self.logit_scale = outputs[0].logit_scale.detach()  # [1]
 
-    def replay(self, micro_step: MicroStep) -> Iterator[tuple[slice, CLIPOutput]]:
-        """Yield each micro-batch's rows of the batch and its output with a graph; back-propagate before the next.
-
-        `micro_step` wraps both passes of a micro-batch: engines decide before the forward whether to communicate.
-        """
+    def replay(self) -> Iterator[tuple[slice, CLIPOutput]]:
+        """Yield each micro-batch's rows of the batch and its output with a graph; back-propagate before the next."""
         if self._kept is not None:
             kept, self._kept = self._kept, None
-            with micro_step(is_last=True):
+            with self._micro_step(is_last=True):
                 yield slice(0, self.image.shape[0]), kept
             return
         first = 0
@@ -94,7 +98,7 @@ class CachedFeatures:
             rows = slice(first, first + len(micro))
             first = rows.stop
             is_last = rows.stop == self.image.shape[0]
-            with micro_step(is_last=is_last), random.replayed(micro.images.device):
+            with self._micro_step(is_last=is_last), random.replayed(micro.images.device):
                 yield rows, self._encode(micro)
 
 

@@ -79,7 +79,9 @@ class ContrastiveLoss(nn.Module):
         gather = distributed.all_gather_rows
         pairs = PairFeatures(image, text, gather(image), gather(text), distributed.rank() * image.shape[0])
         world_index = None if sample_index is None else gather(sample_index)
-        output = self.objective(pairs, logit_scale.detach().to(dtype).reshape(1), world_index)
+        # Trainers call their loss inside autocast; ours is fp32 throughout.
+        with torch.autocast(image.device.type, enabled=False):
+            output = self.objective(pairs, logit_scale.detach().to(dtype).reshape(1), world_index)
         self._rows = output.rows
         return output
 

@@ -38,10 +38,20 @@ class RunState:
         resume = self.config.resume
         if resume not in ("auto", "never"):
             return Path(resume)
-        found = distributed.on_main(lambda: checkpoint.latest_checkpoint(self.folder))
-        if found is not None and resume == "never":
-            raise ConfigError(
-                "resume", "never", f"{self.folder} already holds {found.name}", "Use another run_dir, or resume=auto."
+        return distributed.on_main(lambda: self._newest(refuse=resume == "never"))
+
+    def _newest(self, *, refuse: bool) -> Path | None:
+        present = checkpoint.checkpoints_by_step(self.folder)
+        if not present:
+            return None
+        if refuse:
+            held = f"{self.folder} already holds {len(present)} checkpoint(s)"
+            raise ConfigError("resume", "never", held, "Use another run_dir, or resume=auto.")
+        found = checkpoint.latest_checkpoint(self.folder)
+        if found is None:  # starting over would overwrite what can perhaps be rescued
+            raise checkpoint.CheckpointError(
+                f"none of the {len(present)} checkpoint(s) in {self.folder} is intact. "
+                "Repair one (the warnings above say what is wrong), or start another run_dir."
             )
         return found
 
@@ -84,14 +94,14 @@ class RunState:
         shared, ranks = checkpoint.load_all_ranks(path)
         checkpoint.check_compatible(checkpoint.saved_recipe(shared), self.config)
         self._check_same_order(shared, manifest)
-        # The optimizer's state comes with the groups' old options; those of this recipe hold (a lower learning rate, say).
+        # The optimizer's state brings the groups' old options; this recipe's hold (another weight decay, say).
         options = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
         engine.load_state_dict({key: shared[key] for key in engine.state_dict()})
-        for group, own in zip(engine.optimizer.param_groups, options):
+        for group, own in zip(engine.optimizer.param_groups, options, strict=True):
             group.update(own)
         objective.load_state_dict(shared["objective"])
         objective.load_rank_states([state["objective"] for state in ranks])
-        loader.load_positions(shared["stream_positions"])
+        loader.load_positions(shared["stream_positions"], num_read=shared["num_read"])
         self.step, self.train_seconds = shared["step"], shared["train_seconds"]
         self.num_read, self.num_skipped = shared["num_read"], shared["num_skipped"]
         self.temperature_dropped = shared["temperature_dropped"]
@@ -119,9 +129,11 @@ class RunState:
                 )  # fmt: skip
         if shared["data_fingerprint"] != manifest.fingerprint:
             raise ConfigError(
-                "data.train", now.data.train, "not the shards the checkpoint was trained on (names, counts or sizes differ)",
+                "data.train",
+                now.data.train,
+                "not the shards the checkpoint was trained on: names, counts or sizes differ",
                 "Restore them, or start another run_dir.",
-            )  # fmt: skip
+            )
 
 
 class StopSignal:

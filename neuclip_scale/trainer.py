@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from neuclip_scale import distributed, telemetry
+from neuclip_scale import distributed, files, telemetry
 from neuclip_scale.config import ConfigError, Recipe, check_recipe, dump_recipe, local_batch_size, micro_batch_size
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.digest import batch_digest
 from neuclip_scale.data.loader import LoadedBatch, TrainLoader
-from neuclip_scale.data.manifest import Manifest, build_manifest
+from neuclip_scale.data.manifest import Manifest, assemble_manifest, index_shards
 from neuclip_scale.data.shards import expand_shards
 from neuclip_scale.data.skips import SkipLog, check_bad_fraction
 from neuclip_scale.data.transforms import EvalTransform, TrainTransform
 from neuclip_scale.engines import create_engine
 from neuclip_scale.evaluation.normalizer_monitor import NormalizerMonitor
-from neuclip_scale.evaluation.suite import evaluate_folder
+from neuclip_scale.evaluation.suite import evaluate_folder, find_sets
 from neuclip_scale.grad_cache import CachedFeatures, RandomState
 from neuclip_scale.models.clip import build_model
 from neuclip_scale.models.tokenizer import build_tokenizer
@@ -72,7 +73,9 @@ class Trainer:
         self.run_state = RunState(self.run_dir / "checkpoints", config)
         start_from = self.run_state.find_start()
 
-        self.manifest = distributed.on_main(self._index_data)
+        self.manifest = self._index_data()
+        if config.evaluation.data:  # now, and not after days of training
+            distributed.on_main(lambda: find_sets(Path(config.evaluation.data)))
         self.num_steps = self._count_steps()
         # Equal weights on every rank; what the ranks draw afterwards (dropout) differs.
         distributed.seed_everything(config.seed)
@@ -117,7 +120,7 @@ class Trainer:
         """
         config, state = self.config, self.run_state
         if distributed.is_main():
-            telemetry.write_text(self.run_dir / "config.yaml", dump_recipe(config))
+            files.write_text(self.run_dir / "config.yaml", dump_recipe(config))
         skips = SkipLog(self.run_dir / "skipped" / f"rank_{self.rank:05d}.jsonl")
         if distributed.is_main():
             skips.add_shard_faults(self.manifest)
@@ -132,39 +135,9 @@ class Trainer:
         )
         with logger, StopSignal() as stop:
             batches = iter(self.loader)
-            while state.step < self.num_steps:
-                began = time.perf_counter()
-                with self._keep_random_state():
-                    loaded = cast(LoadedBatch, next(batches))
-                data_time = time.perf_counter() - began
-                set_learning_rates(
-                    self.engine.optimizer,
-                    schedule_factor(state.step, self.num_steps, config.optim),
-                    temperature_dropped=state.temperature_dropped,
-                )
-                batch = loaded.batch.to(self.device, non_blocking=True)
-                result = self.train_step(batch, self.monitor if self.monitor.is_due(state.step + 1) else None)
-                metrics, stopping = self._reduce(result, loaded, stop.requested)
-                self._check_finite(metrics, result, batch)
-                state.advance(loaded, tau=1 / metrics["logit_scale"])
-                skips.add(loaded.skipped)
-                # Counts of all ranks, equal on all ranks: they stop together.
-                check_bad_fraction(
-                    state.num_read,
-                    state.num_skipped,
-                    skips.first,
-                    config.data.max_bad_fraction,
-                    f"listed in {skips.path.parent}",
-                )
-                step_time = time.perf_counter() - began
-                state.train_seconds += step_time
-                metrics |= self.monitor.take_result()
-                metrics |= {"lr": self.engine.optimizer.param_groups[0]["lr"], "data_time": data_time}
-                metrics |= {"step_time": step_time, "num_skipped": state.num_skipped}
-                logger.log_step(state.step, metrics)
-                self._between_steps(logger, stopping)
-                if stopping:
-                    break
+            stopping = False
+            while state.step < self.num_steps and not stopping:
+                stopping = self._run_step(batches, skips, logger, stop)
             finished = state.step >= self.num_steps
             if not finished:
                 # Started again from a PATH, the run would begin there once more.
@@ -174,10 +147,48 @@ class Trainer:
                 )
             return self._finish(logger, finished)
 
+    def _run_step(
+        self, batches: Iterator[LoadedBatch], skips: SkipLog, logger: telemetry.RunLogger, stop: StopSignal
+    ) -> bool:
+        """Load, train, record and save as due (collective); returns whether to stop."""
+        config, state = self.config, self.run_state
+        began = time.perf_counter()
+        with self._keep_random_state():
+            loaded = next(batches)
+        data_time = time.perf_counter() - began
+        set_learning_rates(
+            self.engine.optimizer,
+            schedule_factor(state.step, self.num_steps, config.optim),
+            temperature_dropped=state.temperature_dropped,
+        )
+        batch = loaded.batch.to(self.device, non_blocking=True)
+        result = self.train_step(batch, self.monitor if self.monitor.is_due(state.step + 1) else None)
+        metrics, stopping = self._reduce(result, loaded, stop.requested)
+        self._check_finite(metrics, result, batch)
+        state.advance(loaded, tau=1 / metrics["logit_scale"])
+        skips.add(loaded.skipped)
+        # Counts of all ranks, equal on all ranks: they stop together.
+        check_bad_fraction(
+            state.num_read,
+            state.num_skipped,
+            skips.first,
+            config.data.max_bad_fraction,
+            f"listed in {skips.path.parent}",
+        )
+        metrics |= self.monitor.take_result()
+        # Measuring is not training: its time would count against the method that is measured.
+        step_time = time.perf_counter() - began - metrics.get("normalizer/seconds", 0.0)
+        state.train_seconds += step_time
+        metrics |= {"lr": self.engine.optimizer.param_groups[0]["lr"], "data_time": data_time}
+        metrics |= {"step_time": step_time, "num_skipped": state.num_skipped}
+        logger.log_step(state.step, metrics)
+        self._between_steps(logger, stopping)
+        return stopping
+
     def train_step(self, batch: Batch, monitor: NormalizerMonitor | None = None) -> StepResult:
         """One optimizer step on this rank's part of the global batch (collective)."""
         engine = self.engine
-        cached = CachedFeatures(engine.encode, engine.module, batch.split(self.micro_batch_size))
+        cached = CachedFeatures(engine.encode, engine.module, batch.split(self.micro_batch_size), engine.micro_step)
         gather = distributed.all_gather_rows
         pairs = PairFeatures(
             cached.image, cached.text, gather(cached.image), gather(cached.text), self.rank * len(batch)
@@ -187,7 +198,7 @@ class Trainer:
         if monitor is not None:
             with self._keep_random_state():
                 monitor.measure(engine, pairs, cached.logit_scale, output, batch.sample_index)
-        for rows, encoded in cached.replay(engine.micro_step):
+        for rows, encoded in cached.replay():
             engine.backward(
                 encoded,
                 output.image_gradient[rows],
@@ -203,14 +214,25 @@ class Trainer:
     # -----------------------------------------------------------------------------------------------------------------
 
     def _index_data(self) -> Manifest:
+        """The manifest of the run folder if it still holds, else a new one, indexed by all ranks (collective)."""
         path = self.run_dir / "manifest.json"
-        if path.exists():
-            manifest = Manifest.load(path)
-            if manifest.is_current() and [s.path for s in manifest.shards] == expand_shards(self.config.data.train):
-                return manifest
-        manifest = build_manifest(expand_shards(self.config.data.train))
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        manifest.save(path)
+
+        def known() -> tuple[list[str], Manifest | None]:
+            shards = expand_shards(self.config.data.train)
+            manifest = Manifest.load(path) if path.exists() else None
+            if manifest is not None and manifest.is_current() and [s.path for s in manifest.shards] == shards:
+                return shards, manifest
+            return shards, None
+
+        shards, manifest = distributed.on_main(known)
+        if manifest is not None:
+            return manifest
+        parts = distributed.gather_objects(index_shards(shards[self.rank :: self.world_size]))
+        rows = [parts[i % self.world_size][i // self.world_size] for i in range(len(shards))]
+        manifest = assemble_manifest(rows)
+        if distributed.is_main():
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            manifest.save(path)
         return manifest
 
     def _count_steps(self) -> int:
@@ -267,14 +289,14 @@ class Trainer:
         step = self.run_state.step + 1
         path = self.run_dir / f"nonfinite_step_{step:09d}_rank_{self.rank:05d}.json"
         finite = all(bool(torch.isfinite(side).all()) for side in (result.pairs.image, result.pairs.text))
-        telemetry.write_json(path, {"step": step, "rank": self.rank, "features_finite": finite, "uids": batch.uids})
+        files.write_json(path, {"step": step, "rank": self.rank, "features_finite": finite, "uids": batch.uids})
         everyone = distributed.gather_objects((self.rank, finite, batch.uids[:3]))
         culprits = [entry for entry in everyone if not entry[1]] or everyone
         listed = "; ".join(f"rank {rank} (uids {', '.join(uids)}, ...)" for rank, _, uids in culprits)
         source = "backward pass" if math.isfinite(metrics["loss"]) else "objective"
         cause = "features are not finite" if not culprits[0][1] else f"features are finite, the {source} is not"
         raise NonFiniteLossError(
-            f"step {step}: {bad} = {metrics[bad]}; {cause} on {listed}. All uids: {path.parent}/nonfinite_step_{step:09d}_rank_*.json. "
+            f"step {step}: {bad} = {metrics[bad]}; {cause} on {listed}. All uids: {path.parent}/nonfinite_step_*. "
             f"Lower optim.learning_rate, clip with train.max_grad_norm, or use bf16; "
             f"the last checkpoint in {self.run_dir / 'checkpoints'} is from before this step."
         )
@@ -336,7 +358,7 @@ class Trainer:
             "evaluation": evaluation,
         }
         if distributed.is_main():
-            telemetry.write_json(self.run_dir / "summary.json", summary)
+            files.write_json(self.run_dir / "summary.json", summary)
         return summary
 
 

@@ -66,11 +66,11 @@ def test_cached_step_equals_the_whole_batch_with_dropout(micro: int) -> None:
         return model(part.images, part.tokens)
 
     torch.manual_seed(5)
-    cached = CachedFeatures(encode, model, batch.split(micro))
+    cached = CachedFeatures(encode, model, batch.split(micro), alone)
     objective = create_objective(ObjectiveConfig(name="openclip", tile_size=4), Problem(embed_dim=model.embed_dim))
     output = objective(PairFeatures.single(cached.image, cached.text), cached.logit_scale)
     after_encoding = torch.get_rng_state()
-    for rows, encoded in cached.replay(alone):
+    for rows, encoded in cached.replay():
         total = (encoded.image_features * output.image_gradient[rows]).sum()
         total = total + (encoded.text_features * output.text_gradient[rows]).sum()
         if rows.stop == B:
@@ -112,8 +112,8 @@ def test_batch_norm_counts_a_batch_once() -> None:
     images = torch.randn(8, 6)
     batch = Batch(images, torch.randn(8, 6), torch.arange(8), tuple("abcdefgh"))
     model, plain = Towers(), Towers()
-    cached = CachedFeatures(lambda part: model(part.images, part.tokens), model, batch.split(4))
-    for _ in cached.replay(alone):
+    cached = CachedFeatures(lambda part: model(part.images, part.tokens), model, batch.split(4), alone)
+    for _ in cached.replay():
         pass
     for part in batch.split(4):
         plain(part.images, part.tokens)

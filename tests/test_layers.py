@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 # The longest matching prefix decides: data.manifest is layer 0 although data is layer 2.
 LAYERS = {
     "config": 0,
+    "files": 0,
     "data.manifest": 0,
     "data.shards": 0,
     "distributed": 1,
@@ -40,7 +41,7 @@ LAYERS = {
     "__main__": 5,
 }
 IN_ONE_MODULE = ("deepspeed", "timm", "open_clip", "duckdb", "triton")
-WITHOUT_TORCH = ("config", "data.manifest", "data.shards")
+WITHOUT_TORCH = ("config", "files", "data.manifest", "data.shards")
 
 
 class Import(NamedTuple):

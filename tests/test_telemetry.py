@@ -15,16 +15,15 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from neuclip_scale.files import atomic_file, write_json
 from neuclip_scale.telemetry import (
     RunLogger,
     ThroughputMeter,
     environment,
     peak_memory_bytes,
-    write_json,
 )
 from neuclip_scale.telemetry.console import duration
 from neuclip_scale.telemetry.environment import git_revision
-from neuclip_scale.telemetry.files import replacing
 
 
 def run(folder: Path, steps: range, resume_step: int = 0, **metrics: Any) -> str:
@@ -167,8 +166,8 @@ def test_duration(seconds: float, text: str) -> None:
 def test_a_failed_replacement_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
     write_json(path, {"done": 1})
-    with pytest.raises(TypeError), replacing(path) as file:
-        file.writelines(["half", 1])  # type: ignore[list-item]
+    with pytest.raises(TypeError), atomic_file(path) as file:
+        file.writelines([b"half", 1])  # type: ignore[list-item]
     assert json.loads(path.read_text()) == {"done": 1}
     assert os.listdir(tmp_path) == ["summary.json"]
 

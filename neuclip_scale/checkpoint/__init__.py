@@ -12,7 +12,7 @@ tensors, numbers, strings, lists, tuples and dicts, read with `weights_only=True
 
 from __future__ import annotations
 
-from neuclip_scale.checkpoint.layout import CheckpointError
+from neuclip_scale.checkpoint.layout import CheckpointError, checkpoints_by_step
 from neuclip_scale.checkpoint.reading import (
     latest_checkpoint,
     load_all_ranks,
@@ -27,6 +27,7 @@ __all__ = [
     "CheckpointError",
     "capture_rng",
     "check_compatible",
+    "checkpoints_by_step",
     "latest_checkpoint",
     "load_all_ranks",
     "load_checkpoint",

@@ -25,7 +25,7 @@ from neuclip_scale.checkpoint.layout import (
     step_folder,
 )
 from neuclip_scale.distributed import gather_objects, is_main, rank, world_size
-from neuclip_scale.telemetry.files import sync_folder, write_json, write_text
+from neuclip_scale.files import sync_folder, write_json, write_text
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from typing import Literal
 import psutil
 from packaging.version import Version
 
+from neuclip_scale.files import write_json
 from neuclip_scale.telemetry.environment import cpu_name, usable_cpus
-from neuclip_scale.telemetry.files import write_json
 
 GIB = 2**30
 MINIMUM_PYTHON, MINIMUM_TORCH = "3.10", "2.7"

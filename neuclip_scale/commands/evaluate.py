@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
+from neuclip_scale.commands.scores import demo_caveat, print_scores
 from neuclip_scale.config import ConfigError
-from neuclip_scale.telemetry.files import write_json
+from neuclip_scale.files import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -85,64 +82,6 @@ def main(argv: list[str]) -> int:
             {"model": str(arguments.model), "data": str(arguments.data), "evaluation": result},
         )
     return 0
-
-
-def print_scores(result: Mapping[str, Mapping[str, Any]], caveat: str = "", console: Console | None = None) -> None:
-    """Print what `evaluate_folder` returned as a table, then what could not be read, then `caveat`."""
-    console = console or Console(highlight=False)
-    table = Table(title="Evaluation", title_justify="left")
-    for heading in ("set", "measure"):
-        table.add_column(heading)
-    for heading in ("score", "chance", "majority"):
-        table.add_column(heading, justify="right")
-    for name, scores in result.items():
-        for row in _zero_shot_rows(scores) if scores["task"] == "zeroshot" else _retrieval_rows(scores):
-            table.add_row(name, *row)
-        table.add_section()
-    console.print(table)
-    for name, scores in result.items():
-        if scores["num_unreadable"]:
-            console.print(f"{name}: {scores['num_unreadable']} sample(s) could not be used, first:", markup=False)
-            for reason in scores["unreadable"][:5]:
-                console.print(f"  {reason}", markup=False)
-    if caveat:
-        console.print(caveat)
-
-
-def demo_caveat(data: Path) -> str:
-    """The sentence that scores on the demo's pictures must carry; empty for other data."""
-    for folder in (data.resolve(), *data.resolve().parents[:2]):
-        if (folder / "demo.json").is_file():
-            try:
-                return str(json.loads((folder / "demo.json").read_bytes()).get("caveat", ""))
-            except ValueError:
-                return ""
-    return ""
-
-
-def _zero_shot_rows(scores: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    size = f"{scores['num_pictures']:,} pictures, {scores['num_classes']:,} classes"
-    return [
-        (f"top-1 ({size})", *_percent(scores["top1"], scores["chance_top1"], scores["majority"])),
-        ("top-5", *_percent(scores["top5"], scores["chance_top5"], None)),
-        ("mean per-class recall", *_percent(scores["mean_per_class_recall"], scores["chance_top1"], None)),
-    ]
-
-
-def _retrieval_rows(scores: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
-    for direction, size in (
-        ("image_to_text", f"{scores['num_texts']:,} texts"),
-        ("text_to_image", f"{scores['num_pictures']:,} pictures"),
-    ):
-        for measure, value in scores[direction].items():
-            label = f"{direction.replace('_', ' ')} {measure.replace('recall', 'R')} ({size})"
-            rows.append((label, *_percent(value, scores[f"chance_{direction}"][measure], None)))
-    return rows
-
-
-def _percent(*values: float | None) -> tuple[str, ...]:
-    return tuple("" if value is None else f"{100 * value:.2f} %" for value in values)
 
 
 def _device(name: str) -> torch.device:

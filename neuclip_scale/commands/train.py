@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tyro
 
-from neuclip_scale.commands.evaluate import demo_caveat, print_scores
+from neuclip_scale.commands.scores import demo_caveat, print_scores
 from neuclip_scale.config import Recipe, load_recipe, recipe_names
 
 USAGE = """usage: neuclip train RECIPE --run-dir DIR [--section.field VALUE | section.field=VALUE ...]
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     if json_path:  # now, and not after days of training
         Path(json_path).parent.mkdir(parents=True, exist_ok=True)
     # torch and the models take seconds to import: not before the arguments are known to be good.
-    from neuclip_scale import distributed, telemetry
+    from neuclip_scale import distributed, files
     from neuclip_scale.run_state import EXIT_STOPPED
     from neuclip_scale.trainer import Trainer
 
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
                 print_scores(summary["evaluation"], demo_caveat(Path(config.evaluation.data)))
             print(f"run folder: {config.run_dir}   TensorBoard: tensorboard --logdir {config.run_dir}/tensorboard")
             if json_path:
-                telemetry.write_json(Path(json_path), summary)
+                files.write_json(Path(json_path), summary)
         distributed.barrier()  # a launcher ends the other ranks as soon as one leaves with EXIT_STOPPED
     finally:
         distributed.shutdown()
@@ -76,8 +76,10 @@ def read_arguments(argv: list[str]) -> tuple[Recipe, str]:
 
 
 def split_arguments(tokens: list[str]) -> tuple[list[str], list[str]]:
-    """(`section.field=value` overrides, everything else); what follows `--option` is its value, whatever it looks like."""
-    overrides, options, is_value = [], [], False
+    """(`section.field=value` overrides, everything else); the token after `--option` is its value, whatever it is."""
+    overrides: list[str] = []
+    options: list[str] = []
+    is_value = False
     for token in tokens:
         is_override = not is_value and re.match(r"[a-z_]+(\.[a-z_]+)*=", token)
         (overrides if is_override else options).append(token)

@@ -20,6 +20,13 @@ def micro_batch_size(recipe: Recipe, world_size: int) -> int:
 
 def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
     """Raise `ConfigError` for values or combinations that cannot be run on `world_size` ranks."""
+    _check_ranges(recipe)
+    _check_batch(recipe, world_size)
+    _check_length_and_temperature(recipe)
+
+
+def _check_ranges(recipe: Recipe) -> None:
+    """Each number by itself."""
     positive = {
         "data.num_streams": recipe.data.num_streams,
         "data.shuffle_window": recipe.data.shuffle_window,
@@ -30,6 +37,7 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
         "objective.temperature_init": recipe.objective.temperature_init,
         "objective.temperature_min": recipe.objective.temperature_min,
         "objective.tile_size": recipe.objective.tile_size,
+        "objective.gamma_min": recipe.objective.gamma_min,
         "objective.npn.num_prototypes": recipe.objective.npn.num_prototypes,
         "objective.npn.updates_per_step": recipe.objective.npn.updates_per_step,
         "objective.npn.learning_rate": recipe.objective.npn.learning_rate,
@@ -56,12 +64,20 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
         "evaluation.normalizer_every_steps": recipe.evaluation.normalizer_every_steps,
         "evaluation.normalizer_reference": recipe.evaluation.normalizer_reference,
     }
+    _check_signs(positive, not_negative)
+    _check_fractions(recipe)
+
+
+def _check_signs(positive: dict[str, float], not_negative: dict[str, float]) -> None:
     for name, value in positive.items():
         if not 0 < value < math.inf:
             raise ConfigError(name, value, "must be above zero and finite", "Give a positive number.")
     for name, value in not_negative.items():
         if not 0 <= value < math.inf:
             raise ConfigError(name, value, "must not be negative or infinite", "Give zero or a positive number.")
+
+
+def _check_fractions(recipe: Recipe) -> None:
     for name, value in {
         "data.max_bad_fraction": recipe.data.max_bad_fraction,
         "model.dropout": recipe.model.dropout,
@@ -77,8 +93,6 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
     low, high = recipe.data.crop_scale
     if not 0.0 < low <= high <= 1.0:
         raise ConfigError("data.crop_scale", recipe.data.crop_scale, "not a range in (0, 1]", "Give [low, high].")
-    _check_batch(recipe, world_size)
-    _check_length_and_temperature(recipe)
 
 
 def _check_batch(recipe: Recipe, world_size: int) -> None:

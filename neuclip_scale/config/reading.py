@@ -28,9 +28,9 @@ def recipe_names() -> list[str]:
 def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Iterable[str] = ()) -> Recipe:
     """Read a recipe and apply overrides.
 
-    `path` is a packaged name (`demo`, `cc3m`, ...) or a YAML file; `overrides` maps dotted names to values, or is a
-    list of `section.field=value` strings whose values are YAML. Raises `ConfigError`; does not check what depends on
-    the world size (see `check_recipe`).
+    `path` is a packaged name (`demo`, `datacomp_small`, ...) or a YAML file; `overrides` maps dotted names to values,
+    or is a list of `section.field=value` strings whose values are YAML. Raises `ConfigError`; does not check what
+    depends on the world size (see `check_recipe`).
     """
     values = _read_yaml(path)
     pairs = overrides.items() if isinstance(overrides, Mapping) else map(_split_override, overrides)

@@ -62,7 +62,7 @@ class NPNConfig:
     """AdaGrad's learning rate."""
     prototype_source: Literal["batch", "recent"] = "recent"
     """Embeddings a restart samples from: the current global batch, or a store of the most recent past batches."""
-    reset_accumulator: bool = True
+    reset_accumulator: bool = False
     """Whether a restart also clears AdaGrad's accumulated squares."""
     exclude_own: bool = True
     """Whether an anchor leaves out the prototype that was made from its own pair."""

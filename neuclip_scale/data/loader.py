@@ -83,15 +83,17 @@ class TrainLoader:
                 self.num_workers,
             )
         self._section, self._manifest, self._seed = section, manifest, seed
+        self._num_read = 0
         self._global_batch_size = global_batch_size
         self._transform, self._tokenizer, self._pin_memory = transform, tokenizer, pin_memory
         self.order = StreamOrder(manifest, num_streams=num_streams, shuffle_window=section.shuffle_window, seed=seed)
 
-    def load_positions(self, positions: Mapping[int, int] | Sequence[int]) -> None:
+    def load_positions(self, positions: Mapping[int, int] | Sequence[int], *, num_read: int = 0) -> None:
         """Continue from these positions, by stream; a sequence holds those of ALL streams of the run.
 
-        Nothing before them is read. Takes effect at the next iteration. Raises ValueError for another number
-        of streams, a stream of this rank that is missing, or a negative position.
+        `num_read` samples of all ranks were read before. Nothing before the positions is read. Takes effect at the
+        next iteration. Raises ValueError for another number of streams, a stream of this rank that is missing, or a
+        negative position.
         """
         if not isinstance(positions, Mapping):
             if len(positions) != self._section.num_streams:
@@ -104,6 +106,7 @@ class TrainLoader:
         if wrong:
             raise ValueError(f"no valid position for stream(s) {wrong}: the checkpoint does not fit this run.")
         self.positions = {stream: int(positions[stream]) for stream in self.streams}
+        self._num_read = num_read
 
     def __iter__(self) -> Iterator[LoadedBatch]:
         chunks = iter(self._data_loader())
@@ -128,6 +131,7 @@ class TrainLoader:
             self._section,
             samples_per_stream=self._global_batch_size // self._section.num_streams,
             positions=dict(self.positions),
+            num_read=self._num_read,
             seed=self._seed,
             transform=self._transform,
             tokenizer=self._tokenizer,

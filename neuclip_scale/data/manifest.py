@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from neuclip_scale.data.shards import atomic_file, index_shard
+from neuclip_scale.data.shards import index_shard
+from neuclip_scale.files import atomic_file
 
 _FORMAT = 1
 
@@ -98,8 +99,17 @@ def build_manifest(paths: Sequence[str], num_threads: int = 8) -> Manifest:
     """
     if not paths:
         raise ManifestError("no shard was given: set data.train to a folder of .tar files or a pattern.")
+    return assemble_manifest(index_shards(paths, num_threads))
+
+
+def index_shards(paths: Sequence[str], num_threads: int = 8) -> list[dict[str, Any]]:
+    """What `assemble_manifest` needs of each shard; ranks can share the work. Raises `ManifestError`."""
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
-        rows = list(pool.map(_index_row, paths))
+        return list(pool.map(_index_row, paths))
+
+
+def assemble_manifest(rows: Sequence[dict[str, Any]]) -> Manifest:
+    """The manifest of shards indexed by `index_shards`, in this order; raises `ManifestError` if all are empty."""
     entries, first_index = [], 0
     for row in rows:
         entries.append(ShardEntry(first_index=first_index, **row))

@@ -71,6 +71,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         *,
         samples_per_stream: int,
         positions: dict[int, int],
+        num_read: int,
         seed: int,
         transform: Transform,
         tokenizer: Tokenizer,
@@ -78,6 +79,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         self._manifest, self._order, self._section = manifest, order, section
         self._samples_per_stream = samples_per_stream
         self._positions = positions
+        self._num_read = num_read
         self._seed = seed % (1 << 64)
         self._transform, self._tokenizer = transform, tokenizer
 
@@ -89,7 +91,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         positions = {stream: self._positions[stream] for stream in streams}
         walks = {stream: self._order.walk(stream, positions[stream]) for stream in streams}
         reader = self._reader(len(streams))
-        num_read_before = 0
+        num_read_before = self._num_read
         while True:
             rows, digests = _Rows(), []
             try:

@@ -25,7 +25,7 @@ class Engine(ABC):
 
     def __init__(self, model: CLIP, optimizer: torch.optim.Optimizer, device: torch.device, precision: str) -> None:
         self.module = model
-        """The bare CLIP, for evaluation, checkpoints and clamping; its forward is not to be called in training."""
+        """The bare CLIP: for passes without gradients, evaluation, checkpoints and clamping."""
         self.optimizer = optimizer
         self.device = device
         self.precision = precision

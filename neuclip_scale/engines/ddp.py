@@ -67,4 +67,5 @@ class DDPEngine(Engine):
         """See `Engine.load_state_dict`."""
         self.module.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if self.scaler.is_enabled() and state["scaler"]:  # empty where the run was not fp16 before
+            self.scaler.load_state_dict(state["scaler"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +66,9 @@ class NormalizerMonitor:
         self, engine: Engine, pairs: PairFeatures, logit_scale: Tensor, output: ObjectiveOutput, sample_index: Tensor
     ) -> None:
         """Measure this step's estimates before the weights move (collective: rank 0 works, the others wait)."""
-        if distributed.is_main():
-            self._result = self._measure(engine, pairs, logit_scale, output, sample_index)
-        distributed.barrier()
+        began = time.perf_counter()
+        self._result = distributed.on_main(lambda: self._measure(engine, pairs, logit_scale, output, sample_index))
+        self._result["normalizer/seconds"] = time.perf_counter() - began
 
     def take_result(self) -> dict[str, Any]:
         """The last measurement for the log, once; empty where there is none."""

@@ -1,6 +1,6 @@
 """Architectures by name: the sizes of both towers, as in open_clip's model configurations of the same name.
 
-No torch here: planning reads these without building a model.
+No torch here: a preset can be read without building a model.
 """
 
 from __future__ import annotations

@@ -15,5 +15,5 @@ def batch_log_normalizers(pairs: PairFeatures, scale: Tensor, *, tile_size: int)
     g1_i = 1/(B-1) sum_{j != i} exp(scale (s_ij - s_ii)), g2_i likewise with images as negatives.
     """
     image_rows, text_rows = pair_logsumexp(pairs, scale, exclude_diagonal=True, tile_size=tile_size)
-    own = scale * pairs.positives() + math.log(pairs.world_size - 1)
+    own = scale * pairs.positives() + math.log(pairs.global_size - 1)
     return image_rows - own, text_rows - own

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from neuclip_scale import distributed
 from neuclip_scale.normalizers import batch_log_normalizers
 from neuclip_scale.similarity import PairFeatures, pair_gradients
 
@@ -45,13 +44,13 @@ class Objective(nn.Module, ABC):
 
         `pairs` fp32 or fp64, `logit_scale` [1] = 1/tau, `world_index` [B] dense sample indices of all ranks' pairs.
         """
-        if pairs.world_size < 2:
-            raise ValueError(f"batch of {pairs.world_size} pair: a contrastive loss needs at least 2 pairs in all.")
+        if pairs.global_size < 2:
+            raise ValueError(f"batch of {pairs.global_size} pair: a contrastive loss needs at least 2 pairs in all.")
         with torch.no_grad():
             output = self.compute(pairs, logit_scale.detach(), world_index)
         if self.training:
             self.num_steps += 1
-            self.samples_seen += pairs.world_size
+            self.samples_seen += pairs.global_size
         return output
 
     @abstractmethod
@@ -103,7 +102,7 @@ class MarginObjective(Objective):
         batch_rows = torch.stack(batch_log_normalizers(pairs, scale, tile_size=self.tile_size), 1)  # [b, 2]
         rows, world_rows, metrics = self.estimate(pairs, scale, batch_rows, world_index)
 
-        B = pairs.world_size
+        B = pairs.global_size
         world_positives = (pairs.world_image * pairs.world_text).sum(-1)  # [B]
         shifts = world_rows + (scale * world_positives + math.log(B * (B - 1)))[:, None]
         image, text = pair_gradients(
@@ -134,8 +133,3 @@ class MarginObjective(Objective):
     def add_eps(self, log_value: Tensor) -> Tensor:
         """log(eps + exp(log_value))."""
         return torch.logaddexp(log_value, log_value.new_tensor(self.log_eps))
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """Per-pair values of all ranks, [b, 2] -> [B, 2] (collective)."""
-    return distributed.all_gather_rows(rows)

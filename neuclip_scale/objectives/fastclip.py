@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuclip_scale.distributed import all_gather_rows
 from neuclip_scale.normalizers import NormalizerTable
-from neuclip_scale.objectives.base import MarginObjective, gather_rows
+from neuclip_scale.objectives.base import MarginObjective
 from neuclip_scale.similarity import PairFeatures
 
 
@@ -49,7 +50,7 @@ class FastCLIPv3(MarginObjective):
         """See `MarginObjective.estimate`; a = log(eps + u) with u already moved by this batch."""
         if world_index is None:
             raise ValueError("fastclip-v3: sample_index is missing. Give the dense index of each pair in the data set.")
-        world_batch_rows = gather_rows(batch_rows)
+        world_batch_rows = all_gather_rows(batch_rows)
         gamma = gamma_at(self.samples_seen, self.table.dataset_size, self.gamma_min, self.gamma_decay_epochs)
         if self.training:
             log_u = self.table.update(world_index, world_batch_rows, gamma)

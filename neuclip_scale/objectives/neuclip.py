@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.config import NPNConfig
+from neuclip_scale.distributed import all_gather_rows
 from neuclip_scale.normalizers import NormalizerPredictionNetwork, RecentPairs
-from neuclip_scale.objectives.base import MarginObjective, gather_rows
+from neuclip_scale.objectives.base import MarginObjective
 from neuclip_scale.similarity import PairFeatures
 
 
@@ -34,7 +35,7 @@ class NeuCLIP(MarginObjective):
         """See `MarginObjective.estimate`."""
         if world_index is None:
             # Rows of this step count as samples of their own, so that nobody meets a prototype made from itself.
-            world_index = self.samples_seen + torch.arange(pairs.world_size, device=pairs.image.device)
+            world_index = self.samples_seen + torch.arange(pairs.global_size, device=pairs.image.device)
         if self.training and self._restart_is_due():
             self._restart(pairs, world_index)
         index = pairs.local_rows(world_index) if self.section.exclude_own else None
@@ -55,7 +56,7 @@ class NeuCLIP(MarginObjective):
             rows[:, side] = npn(anchors, positives, temperature, index, tile_size=self.tile_size)
         if self.training:
             self.recent.push(pairs.world_image, pairs.world_text, world_index)
-        return rows, gather_rows(rows), {}
+        return rows, all_gather_rows(rows), {}
 
     def values(self, rows: Tensor, batch_rows: Tensor) -> Tensor:
         """exp(-a)(eps + g) + a - 1."""
@@ -70,8 +71,8 @@ class NeuCLIP(MarginObjective):
         m = self.section.num_prototypes
         past = min(len(self.recent), m) if self.section.prototype_source == "recent" else 0
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.num_steps)
-        order = torch.randperm(pairs.world_size, generator=generator)
-        rows = order.repeat(-(-(m - past) // pairs.world_size))[: m - past].to(world_index.device)
+        order = torch.randperm(pairs.global_size, generator=generator)
+        rows = order.repeat(-(-(m - past) // pairs.global_size))[: m - past].to(world_index.device)
         text = torch.cat([self.recent.text[:past], pairs.world_text[rows].to(self.recent.text)])
         image = torch.cat([self.recent.image[:past], pairs.world_image[rows].to(self.recent.image)])
         index = torch.cat([self.recent.index[:past], world_index[rows]])

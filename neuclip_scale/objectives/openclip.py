@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from neuclip_scale.objectives.base import Objective, ObjectiveOutput, gather_rows
+from neuclip_scale.distributed import all_gather_rows
+from neuclip_scale.objectives.base import Objective, ObjectiveOutput
 from neuclip_scale.similarity import PairFeatures, pair_gradients, pair_logsumexp
 
 
@@ -16,9 +17,9 @@ class OpenCLIP(Objective):
 
     def compute(self, pairs: PairFeatures, scale: Tensor, world_index: Tensor | None) -> ObjectiveOutput:
         """See `Objective.compute`. Rows are log sum_j exp((s_ij - s_ii)/tau), the positive pair included."""
-        B = pairs.world_size
+        B = pairs.global_size
         absolute = torch.stack(pair_logsumexp(pairs, scale, exclude_diagonal=False, tile_size=self.tile_size), 1)
-        shifts = gather_rows(absolute) + math.log(2 * B) - scale.log()
+        shifts = all_gather_rows(absolute) + math.log(2 * B) - scale.log()
         image, text = pair_gradients(
             pairs, scale, shifts[:, 0], shifts[:, 1], exclude_diagonal=False, tile_size=self.tile_size
         )

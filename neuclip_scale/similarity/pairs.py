@@ -29,14 +29,14 @@ class PairFeatures:
         return self.image.shape[0]
 
     @property
-    def world_size(self) -> int:
+    def global_size(self) -> int:
         """B."""
         return self.world_image.shape[0]
 
     @property
     def is_whole(self) -> bool:
         """Whether this rank holds all pairs, so that one sweep serves both directions."""
-        return self.local_size == self.world_size
+        return self.local_size == self.global_size
 
     def positives(self) -> Tensor:
         """s_ii of this rank's pairs -> [b]."""

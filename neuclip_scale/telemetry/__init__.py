@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from neuclip_scale.telemetry.environment import environment
-from neuclip_scale.telemetry.files import write_json, write_text
 from neuclip_scale.telemetry.logger import RunLogger
 from neuclip_scale.telemetry.meter import ThroughputMeter, peak_memory_bytes
 
-__all__ = ["RunLogger", "ThroughputMeter", "environment", "peak_memory_bytes", "write_json", "write_text"]
+__all__ = ["RunLogger", "ThroughputMeter", "environment", "peak_memory_bytes"]

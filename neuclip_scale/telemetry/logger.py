@@ -10,9 +10,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from neuclip_scale.files import atomic_file, json_ready, write_json
 from neuclip_scale.telemetry.console import ConsoleProgress
 from neuclip_scale.telemetry.environment import environment
-from neuclip_scale.telemetry.files import json_ready, replacing, write_json
 from neuclip_scale.telemetry.meter import ThroughputMeter, peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -114,14 +114,14 @@ def cut_metrics(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     num_damaged = 0
-    with open(path, encoding="utf-8", errors="replace") as source, replacing(path) as target:
+    with open(path, encoding="utf-8", errors="replace") as source, atomic_file(path) as target:
         for line in source:
             try:
                 keep = json.loads(line)["step"] <= last_step and line.endswith("\n")
             except (ValueError, TypeError, KeyError):
                 keep, num_damaged = False, num_damaged + 1
             if keep:
-                target.write(line)
+                target.write(line.encode("utf-8"))
     if num_damaged:
         log.warning("%s: dropped %d unreadable lines (a run was killed while writing)", path, num_damaged)
 

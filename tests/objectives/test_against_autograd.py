@@ -197,3 +197,16 @@ def test_state_dict_restores_the_trajectory(name: str) -> None:
     for image, text, index in steps[4:]:
         expected = loss(image, text, scale, sample_index=index)
         assert torch.equal(copy(image, text, scale, sample_index=index), expected)
+
+
+@pytest.mark.parametrize("name", ["openclip", "fastclip-v3", "neuclip"])
+def test_a_trainers_autocast_does_not_reach_the_loss(name: str) -> None:
+    image, text, index = batches(1, torch.float32)[0]
+    features, scale = (normalize(image, dim=1), normalize(text, dim=1)), torch.tensor([12.0])
+    values = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        loss = create_loss(name, embed_dim=D, dataset_size=N, num_prototypes=16)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            values.append(loss(*features, scale, sample_index=index))
+    assert torch.equal(*values)

@@ -1,4 +1,4 @@
-"""Broken training data is counted and passed over, too much of it ends the run, and so does a loss that is no number."""
+"""Broken training data is counted and passed over; too much of it, or a loss that is no number, ends the run."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def test_bf16_stays_near_fp32(shards: Path, runs: Path, objective: str) -> None:
     full = train(shards, runs / "fp32", **options)
     half = train(shards, runs / "bf16", **options, **{"train.precision": "bf16"})
     losses = torch.tensor([[line["loss"] for line in run] for run in (full, half)])
-    torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.01, atol=0.0)
     assert not torch.equal(losses[1], losses[0]), "bf16 was not used"
 
 
@@ -38,9 +38,8 @@ def test_grad_checkpointing_changes_no_number(shards: Path, runs: Path) -> None:
 
 
 def test_micro_batches_change_rounding_only(shards: Path, runs: Path) -> None:
-    # Adam divides by |g| + eps: where a gradient is nearly zero, eps = 1e-6 turns rounding into whole updates. So does
-    # AdaGrad in the NPN's first updates if the prototypes are whole copies of the batch, hence 36 and not 32.
-    options = {"optim.eps": 1e-3, "objective.npn.num_prototypes": 36}
+    # Adam divides by |g| + eps: where a gradient is nearly zero, eps = 1e-6 turns rounding into whole updates.
+    options = {"optim.eps": 1e-3}
     whole = train(shards, runs / "whole", **options)
     parts = train(shards, runs / "parts", **options, **{"train.micro_batch_size": 3})
     for key in ("loss", "grad_norm", "logit_scale"):
@@ -67,7 +66,9 @@ def test_max_grad_norm_clips_and_logs_the_norm_before(shards: Path, runs: Path) 
     free.fit()
     clipped = WatchedTrainer(recipe(shards, runs / "clipped", **options, **{"train.max_grad_norm": 0.5}))
     clipped.fit()
-    free_norms, clipped_norms = ([line["grad_norm"] for line in logged_steps(runs / name)] for name in ("free", "clipped"))
+    free_norms, clipped_norms = (
+        [line["grad_norm"] for line in logged_steps(runs / name)] for name in ("free", "clipped")
+    )
     assert all(norm > 0.5 for norm in free_norms), "nothing to clip"
     torch.testing.assert_close(torch.stack(free.used_norms), torch.tensor(free_norms))
     torch.testing.assert_close(torch.stack(clipped.used_norms), torch.full((3,), 0.5), rtol=1e-4, atol=0)

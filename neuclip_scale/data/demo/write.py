@@ -14,7 +14,8 @@ from typing import Any
 
 from neuclip_scale.data.demo.icons import IconSet
 from neuclip_scale.data.demo.selection import Drawn
-from neuclip_scale.data.shards import atomic_file, write_shard
+from neuclip_scale.data.shards import write_shard
+from neuclip_scale.files import atomic_file, write_json, write_text
 
 SHARD_SIZE = 1000
 TEMPLATES = ("{c}",)
@@ -108,18 +109,6 @@ def write_licences(path: Path, icon_sets: Iterable[IconSet]) -> None:
         "| set | author | licence | npm package |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
     write_text(path, text)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with sorted keys, in one step."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 in one step, making the folders above."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as stream:
-        stream.write(text.encode("utf-8"))
 
 
 def _record(item: Drawn, key: str, origin: Origin, image_size: int) -> dict[str, Any]:

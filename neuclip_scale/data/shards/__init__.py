@@ -8,14 +8,13 @@ fault text.
 from neuclip_scale.data.shards.finding import expand_shards
 from neuclip_scale.data.shards.index import MAX_MEMBER_BYTES, MemberSpan, ShardIndex, index_shard, read_member
 from neuclip_scale.data.shards.names import ShardError
-from neuclip_scale.data.shards.writing import atomic_file, write_shard
+from neuclip_scale.data.shards.writing import write_shard
 
 __all__ = [
     "MAX_MEMBER_BYTES",
     "MemberSpan",
     "ShardError",
     "ShardIndex",
-    "atomic_file",
     "expand_shards",
     "index_shard",
     "read_member",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from neuclip_scale.data.shards.names import ShardError, is_unsafe, split_name
+from neuclip_scale.files import atomic_file
 
 
 def write_shard(path: str | os.PathLike[str], samples: Iterable[Mapping[str, Any]]) -> int:
@@ -30,27 +28,6 @@ def write_shard(path: str | os.PathLike[str], samples: Iterable[Mapping[str, Any
         for sample in samples:
             tar.write(_encode_sample(sample, path, seen))
     return len(seen)
-
-
-@contextlib.contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[io.BufferedWriter]:
-    """A binary file that takes the name `path` only once it is whole and on disk; an error leaves nothing."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
 
 
 def _encode_sample(sample: Mapping[str, Any], path: str, seen: set[str]) -> dict[str, Any]:

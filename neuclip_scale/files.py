@@ -1,26 +1,27 @@
-"""Small files that are either the old one or the new one, never half of one."""
+"""Files that are either the old one or the new one, never half of one."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[str]]:
-    """Open a text file (UTF-8) that takes the place of `path`, flushed to the disk, when the block ends.
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[io.BufferedWriter]:
+    """A binary file that takes the name `path` once the block ends and its bytes are on the disk.
 
     A kill at any moment leaves the old or the new content; so does an exception, and no partial file stays.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(partial, "w", encoding="utf-8") as file:
+        with open(partial, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -32,14 +33,16 @@ def replacing(path: Path) -> Iterator[IO[str]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step; raises OSError."""
-    with replacing(path) as file:
-        file.write(text)
+    """Replace `path` by `text` in UTF-8, in one step, making the folders above; raises OSError."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write(text.encode("utf-8"))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, sort_keys: bool = False) -> None:
     """Replace `path` by `value` as indented, strict JSON; for non-finite numbers see `json_ready`."""
-    write_text(path, json.dumps(json_ready(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(json_ready(value), indent=2, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def json_ready(value: Any) -> Any:

@@ -1,0 +1,103 @@
+"""`neuclip report RUN...`: finished runs side by side, with figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from neuclip_scale.commands.scores import demo_caveat, score_table
+from neuclip_scale.config import Recipe, load_recipe
+from neuclip_scale.files import write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportArguments:
+    """Compare finished runs that were evaluated on the same sets: scores beside chance, cost, curves, examples."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders."""
+    output: Path = Path("runs/report")
+    """Folder for report.json and the figures."""
+    json: Path | None = None
+    """Also write the runs' summaries to this file."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns 0, 1 when a run is not finished, 2 for bad usage."""
+    arguments = tyro.cli(ReportArguments, args=argv, prog="neuclip report")
+    if not arguments.runs:
+        print("error: RUNS: give at least one run folder.", file=sys.stderr)
+        return 2
+    summaries: dict[str, dict[str, Any]] = {}
+    for run in arguments.runs:
+        path = run / "summary.json"
+        summary = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        if summary.get("status") != "finished" or not summary.get("evaluation"):
+            print(f"error: {run}: not a finished, evaluated run. Train it to its end first.", file=sys.stderr)
+            return 1
+        summaries[run.name] = summary
+    if len({tuple(summary["evaluation"]) for summary in summaries.values()}) > 1:
+        print("error: RUNS: evaluated on different sets; give runs of one evaluation.data.", file=sys.stderr)
+        return 1
+    recipe = load_recipe(arguments.runs[0] / "config.yaml")
+    console = Console(highlight=False)
+    console.print(score_table({name: summary["evaluation"] for name, summary in summaries.items()}))
+    console.print(costs(summaries))
+    console.print(demo_caveat(Path(recipe.evaluation.data)))
+    figures = draw(arguments.runs, arguments.output, recipe)
+    write_json(arguments.output / "report.json", {"runs": summaries})
+    if arguments.json:
+        write_json(arguments.json, {"runs": summaries})
+    for path in [*figures, arguments.output / "report.json"]:
+        console.print(f"  {path}", markup=False)
+    console.print(f"curves: tensorboard --logdir {arguments.runs[0].parent}", markup=False)
+    return 0
+
+
+def costs(summaries: dict[str, dict[str, Any]]) -> Table:
+    """What each run took; measuring and evaluating are not counted."""
+    table = Table(title="Cost of training", title_justify="left")
+    table.add_column("run")
+    for name in ("minutes", "pairs/s", "epochs", "device-hours", "device"):
+        table.add_column(name, justify="right")
+    for name, summary in summaries.items():
+        table.add_row(
+            name,
+            f"{summary['train_seconds'] / 60:.1f}",
+            f"{summary['samples_per_second']:.0f}",
+            f"{summary['epochs']:.1f}",
+            f"{summary['device_hours']:.2f}",
+            f"{summary['world_size']} x {summary['device']}",
+        )
+    return table
+
+
+def draw(runs: tuple[Path, ...], output: Path, recipe: Recipe) -> list[Path]:
+    """Loss and normalizer-error curves of all runs, and pages of retrievals by the last one."""
+    import torch
+
+    from neuclip_scale.checkpoint import load_run_model
+    from neuclip_scale.data.transforms import EvalTransform
+    from neuclip_scale.evaluation.figures import loss_curve, normalizer_error_curve, read_metrics
+    from neuclip_scale.evaluation.pages import draw_retrieval_pages
+    from neuclip_scale.models.tokenizer import build_tokenizer
+
+    metrics = {run.name: run / "metrics.jsonl" for run in runs}
+    paths = [output / "loss.png"]
+    loss_curve(metrics, paths[0])
+    measured = {k: v for k, v in metrics.items() if any("normalizer/mse" in line for line in read_metrics(v))}
+    if measured:
+        paths.append(output / "normalizer_error.png")
+        normalizer_error_curve(measured, paths[-1])
+    model, trained = load_run_model(runs[-1])
+    transform = EvalTransform(model.image_size, model.image_mean, model.image_std)
+    tokenizer = build_tokenizer(trained.model)
+    folder = Path(recipe.evaluation.data)
+    return paths + draw_retrieval_pages(model, folder, tokenizer, transform, torch.device("cpu"), output)
