@@ -104,11 +104,12 @@ def dense_prediction(weight: Tensor, anchors: Tensor, positives: Tensor, scale: 
 
 @pytest.mark.parametrize("tile_size", [4, 1024])
 @pytest.mark.parametrize("m", [8, 34])
-def test_neuclip_with_restarts_and_updates(tile_size: int, m: int) -> None:
+@pytest.mark.parametrize("reset", [False, True])
+def test_neuclip_with_restarts_and_updates(tile_size: int, m: int, reset: bool) -> None:
     T_u, T_r, lr = 3, 4, 0.02
     loss = create_loss(
         "neuclip", embed_dim=D, eps=EPS, rho=RHO, num_prototypes=m, updates_per_step=T_u, restart_every=T_r,
-        learning_rate=lr, tile_size=tile_size,
+        learning_rate=lr, tile_size=tile_size, reset_accumulator=reset,
     )  # fmt: skip
     weights: list[Tensor] = []
     past_features, past_index = (torch.empty(0, D), torch.empty(0, D)), torch.empty(0, dtype=torch.int64)
@@ -130,16 +131,17 @@ def test_neuclip_with_restarts_and_updates(tile_size: int, m: int) -> None:
             prototype_index, sources = past_index[-m:], [feature[-m:] for feature in past_features]
         if step % T_r == 0:
             weights = [sources[1].clone().requires_grad_(), sources[0].clone().requires_grad_()]
-            optimizers = [torch.optim.Adagrad([weight], lr=lr, eps=1e-10) for weight in weights]
+            if reset or step == 0:
+                squares = [torch.zeros(m, D, dtype=torch.float64) for _ in range(2)]
         own = index[:, None] == prototype_index
         rows = []
         for side in range(2):
             anchors, target = features[side].detach(), (EPS + log_g[side].detach().exp())
             for _ in range(T_u):
                 a = dense_prediction(weights[side], anchors, positives.detach(), scale.detach(), own)
-                optimizers[side].zero_grad()
-                ((-a).exp() * target + a - 1).mean().backward()
-                optimizers[side].step()
+                (gradient,) = torch.autograd.grad(((-a).exp() * target + a - 1).mean(), weights[side])
+                squares[side] += gradient**2
+                weights[side].data -= lr * gradient / (squares[side].sqrt() + 1e-10)
             rows.append(dense_prediction(weights[side], anchors, positives.detach(), scale.detach(), own).detach())
         expected = 2 * RHO * tau
         for side in range(2):
