@@ -128,7 +128,8 @@ def test_neuclip_with_restarts_and_updates(tile_size: int, m: int, reset: bool) 
             rows = [int((index == sample).nonzero()) for sample in prototype_index]
             sources = [feature.detach()[rows] for feature in features]
         elif step % T_r == 0:  # the last m pairs of past batches
-            prototype_index, sources = past_index[-m:], [feature[-m:] for feature in past_features]
+            slots = [max(range(slot, len(past_index), m)) for slot in range(m)]  # a ring: pair p stands at p mod m
+            prototype_index, sources = past_index[slots], [feature[slots] for feature in past_features]
         if step % T_r == 0:
             weights = [sources[1].clone().requires_grad_(), sources[0].clone().requires_grad_()]
             if reset or step == 0:
@@ -152,8 +153,8 @@ def test_neuclip_with_restarts_and_updates(tile_size: int, m: int, reset: bool) 
         torch.testing.assert_close(value, expected.reshape(()), rtol=1e-7, atol=1e-9)
         for mine, dense in zip(ours, theirs):
             torch.testing.assert_close(mine.grad, dense.grad, rtol=1e-6, atol=1e-9)
-        past_features = tuple(torch.cat([old, new.detach()]) for old, new in zip(past_features, features))
-        past_index = torch.cat([past_index, index])
+        past_features = tuple(torch.cat([old, new.detach()[-m:]]) for old, new in zip(past_features, features))
+        past_index = torch.cat([past_index, index[-m:]])
 
 
 def test_losses_return_a_dict_when_asked_and_refuse_misuse() -> None:
