@@ -55,12 +55,13 @@ class Options:
 def variants(options: Options) -> dict[str, NPNConfig]:
     """One change at a time from a base, and the learning rates."""
     base: dict[str, Any] = {"num_prototypes": options.num_prototypes, "restart_every": options.restart_every}
+    base["reset_accumulator"] = True
     return {
         "base (recent, exclude own, reset, T_u 10, lr .01)": NPNConfig(**base),
         "prototypes from the batch, repeated": NPNConfig(**base, prototype_source="batch"),
         "own prototype kept": NPNConfig(**base, exclude_own=False),
         "batch, own kept": NPNConfig(**base, prototype_source="batch", exclude_own=False),
-        "accumulator kept at restarts": NPNConfig(**base, reset_accumulator=False),
+        "accumulator kept at restarts": NPNConfig(**{**base, "reset_accumulator": False}),
         "lr .001": NPNConfig(**base, learning_rate=0.001),
         "lr .003": NPNConfig(**base, learning_rate=0.003),
         "lr .03": NPNConfig(**base, learning_rate=0.03),
