@@ -56,8 +56,8 @@ format: setup  ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## Measure losses and training steps on this machine
-	$(BIN)/python tools/bench.py $(BENCH_ARGS)
+bench: setup  ## Measure the losses beside open_clip's on this machine
+	$(BIN)/python tools/bench.py loss $(BENCH_ARGS)
 
 doctor: setup  ## Check that this machine can train, and say what to mend
 	$(BIN)/neuclip doctor

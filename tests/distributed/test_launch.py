@@ -1,0 +1,47 @@
+"""Where a process stands, from the launcher's variables; results and errors of rank 0 on every rank."""
+
+from __future__ import annotations
+
+import pytest
+from ranks import run_ranks
+
+from neuclip_scale import distributed
+from neuclip_scale.config import ConfigError
+from neuclip_scale.distributed import Launch, read_launch
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, Launch(0, 1, 0, "single")),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Launch(3, 8, 1, "torchrun")),
+        (
+            {"SLURM_PROCID": "9", "SLURM_NTASKS": "16", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"},
+            Launch(9, 16, 1, "srun"),
+        ),
+        # A batch script's own shell: it has the job's task count, but is one process.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, Launch(0, 1, 0, "single")),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, Launch(0, 1, 0, "single")),
+    ],
+)
+def test_launchers(environ: dict[str, str], expected: Launch) -> None:
+    assert read_launch(environ) == expected
+
+
+def on_every_rank() -> tuple[str, str]:
+    result = distributed.on_main(lambda: f"from rank {distributed.rank()}")
+
+    def refuse() -> None:
+        raise ConfigError("data.train", "x", "is wrong", "Mend it.")
+
+    try:
+        distributed.on_main(refuse)
+    except ConfigError as error:
+        return result, str(error)
+    return result, "no error"
+
+
+@pytest.mark.distributed
+def test_results_and_errors_of_rank_0_reach_every_rank() -> None:
+    expected = ("from rank 0", "data.train = 'x': is wrong. Mend it.")
+    assert run_ranks(2, on_every_rank) == [expected, expected]
