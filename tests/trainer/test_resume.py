@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from trainer_helpers import arguments, assert_same, logged_steps, neuclip, recipe, start, wait_for_steps
 
@@ -102,6 +103,7 @@ def test_sigkill_at_random_moments_changes_nothing(shards: Path, runs: Path) -> 
     assert neuclip(arguments(shards, runs / "whole", **options), runs / "whole.txt")[0] == 0
     options["checkpoint.every_steps"] = 1
     run_dir, draw, period, num_in_save = runs / "killed", random.Random(0), 0.0, 0
+    workers: list[psutil.Process] = []
     for number in range(6):
         saved, began = saved_step(run_dir), time.time()
         with start(arguments(shards, run_dir, **options), runs / f"{number}.txt") as started:
@@ -111,10 +113,11 @@ def test_sigkill_at_random_moments_changes_nothing(shards: Path, runs: Path) -> 
                 wait_for_steps(run_dir, saved + 2, started.is_alive)
                 period = time.monotonic() - first
             time.sleep(draw.uniform(0.0, period))
-            assert started.is_alive(), started.text()
+            workers += psutil.Process(started.pid).children()
         partial = (run_dir / "checkpoints").glob(".tmp-*")
         num_in_save += any(path.stat().st_mtime > began for path in partial)
     assert num_in_save >= 2, "too few kills hit a save"
+    assert len(workers) == 6
     status, text = neuclip(arguments(shards, run_dir, **options), runs / "last.txt")
     assert status == 0, text
 
@@ -122,6 +125,7 @@ def test_sigkill_at_random_moments_changes_nothing(shards: Path, runs: Path) -> 
     assert_same(logged_steps(run_dir), logged_steps(runs / "whole"))
     assert_same(final_checkpoint(run_dir), final_checkpoint(runs / "whole"))
     assert not list((run_dir / "checkpoints").glob(".*")), "what killed saves left is cleared away"
+    assert psutil.wait_procs(workers, timeout=20)[1] == [], "workers outlive the run they belong to"
 
 
 def saved_step(run_dir: Path) -> int:
@@ -181,7 +185,7 @@ def test_refusals_exit_with_2_and_one_line(shards: Path, finished: Path, tmp_pat
     assert status == 2
     (line,) = text.splitlines()
     assert line.startswith("error: resume = 'never': ")
-    assert line.endswith("already holds step_000000002. Use another run_dir, or resume=auto.")
+    assert line.endswith("another run_dir, or resume=auto.")
 
 
 def test_a_finished_run_is_not_done_again(shards: Path, finished: Path) -> None:

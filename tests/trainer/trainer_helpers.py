@@ -171,8 +171,9 @@ def _neuclip(argv: list[str]) -> int:
 
 def _enter(function: Callable[..., Any], given: tuple[Any, ...], output: str, environ: dict[str, str]) -> None:
     os.environ.update(environ)
-    # A fork has the server's: it ignores SIGINT, and a shell's child would not.
+    # As in a process that a shell starts: the server ignores SIGINT, and passes its way of starting processes on.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    multiprocessing.set_start_method(None, force=True)
     with open(output, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
