@@ -101,7 +101,7 @@ class PoisonedTrainer(Trainer):
     def train_step(self, *given: Any) -> Any:
         if self.run_state.step == 2 and self.rank == self.poisoned_rank:
             with torch.no_grad():
-                self.engine.module.visual.conv1.weight[0, 0, 0, 0] = torch.nan
+                self.engine.module.get_parameter("visual.conv1.weight")[0, 0, 0, 0] = torch.nan
         return super().train_step(*given)
 
 

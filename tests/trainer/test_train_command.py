@@ -99,11 +99,16 @@ def test_shards_that_are_not_there_are_an_error(capsys: pytest.CaptureFixture[st
 
 
 def test_both_ways_of_writing_a_field() -> None:
-    recipe, json_path = read_arguments(
-        ["demo", "train.num_steps=7", "--train.global_batch_size", "12", "--data.num-workers=0",
-         "optim.betas=[0.8, 0.9]", "--data.crop_scale", "0.5", "1.0", "seed=3", "--model.compile", "False", "model.grad_checkpointing=true",
-         "optim.learning_rate=1e-3", "--json", "out.json", "--run-dir", "name=x"]
-    )  # fmt: skip
+    assignments = [
+        "train.num_steps=7",
+        "optim.betas=[0.8, 0.9]",
+        "model.grad_checkpointing=true",
+        "optim.learning_rate=1e-3",
+    ]
+    options = ["--train.global_batch_size", "12", "--data.num-workers=0", "--data.crop_scale", "0.5", "1.0"]
+    # What follows an option is its value, whatever it looks like.
+    mixed = ["seed=3", "--model.compile", "False", "--json", "out.json", "--run-dir", "name=x"]
+    recipe, json_path = read_arguments(["demo", *assignments, *options, *mixed])
     changed = {
         "train.num_steps": 7,
         "train.global_batch_size": 12,
