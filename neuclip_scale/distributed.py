@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -105,6 +106,19 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
+def end_rank(status: int) -> None:
+    """End this process with `status` if a launcher started it as one of several ranks; else do nothing.
+
+    Once DDP was used, the threads of gloo outlive `destroy_process_group` (torch 2.14 and 2.15). When the interpreter's
+    teardown meets one of them the process aborts (SIGABRT) after its work is done, and the launcher reports a failed
+    job. So a rank flushes what it has printed and leaves without that teardown. Files must be closed by now.
+    """
+    if read_launch().world_size > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 def rank() -> int:
     """This process's rank; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
@@ -136,8 +150,12 @@ def all_gather_rows(rows: Tensor) -> Tensor:
         return rows.detach()
     rows = rows.detach().contiguous()
     gathered = rows.new_empty((world_size() * rows.shape[0], *rows.shape[1:]))
-    dist.all_gather_into_tensor(gathered, rows)
+    _gather_single(gathered, rows)
     return gathered
+
+
+# torch 2.14 renamed it and warns of the old name, at every rank and in every run.
+_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from neuclip_scale.data.shards import expand_shards
 from neuclip_scale.data.skips import SkipLog, check_bad_fraction
 from neuclip_scale.data.transforms import EvalTransform, TrainTransform
 from neuclip_scale.engines import create_engine
+from neuclip_scale.evaluation.datasets import EvaluationDataError, open_set
 from neuclip_scale.evaluation.normalizer_monitor import NormalizerMonitor
 from neuclip_scale.evaluation.suite import evaluate_folder, find_sets
 from neuclip_scale.grad_cache import CachedFeatures, RandomState
@@ -73,13 +74,13 @@ class Trainer:
         self.run_state = RunState(self.run_dir / "checkpoints", config)
         start_from = self.run_state.find_start()
 
-        self.manifest = self._index_data()
-        if config.evaluation.data:  # now, and not after days of training
-            distributed.on_main(lambda: find_sets(Path(config.evaluation.data)))
-        self.num_steps = self._count_steps()
-        # Equal weights on every rank; what the ranks draw afterwards (dropout) differs.
+        distributed.on_main(self._check_evaluation_data)
+        # Equal weights on every rank; what the ranks draw afterwards (dropout) differs. Before the data are indexed,
+        # which can take hours: a model that cannot be built is an error of the first minute.
         distributed.seed_everything(config.seed)
         model = build_model(config).to(self.device)
+        self.manifest = self._index_data()
+        self.num_steps = self._count_steps()
         self.engine = create_engine(
             config.engine.name, model, create_optimizer(model, config.optim), self.device, config.train.precision
         )
@@ -212,6 +213,22 @@ class Trainer:
         return StepResult(pairs, output, cached.logit_scale, grad_norm)
 
     # -----------------------------------------------------------------------------------------------------------------
+
+    def _check_evaluation_data(self) -> None:
+        """Open every evaluation set now, and not after days of training."""
+        folder = self.config.evaluation.data
+        if not folder:
+            return
+        try:
+            for path in find_sets(Path(folder)).values():
+                open_set(path)
+        except EvaluationDataError as error:
+            raise ConfigError(
+                "evaluation.data",
+                folder,
+                str(error).removesuffix("."),
+                "An empty string trains without evaluation.",
+            ) from error
 
     def _index_data(self) -> Manifest:
         """The manifest of the run folder if it still holds, else a new one, indexed by all ranks (collective)."""

@@ -48,7 +48,9 @@ def main(argv: list[str]) -> int:
         distributed.barrier()  # a launcher ends the other ranks as soon as one leaves with EXIT_STOPPED
     finally:
         distributed.shutdown()
-    return 0 if summary["status"] == "finished" else EXIT_STOPPED
+    status = 0 if summary["status"] == "finished" else EXIT_STOPPED
+    distributed.end_rank(status)
+    return status
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

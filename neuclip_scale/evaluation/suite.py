@@ -26,8 +26,8 @@ def find_sets(folder: Path) -> dict[str, Path]:
     found = {entry.name: entry for entry in sorted(folder.glob("*/")) if _is_set(entry)}
     if not found:
         raise EvaluationDataError(
-            f"evaluation data {str(folder)!r}: no evaluation set there or one level below (a folder with "
-            "classnames.txt or dataset_type.txt). `neuclip demo-data OUT` makes OUT/eval."
+            f"{str(folder)!r} holds no evaluation set, nor does any folder in it (one has classnames.txt or "
+            "dataset_type.txt). `neuclip demo-data OUT` makes OUT/eval."
         )
     return found
 

@@ -1,7 +1,12 @@
-"""Runs a function on real gloo ranks, each a process of its own."""
+"""Runs a function on real gloo ranks, each a process of its own.
+
+A server imports torch and the trainer once, and each rank is forked from it: a new group starts in a tenth of a second
+instead of several. Such a process also ends without the interpreter's teardown (see `distributed.end_rank`).
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import socket
@@ -13,6 +18,8 @@ from typing import Any
 import torch
 import torch.multiprocessing
 
+multiprocessing.set_forkserver_preload(["neuclip_scale.trainer", "torch._dynamo", "torch.utils.tensorboard"])
+
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Call `function(*arguments)` on every rank of a new gloo group; returns what each rank returned."""
@@ -20,8 +27,12 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) ->
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(
-            _rank, args=(world_size, port, folder, function, arguments), nprocs=world_size, join=True
+        torch.multiprocessing.start_processes(
+            _rank,
+            args=(world_size, port, folder, function, arguments),
+            nprocs=world_size,
+            join=True,
+            start_method="forkserver",
         )
         return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(world_size)]
 
@@ -34,6 +45,5 @@ def _rank(rank: int, world_size: int, port: int, folder: str, function: Callable
     from neuclip_scale import distributed
 
     distributed.initialize("cpu")
-    result = function(*arguments)
+    Path(folder, str(rank)).write_bytes(pickle.dumps(function(*arguments)))
     distributed.shutdown()
-    Path(folder, str(rank)).write_bytes(pickle.dumps(result))

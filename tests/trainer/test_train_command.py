@@ -77,21 +77,35 @@ def test_an_unknown_recipe_names_the_known(capsys: pytest.CaptureFixture[str]) -
             ["--model.preset", "ViT-B32", "--run-dir", "{folder}/run", "--data.train", "{shards}"],
             "Did you mean ViT-B-32",
         ),
+        (
+            ["--evaluation.data", "{folder}/none", "--run-dir", "{folder}/run", "--data.train", "{shards}"],
+            "/none': '{folder}/none' holds no evaluation set",
+        ),
         (["--data.train", "{shards}"], "error: run_dir = '': the run has no folder. Give --run-dir DIR."),
         (["data.train=''", "--run-dir", "x"], "error: data.train = '': there is no training data. Give --data.train"),
     ],
 )
 def test_bad_usage_exits_with_2(
-    capsys: pytest.CaptureFixture[str], shards: Path, tmp_path: Path, argv: list[str], message: str
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    shards: Path,
+    tmp_path: Path,
+    argv: list[str],
+    message: str,
 ) -> None:
-    status, output, error = run(capsys, "demo", *(part.format(shards=shards, folder=tmp_path) for part in argv))
+    filled = [part.format(shards=shards, folder=tmp_path) for part in argv]
+    if "evaluation.data" not in "".join(filled):
+        filled += ["--evaluation.data", ""]
+    monkeypatch.chdir(tmp_path)  # where `make demo` has not been run
+    status, output, error = run(capsys, "demo", *filled)
     assert (status, output) == (2, "")
-    assert message in " ".join(error.replace("│", " ").split())
+    assert message.format(folder=tmp_path) in " ".join(error.replace("│", " ").split())
     assert "Traceback" not in error
 
 
 def test_shards_that_are_not_there_are_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    status, _, error = run(capsys, "demo", "--run-dir", str(tmp_path / "run"), "--data.train", str(tmp_path / "none"))
+    options = ["--run-dir", str(tmp_path / "run"), "--data.train", str(tmp_path / "none"), "--evaluation.data", ""]
+    status, _, error = run(capsys, "demo", *options)
     assert status in (1, 2)
     (line,) = error.splitlines()
     assert line.startswith("error: ")
