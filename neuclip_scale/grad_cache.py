@@ -85,6 +85,8 @@ class CachedFeatures:
         self.image = torch.cat([_detached(output.image_features) for output in outputs])  # [b, d]
         self.text = torch.cat([_detached(output.text_features) for output in outputs])  # [b, d]
         self.logit_scale = outputs[0].logit_scale.detach()  # [1]
+        bias = outputs[0].logit_bias
+        self.logit_bias = None if bias is None else bias.detach()  # [1]
 
     def replay(self) -> Iterator[tuple[slice, CLIPOutput]]:
         """Yield each micro-batch's rows of the batch and its output with a graph; back-propagate before the next."""

@@ -16,24 +16,70 @@ import torch
 from torch import Tensor, nn
 
 from neuclip_scale import distributed
-from neuclip_scale.config import NPNConfig, ObjectiveConfig, parse
+from neuclip_scale.config import (
+    AmortizedConfig,
+    IndividualTemperatureConfig,
+    NPNConfig,
+    ObjectiveConfig,
+    QueueConfig,
+    parse,
+)
 from neuclip_scale.objectives import Objective, ObjectiveOutput, create_objective
 from neuclip_scale.objectives.registry import Problem
 from neuclip_scale.similarity import PairFeatures
 
 
 def create_loss(name: str, *, embed_dim: int, dataset_size: int | None = None, **options: Any) -> ContrastiveLoss:
-    """Build a loss by name: openclip, fastclip-v3 or neuclip.
+    """Build a loss by name; the names are those of `objective.name` in a recipe (`OBJECTIVES`).
 
-    `embed_dim` d; `dataset_size` n, needed by losses that keep something per sample. `options` are fields of
-    `ObjectiveConfig` (tile_size, rho, eps, gamma_min, ...) or of `NPNConfig` (num_prototypes, updates_per_step, ...).
-    Raises `ConfigError` for an unknown name or option.
+    `embed_dim` d; `dataset_size` n, needed by losses that keep something per sample or count epochs; `num_epochs` is
+    the length of the run, for schedules over epochs. Other `options` are fields of `ObjectiveConfig` (tile_size, rho,
+    eps, gamma_min, ...) or of the section that belongs to the loss: `NPNConfig` (neuclip), `QueueConfig`
+    (neuclip-queue), `AmortizedConfig` (amorlip), `IndividualTemperatureConfig` (isogclr, fastclip-v2). Raises
+    `ConfigError` for an unknown name or option.
     """
-    npn_fields = {field.name for field in dataclasses.fields(NPNConfig)}
-    npn = {key: value for key, value in options.items() if key in npn_fields}
-    rest = {key: value for key, value in options.items() if key not in npn_fields}
-    section = parse(ObjectiveConfig, {"name": name, "npn": npn, **rest})
-    return ContrastiveLoss(create_objective(section, Problem(embed_dim=embed_dim, dataset_size=dataset_size)))
+    num_epochs = options.pop("num_epochs", None)
+    tree: dict[str, Any] = {"name": name}
+    for key, value in options.items():
+        section = _section_of(key, name)
+        if section:
+            tree.setdefault(section, {})[key] = value
+        else:
+            tree[key] = value
+    problem = Problem(embed_dim=embed_dim, dataset_size=dataset_size, num_epochs=num_epochs)
+    return ContrastiveLoss(create_objective(parse(ObjectiveConfig, tree), problem))
+
+
+_SECTIONS = {
+    "npn": NPNConfig,
+    "queue": QueueConfig,
+    "amortized": AmortizedConfig,
+    "individual": IndividualTemperatureConfig,
+}
+_OWN_SECTION = {
+    "neuclip": "npn",
+    "neuclip-queue": "queue",
+    "amorlip": "amortized",
+    "isogclr": "individual",
+    "fastclip-v2": "individual",
+}
+
+
+def _section_of(option: str, objective: str) -> str:
+    """The section an option goes to: the objective's own first, '' for `ObjectiveConfig` itself, then any other.
+
+    So amorlip's `rho` is its schedule, and a list of options for all losses may name those that one of them lacks.
+    """
+
+    def has(section: str) -> bool:
+        return any(field.name == option for field in dataclasses.fields(_SECTIONS[section]))
+
+    own = _OWN_SECTION.get(objective)
+    if own and has(own):
+        return own
+    if any(field.name == option for field in dataclasses.fields(ObjectiveConfig)):
+        return ""
+    return next((section for section in _SECTIONS if has(section)), "")
 
 
 class ContrastiveLoss(nn.Module):
@@ -56,21 +102,31 @@ class ContrastiveLoss(nn.Module):
         """Global loss, a scalar equal on all ranks (collective).
 
         `image_features`, `text_features` [b, d] L2-normalised, the same b on every rank; `logit_scale` = 1/tau, one
-        element; `sample_index` [b] int64, dense index in the data set. `logit_bias` is not used by these losses.
+        element; `sample_index` [b] int64, dense index in the data set; `logit_bias`, one element, is siglip's alone.
         With `output_dict` returns {"contrastive_loss": loss}, as open_clip's losses do. Computes in fp32, or in fp64
         for fp64 features.
         """
-        loss = cast(Tensor, _Apply.apply(image_features, text_features, logit_scale, self, sample_index))
+        loss = cast(Tensor, _Apply.apply(image_features, text_features, logit_scale, logit_bias, self, sample_index))
         return {"contrastive_loss": loss} if output_dict else loss
 
     def log_normalizers(self) -> tuple[Tensor, Tensor]:
         """(image_rows [b], text_rows [b]) used in the last call, in terms of margins: log of normalised
-        sums of exp((s_ij - s_ii)/tau). For openclip the plain sum over the batch, the positive pair included."""
+        sums of exp((s_ij - s_ii)/tau). For openclip the plain sum over the batch, the positive pair included. Raises
+        RuntimeError before the first call and for siglip, which has none."""
         if self._rows is None:
-            raise RuntimeError("log_normalizers: there was no call of this loss yet.")
+            raise RuntimeError(
+                "log_normalizers: there was no call of this loss yet, or it has no normalizers (siglip)."
+            )
         return self._rows[:, 0], self._rows[:, 1]
 
-    def step(self, image: Tensor, text: Tensor, logit_scale: Tensor, sample_index: Tensor | None) -> ObjectiveOutput:
+    def step(
+        self,
+        image: Tensor,
+        text: Tensor,
+        logit_scale: Tensor,
+        logit_bias: Tensor | None,
+        sample_index: Tensor | None,
+    ) -> ObjectiveOutput:
         """Gather, then run the objective on the global batch (collective)."""
         dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
         image, text = image.detach().to(dtype), text.detach().to(dtype)
@@ -81,8 +137,9 @@ class ContrastiveLoss(nn.Module):
         world_index = None if sample_index is None else gather(sample_index)
         # Trainers call their loss inside autocast; ours is fp32 throughout.
         with torch.autocast(image.device.type, enabled=False):
-            output = self.objective(pairs, logit_scale.detach().to(dtype).reshape(1), world_index)
-        self._rows = output.rows
+            scalars = [None if s is None else s.detach().to(dtype).reshape(1) for s in (logit_scale, logit_bias)]
+            output = self.objective(pairs, scalars[0], world_index, scalars[1])
+        self._rows = None if output.normalizers is None else output.normalizers.rows
         return output
 
 
@@ -91,18 +148,28 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, text: Tensor, logit_scale: Tensor, loss: ContrastiveLoss, index: Tensor | None
+        ctx: Any,
+        image: Tensor,
+        text: Tensor,
+        logit_scale: Tensor,
+        logit_bias: Tensor | None,
+        loss: ContrastiveLoss,
+        index: Tensor | None,
     ) -> Tensor:
-        output = loss.step(image, text, logit_scale, index)
+        output = loss.step(image, text, logit_scale, logit_bias, index)
         world = distributed.world_size()
-        ctx.save_for_backward(
-            (output.image_gradient * world).to(image.dtype),
-            (output.text_gradient * world).to(text.dtype),
-            (output.logit_scale_gradient * world).to(logit_scale.dtype).reshape(logit_scale.shape),
-        )
+        gradients = [
+            (image, output.image_gradient),
+            (text, output.text_gradient),
+            (logit_scale, output.logit_scale_gradient),
+        ]
+        if logit_bias is not None and output.logit_bias_gradient is not None:
+            gradients.append((logit_bias, output.logit_bias_gradient))
+        ctx.save_for_backward(*((value * world).to(of.dtype).reshape(of.shape) for of, value in gradients))
         return distributed.all_reduce_sum(output.loss.clone())
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_output,) = grad_outputs
-        return (*(saved * grad_output for saved in ctx.saved_tensors), None, None)
+        gradients = [saved * grad_output for saved in ctx.saved_tensors]
+        return (*gradients, *[None] * (6 - len(gradients)))

@@ -63,11 +63,17 @@ def schedule_factor(step: int, num_steps: int, section: OptimConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float, *, temperature_dropped: bool) -> None:
-    """Apply the schedule to every group; tau's falls to a third once it was small."""
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, factor: float, *, constant_temperature: bool, temperature_dropped: bool
+) -> None:
+    """Apply the schedule to every group, to tau's unless it is constant; tau's falls to a third once it was small."""
     for group in optimizer.param_groups:
-        drop = TEMPERATURE_DROP if temperature_dropped and group["name"] == "temperature" else 1.0
-        group["lr"] = group["peak_lr"] * factor * drop
+        rate = group["peak_lr"]
+        if group["name"] != "temperature":
+            group["lr"] = rate * factor
+            continue
+        drop = TEMPERATURE_DROP if temperature_dropped else 1.0
+        group["lr"] = rate * drop * (1.0 if constant_temperature else factor)
 
 
 @torch.no_grad()

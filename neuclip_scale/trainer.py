@@ -160,6 +160,7 @@ class Trainer:
         set_learning_rates(
             self.engine.optimizer,
             schedule_factor(state.step, self.num_steps, config.optim),
+            constant_temperature=config.optim.temperature_schedule == "constant",
             temperature_dropped=state.temperature_dropped,
         )
         batch = loaded.batch.to(self.device, non_blocking=True)
@@ -195,16 +196,18 @@ class Trainer:
             cached.image, cached.text, gather(cached.image), gather(cached.text), self.rank * len(batch)
         )
         self.objective.train()
-        output = self.objective(pairs, cached.logit_scale, gather(batch.sample_index))
+        output = self.objective(pairs, cached.logit_scale, gather(batch.sample_index), cached.logit_bias)
         if monitor is not None:
             with self._keep_random_state():
                 monitor.measure(engine, pairs, cached.logit_scale, output, batch.sample_index)
         for rows, encoded in cached.replay():
+            is_last = rows.stop == len(batch)
             engine.backward(
                 encoded,
                 output.image_gradient[rows],
                 output.text_gradient[rows],
-                output.logit_scale_gradient if rows.stop == len(batch) else None,
+                output.logit_scale_gradient if is_last else None,
+                output.logit_bias_gradient if is_last else None,
             )
         grad_norm = engine.clip_grad_norm(self.config.train.max_grad_norm)
         engine.step()

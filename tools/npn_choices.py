@@ -22,7 +22,7 @@ from torch import Tensor
 
 from neuclip_scale.config import NPNConfig, load_recipe
 from neuclip_scale.objectives import Objective, ObjectiveOutput
-from neuclip_scale.objectives.fastclip import FastCLIPv3
+from neuclip_scale.objectives.fastclip import FastCLIP, GammaSchedule
 from neuclip_scale.objectives.neuclip import NeuCLIP
 from neuclip_scale.similarity import PairFeatures
 from neuclip_scale.trainer import Trainer
@@ -88,12 +88,14 @@ class Watched(Objective):
         super().__init__(driver.tile_size)
         self.driver, self.watchers = driver, watchers
 
-    def compute(self, pairs: PairFeatures, scale: Tensor, world_index: Tensor | None) -> ObjectiveOutput:
+    def compute(
+        self, pairs: PairFeatures, scale: Tensor, world_index: Tensor | None, bias: Tensor | None
+    ) -> ObjectiveOutput:
         for watcher in self.watchers.values():
             began = time.perf_counter()
             watcher.output = watcher.objective(pairs, scale, world_index)
             watcher.seconds += time.perf_counter() - began
-        return self.driver(pairs, scale, world_index)
+        return self.driver(pairs, scale, world_index, bias)
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
@@ -114,9 +116,8 @@ def measure(options: Options) -> list[dict[str, Any]]:
         for name, npn in variants(options).items():
             watchers[name] = Watcher(NeuCLIP(d, npn, seed=options.seed, **common))
         epochs = options.steps * options.global_batch_size / trainer.manifest.num_samples
-        table = FastCLIPv3(
-            dataset_size=trainer.manifest.num_samples, gamma_min=0.2, gamma_decay_epochs=epochs, **common
-        )
+        gamma = GammaSchedule(minimum=0.2, decay_epochs=epochs)
+        table = FastCLIP("fastclip-v3", dataset_size=trainer.manifest.num_samples, gamma=gamma, **common)
         watchers["u table, gamma_min .2"] = Watcher(table)
         trainer.objective = Watched(trainer.objective, watchers)
         monitor = trainer.monitor
@@ -124,8 +125,10 @@ def measure(options: Options) -> list[dict[str, Any]]:
         def keep(exact: Tensor, output: ObjectiveOutput) -> None:
             for watcher in watchers.values():
                 assert watcher.output is not None
-                watcher.errors.append(error_statistics(watcher.output.estimates, exact))
-            batch.append(error_statistics(output.batch_rows, exact))
+                assert watcher.output.normalizers is not None
+                watcher.errors.append(error_statistics(watcher.output.normalizers.estimates, exact))
+            assert output.normalizers is not None
+            batch.append(error_statistics(output.normalizers.batch_rows, exact))
 
         batch: list[dict[str, float]] = []
         monitor.on_exact = keep

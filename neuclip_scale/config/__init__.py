@@ -9,30 +9,36 @@ from neuclip_scale.config.checking import check_recipe, local_batch_size, micro_
 from neuclip_scale.config.errors import ConfigError
 from neuclip_scale.config.reading import dump_recipe, load_recipe, parse, recipe_names
 from neuclip_scale.config.schema import (
+    AmortizedConfig,
     CheckpointConfig,
     DataConfig,
     EngineConfig,
     EvaluationConfig,
+    IndividualTemperatureConfig,
     ModelConfig,
     NPNConfig,
     ObjectiveConfig,
     ObjectiveName,
     OptimConfig,
+    QueueConfig,
     Recipe,
     TrainConfig,
 )
 
 __all__ = [
+    "AmortizedConfig",
     "CheckpointConfig",
     "ConfigError",
     "DataConfig",
     "EngineConfig",
     "EvaluationConfig",
+    "IndividualTemperatureConfig",
     "ModelConfig",
     "NPNConfig",
     "ObjectiveConfig",
     "ObjectiveName",
     "OptimConfig",
+    "QueueConfig",
     "Recipe",
     "TrainConfig",
     "check_recipe",

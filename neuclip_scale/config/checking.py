@@ -34,13 +34,18 @@ def _check_ranges(recipe: Recipe) -> None:
         "data.max_image_pixels": recipe.data.max_image_pixels,
         "train.global_batch_size": recipe.train.global_batch_size,
         "train.log_every_steps": recipe.train.log_every_steps,
-        "objective.temperature_init": recipe.objective.temperature_init,
+        "objective.temperature_init": recipe.objective.initial_temperature,
         "objective.temperature_min": recipe.objective.temperature_min,
         "objective.tile_size": recipe.objective.tile_size,
-        "objective.gamma_min": recipe.objective.gamma_min,
         "objective.npn.num_prototypes": recipe.objective.npn.num_prototypes,
         "objective.npn.updates_per_step": recipe.objective.npn.updates_per_step,
         "objective.npn.learning_rate": recipe.objective.npn.learning_rate,
+        "objective.amortized.hidden_factor": recipe.objective.amortized.hidden_factor,
+        "objective.amortized.learning_rate": recipe.objective.amortized.learning_rate,
+        "objective.amortized.updates_per_step": recipe.objective.amortized.updates_per_step,
+        "objective.amortized.ema_every": recipe.objective.amortized.ema_every,
+        "objective.individual.learning_rate": recipe.objective.individual.learning_rate,
+        "objective.individual.max_gradient": recipe.objective.individual.max_gradient,
         "optim.learning_rate": recipe.optim.learning_rate,
         "optim.eps": recipe.optim.eps,
         "checkpoint.keep": recipe.checkpoint.keep,
@@ -57,6 +62,8 @@ def _check_ranges(recipe: Recipe) -> None:
         "objective.eps": recipe.objective.eps,
         "objective.rho": recipe.objective.rho,
         "objective.gamma_decay_epochs": recipe.objective.gamma_decay_epochs,
+        "objective.queue.size": recipe.objective.queue.size,
+        "objective.amortized.blend_epochs": recipe.objective.amortized.blend_epochs,
         "model.image_size": recipe.model.image_size,
         "objective.npn.restart_every": recipe.objective.npn.restart_every,
         "checkpoint.every_steps": recipe.checkpoint.every_steps,
@@ -82,14 +89,22 @@ def _check_fractions(recipe: Recipe) -> None:
         "data.max_bad_fraction": recipe.data.max_bad_fraction,
         "model.dropout": recipe.model.dropout,
         "objective.gamma_min": recipe.objective.gamma_min,
+        "objective.queue.batch_weight": recipe.objective.queue.batch_weight,
+        "objective.amortized.blend_max": recipe.objective.amortized.blend_max,
+        "objective.amortized.ema": recipe.objective.amortized.ema,
+        "objective.amortized.positive_weight": recipe.objective.amortized.positive_weight,
     }.items():
         if not 0.0 <= value <= 1.0:
             raise ConfigError(name, value, "not a fraction", "Give a number from 0 to 1.")
     if recipe.model.dropout == 1.0:
         raise ConfigError("model.dropout", 1.0, "would drop everything", "Give a number below 1.")
-    for i, beta in enumerate(recipe.optim.betas):
-        if not 0.0 <= beta < 1.0:
-            raise ConfigError(f"optim.betas[{i}]", beta, "not in [0, 1)", "AdamW's are near 0.9 and 0.98.")
+    betas = {"optim.betas": recipe.optim.betas, "objective.individual.betas": recipe.objective.individual.betas}
+    for name, pair in betas.items():
+        for i, beta in enumerate(pair):
+            if not 0.0 <= beta < 1.0:
+                raise ConfigError(f"{name}[{i}]", beta, "not in [0, 1)", "Adam's are near 0.9 and 0.98.")
+    if not recipe.objective.amortized.rho:
+        raise ConfigError("objective.amortized.rho", [], "no weight at all", "Give at least one, 0 for none.")
     low, high = recipe.data.crop_scale
     if not 0.0 < low <= high <= 1.0:
         raise ConfigError("data.crop_scale", recipe.data.crop_scale, "not a range in (0, 1]", "Give [low, high].")
@@ -129,10 +144,10 @@ def _check_length_and_temperature(recipe: Recipe) -> None:
     if not recipe.train.num_steps and not recipe.train.epochs:
         raise ConfigError("train.num_steps", 0, "the run has no length", "Give train.num_steps or train.epochs.")
     objective = recipe.objective
-    if not objective.temperature_min <= objective.temperature_init <= objective.temperature_max:
+    if not objective.temperature_min <= objective.initial_temperature <= objective.temperature_max:
         raise ConfigError(
             "objective.temperature_init",
-            objective.temperature_init,
+            objective.initial_temperature,
             f"outside [{objective.temperature_min}, {objective.temperature_max}]",
             "Move it inside, or move objective.temperature_min or temperature_max.",
         )

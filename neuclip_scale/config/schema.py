@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-ObjectiveName = Literal["openclip", "fastclip-v3", "neuclip"]
+ObjectiveName = Literal[
+    "openclip",
+    "siglip",
+    "sogclr",
+    "isogclr",
+    "fastclip-v0",
+    "fastclip-v1",
+    "fastclip-v2",
+    "fastclip-v3",
+    "rgcl-g",
+    "amorlip",
+    "neuclip",
+    "neuclip-queue",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,26 +82,84 @@ class NPNConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueueConfig:
+    size: int = 0
+    """M, past pairs whose embeddings are negatives of the normalizers; 0 takes 8192, or the data set where it is
+    smaller."""
+    batch_weight: float = 0.0
+    """w in a = log((1 - w) exp(a) + w g), g the mini-batch's estimate: bounds each weight by 1/w."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmortizedConfig:
+    hidden_factor: float = 1.0
+    """Width of the networks' hidden layer over the embeddings' width."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate."""
+    updates_per_step: int = 3
+    """Adam steps of the networks before each encoder step."""
+    ema: float = 0.92
+    """Decay of the networks' running average, whose copy of the last epoch predicts."""
+    ema_every: int = 2
+    """Steps between updates of the running average."""
+    blend_max: float = 0.8
+    """Largest weight of the prediction beside the batch's own sum."""
+    blend_epochs: int = 16
+    """Epochs over which that weight rises from 0 along a cosine."""
+    positive_weight: float = 1e-3
+    """Weight of the positive pair in the sums over the batch."""
+    rho: tuple[float, ...] = (8.5, -8.5, -8.5)
+    """Weights of the term rho tau, each for an equal part of the run's epochs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndividualTemperatureConfig:
+    learning_rate: float = 0.0133
+    """Adam's learning rate for each pair's own tau."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates."""
+    adam_eps: float = 1e-8
+    """Adam's epsilon."""
+    max_gradient: float = 5.0
+    """Each gradient is clamped to [-max_gradient, max_gradient]."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     name: ObjectiveName = "neuclip"
     """Training objective."""
-    temperature_init: float = 0.07
-    """tau at the start; the model stores log(1/tau)."""
+    temperature_init: float = 0.0
+    """tau at the start; the model stores log(1/tau). 0 takes the objective's published one: 0.1 for siglip, 0.03 for
+    isogclr and fastclip-v2, 0.07 for the others."""
     temperature_min: float = 0.01
     """Lower bound of tau."""
     temperature_max: float = 1.0
     """Upper bound of tau."""
     rho: float = 8.5
-    """Weight of the 2 rho tau term that keeps a learned tau from collapsing (fastclip-v3, neuclip)."""
+    """Weight of the term that keeps a learned tau from collapsing (isogclr, fastclip-v2 and v3, rgcl-g, neuclip)."""
     eps: float = 1e-6
     """Added to the normalizer before its logarithm."""
     gamma_min: float = 0.2
-    """Smallest weight of the newest estimate in the u table (fastclip-v3)."""
+    """Smallest weight of the newest estimate in the u table; sogclr and isogclr use it throughout. 0 takes the later
+    rule of the same group, min(1, 4.177 epochs^-0.7265)."""
     gamma_decay_epochs: int = 0
     """Epochs over which gamma falls from 1 to gamma_min along a cosine; 0 takes the length of the run."""
+    bias_init: float = -10.0
+    """SigLIP's learned bias at the start (siglip)."""
     tile_size: int = 1024
     """Edge of the similarity tiles, in rows; bounds the memory of the loss."""
     npn: NPNConfig = field(default_factory=NPNConfig)
+    queue: QueueConfig = field(default_factory=QueueConfig)
+    amortized: AmortizedConfig = field(default_factory=AmortizedConfig)
+    individual: IndividualTemperatureConfig = field(default_factory=IndividualTemperatureConfig)
+
+    @property
+    def initial_temperature(self) -> float:
+        """tau at the start, the published one where `temperature_init` is 0."""
+        return self.temperature_init or PUBLISHED_TEMPERATURES.get(self.name, 0.07)
+
+
+PUBLISHED_TEMPERATURES = {"siglip": 0.1, "isogclr": 0.03, "fastclip-v2": 0.03}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +177,9 @@ class OptimConfig:
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after warm-up."""
     temperature_learning_rate: float = 0.0
-    """Peak learning rate of log(1/tau); 0 takes the encoders'."""
+    """Peak learning rate of log(1/tau) and SigLIP's bias; 0 takes the encoders'."""
+    temperature_schedule: Literal["encoders", "constant"] = "encoders"
+    """Learning rate of log(1/tau): the encoders' schedule, or constant from the first step (FastCLIP, AmorLIP)."""
     temperature_drop_at: float = 0.0
     """Once tau is at most this, its learning rate falls to a third (FastCLIP, NeuCLIP: 0.03); 0 never."""
 

@@ -39,14 +39,22 @@ class Engine(ABC):
         """Wrap encode and backward of one micro-batch; gradients are reduced over ranks in the last (collective)."""
 
     def backward(
-        self, output: CLIPOutput, image_gradient: Tensor, text_gradient: Tensor, scale_gradient: Tensor | None
+        self,
+        output: CLIPOutput,
+        image_gradient: Tensor,
+        text_gradient: Tensor,
+        scale_gradient: Tensor | None,
+        bias_gradient: Tensor | None = None,
     ) -> None:
-        """Back-propagate feature gradients [micro, d]; `scale_gradient` [1] rides in the last micro-batch only."""
+        """Back-propagate feature gradients [micro, d]; those of the scalars, [1], ride in the last micro-batch only."""
         assert output.image_features is not None
         assert output.text_features is not None
         total = (output.image_features * image_gradient).sum() + (output.text_features * text_gradient).sum()
         if scale_gradient is not None:
             total = total + (output.logit_scale * scale_gradient).sum()
+        if bias_gradient is not None:
+            assert output.logit_bias is not None
+            total = total + (output.logit_bias * bias_gradient).sum()
         self.backward_scalar(total * distributed.world_size())
 
     @abstractmethod

@@ -29,7 +29,8 @@ def exact_log_normalizers(
 ) -> tuple[Tensor, Tensor]:
     """Exact (image_rows, text_rows), each [b] of `dtype`, of b anchors against n reference pairs.
 
-    Shapes: anchors [b, d]; reference [n, d]; `positions` [b] int64, where each anchor's own pair stands in
+    Shapes: anchors [b, d]; reference [n, d]; `temperature` one element, or [b, 2] for a tau of each anchor and side;
+    `positions` [b] int64, where each anchor's own pair stands in
     the reference and is left out, or -1 where it is not in it. The mean is over the pairs that remain: n - 1
     when the reference is the data set. Memory is [b, tile_size]. Raises ValueError for lengths or positions
     that do not fit, or an anchor that has no other pair to be compared with.
@@ -43,14 +44,16 @@ def exact_log_normalizers(
     if len(positions) and not -1 <= int(positions.min()) <= int(positions.max()) < num_reference:
         raise ValueError(f"positions must be from -1 to {num_reference - 1}, the last reference pair")
     images, texts = image_features.to(dtype), text_features.to(dtype)
-    tau = torch.as_tensor(temperature, dtype=dtype, device=images.device).reshape(())
+    tau = torch.as_tensor(temperature, dtype=dtype, device=images.device)
+    taus = tau.unbind(1) if tau.ndim == 2 else (tau.reshape(()), tau.reshape(()))
     positive = (images * texts).sum(dim=-1)  # [b]
     others = num_reference - (positions >= 0).to(dtype)  # [b]
     if not bool((others > 0).all()):
         raise ValueError(f"a reference of {num_reference} pair(s) leaves an anchor nothing to be compared with")
     rows = []
-    for anchors, reference in ((images, reference_text_features), (texts, reference_image_features)):
-        mean = _log_sum_exp(anchors, positive, positions, reference, tau, tile_size) - others.log()
+    sides = (images, reference_text_features, taus[0]), (texts, reference_image_features, taus[1])
+    for anchors, reference, side_tau in sides:
+        mean = _log_sum_exp(anchors, positive, positions, reference, side_tau, tile_size) - others.log()
         rows.append(torch.logaddexp(mean, torch.full_like(mean, eps).log()))
     return rows[0], rows[1]
 
@@ -58,12 +61,12 @@ def exact_log_normalizers(
 def _log_sum_exp(
     anchors: Tensor, positive: Tensor, positions: Tensor, reference: Tensor, tau: Tensor, tile_size: int
 ) -> Tensor:
-    """log sum_{j != position} exp((anchor . reference_j - positive) / tau), [b], tile by tile."""
+    """log sum_{j != position} exp((anchor . reference_j - positive) / tau), [b], tile by tile; tau [] or [b]."""
     total = torch.full_like(positive, -math.inf)
     rows = torch.arange(len(anchors), device=anchors.device)
     for start in range(0, len(reference), tile_size):
         tile = reference[start : start + tile_size].to(device=anchors.device, dtype=anchors.dtype)
-        scores = (anchors @ tile.T - positive[:, None]) / tau  # [b, t]
+        scores = (anchors @ tile.T - positive[:, None]) / tau.reshape(-1, 1)  # [b, t]
         inside = (positions >= start) & (positions < start + len(tile))
         scores[rows[inside], positions[inside] - start] = -math.inf
         total = torch.logaddexp(total, scores.logsumexp(dim=1))

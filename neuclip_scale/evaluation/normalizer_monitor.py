@@ -66,6 +66,8 @@ class NormalizerMonitor:
         self, engine: Engine, pairs: PairFeatures, logit_scale: Tensor, output: ObjectiveOutput, sample_index: Tensor
     ) -> None:
         """Measure this step's estimates before the weights move (collective: rank 0 works, the others wait)."""
+        if output.normalizers is None:  # siglip
+            return
         began = time.perf_counter()
         self._result = distributed.on_main(lambda: self._measure(engine, pairs, logit_scale, output, sample_index))
         self._result["normalizer/seconds"] = time.perf_counter() - began
@@ -83,12 +85,15 @@ class NormalizerMonitor:
         places = torch.searchsorted(index, sample_index).clamp_max(len(index) - 1)
         # -1: not in the reference, so nothing to leave out
         places = torch.where(index[places] == sample_index, places, -1)
+        normalizers = output.normalizers
+        assert normalizers is not None
+        tau = 1 / logit_scale if normalizers.temperatures is None else normalizers.temperatures
         exact = torch.stack(
-            exact_log_normalizers(pairs.image, pairs.text, places, image, text, 1 / logit_scale, eps=self.eps), 1
+            exact_log_normalizers(pairs.image, pairs.text, places, image, text, tau, eps=self.eps), 1
         )  # [b, 2]
         self.on_exact(exact, output)
         result: dict[str, Any] = {"normalizer/num_reference": len(index)}
-        for suffix, rows in (("", output.estimates), ("_batch", output.batch_rows)):
+        for suffix, rows in (("", normalizers.estimates), ("_batch", normalizers.batch_rows)):
             for name, value in error_statistics(rows, exact).items():
                 result[f"normalizer/{name}{suffix}"] = value
         return result

@@ -122,8 +122,8 @@ def _unit_rows(features: Tensor) -> Tensor:
 def build_model(config: Recipe) -> CLIP:
     """The untrained model of a recipe, on the CPU in float32; the caller seeds torch before.
 
-    Uses `config.model` and `config.objective.temperature_init`. Raises `ConfigError` for an unknown name or a
-    combination that does not exist.
+    Uses `config.model`, and of `config.objective` the initial temperature and SigLIP's bias. Raises `ConfigError` for
+    an unknown name or a combination that does not exist.
     """
     model = create_model(
         get_preset(config.model.preset),
@@ -131,7 +131,8 @@ def build_model(config: Recipe) -> CLIP:
         text_tower=config.model.text_tower,
         image_size=config.model.image_size,
         dropout=config.model.dropout,
-        temperature_init=config.objective.temperature_init,
+        temperature_init=config.objective.initial_temperature,
+        logit_bias_init=config.objective.bias_init if config.objective.name == "siglip" else None,
     )
     _prepare(model, config.model)
     return model

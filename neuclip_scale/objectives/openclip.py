@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.distributed import all_gather_rows
-from neuclip_scale.objectives.base import Objective, ObjectiveOutput
+from neuclip_scale.objectives.base import Normalizers, Objective, ObjectiveOutput
 from neuclip_scale.similarity import PairFeatures, pair_gradients, pair_logsumexp
 
 
 class OpenCLIP(Objective):
     """L = 1/(2B) sum_i [ logsumexp_j s_ij/tau - s_ii/tau ] + the same with texts as anchors."""
 
-    def compute(self, pairs: PairFeatures, scale: Tensor, world_index: Tensor | None) -> ObjectiveOutput:
+    def compute(
+        self, pairs: PairFeatures, scale: Tensor, world_index: Tensor | None, bias: Tensor | None
+    ) -> ObjectiveOutput:
         """See `Objective.compute`. Rows are log sum_j exp((s_ij - s_ii)/tau), the positive pair included."""
         B = pairs.global_size
         absolute = torch.stack(pair_logsumexp(pairs, scale, exclude_diagonal=False, tile_size=self.tile_size), 1)
@@ -33,8 +35,6 @@ class OpenCLIP(Objective):
             image_gradient=image,
             text_gradient=text,
             logit_scale_gradient=((image * pairs.image).sum() / scale).reshape(1),
-            rows=rows,
-            estimates=batch_rows,
-            batch_rows=batch_rows,
             metrics={"normalizer/batch_mean": batch_rows.mean()},
+            normalizers=Normalizers(rows=rows, estimates=batch_rows, batch_rows=batch_rows),
         )

@@ -6,10 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from neuclip_scale.config import ConfigError, ObjectiveConfig
+from neuclip_scale.normalizers import IndividualTemperatures
+from neuclip_scale.objectives.amorlip import AmorLIP
 from neuclip_scale.objectives.base import Objective
-from neuclip_scale.objectives.fastclip import FastCLIPv3
+from neuclip_scale.objectives.fastclip import FastCLIP, GammaSchedule, RGCLg, later_gamma_min
+from neuclip_scale.objectives.individual import RGCL
 from neuclip_scale.objectives.neuclip import NeuCLIP
+from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue
 from neuclip_scale.objectives.openclip import OpenCLIP
+from neuclip_scale.objectives.siglip import SigLIP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,30 +23,116 @@ class Problem:
 
     embed_dim: int
     dataset_size: int | None = None
-    """n, for objectives that keep something per sample."""
+    """n, for objectives that keep something per sample or count epochs."""
     num_epochs: float | None = None
     """Length of the run, for schedules over epochs."""
     seed: int = 0
 
+    def size_for(self, name: str) -> int:
+        """n; raises `ConfigError` where it is not known."""
+        if self.dataset_size is None:
+            raise ConfigError(
+                "dataset_size", None, f"{name} keeps an estimate per sample or counts epochs",
+                "Give dataset_size=n (pairs in all).",
+            )  # fmt: skip
+        return self.dataset_size
 
-OBJECTIVES: dict[str, Callable[[ObjectiveConfig, Problem], Objective]] = {
-    "openclip": lambda section, problem: OpenCLIP(tile_size=section.tile_size),
-    "fastclip-v3": lambda section, problem: FastCLIPv3(
-        dataset_size=_dataset_size(section, problem),
+
+def _fastclip(section: ObjectiveConfig, problem: Problem) -> Objective:
+    """FastCLIP v0, v1, v3 and SogCLR: they differ in the factor tau, what learns it, and gamma."""
+    return FastCLIP(
+        section.name,
+        dataset_size=problem.size_for(section.name),
+        gamma=_gamma(section, problem),
+        rho=section.rho if section.name == "fastclip-v3" else 0.0,
+        eps=section.eps,
+        tile_size=section.tile_size,
+        unscaled=section.name == "fastclip-v0",
+        constant_temperature=section.name in ("sogclr", "fastclip-v1"),
+    )
+
+
+def _rgcl(section: ObjectiveConfig, problem: Problem) -> Objective:
+    """FastCLIP v2 and iSogCLR."""
+    size = problem.size_for(section.name)
+    temperatures = IndividualTemperatures(
+        size,
+        section.individual,
+        initial=section.initial_temperature,
+        minimum=section.temperature_min,
+        maximum=section.temperature_max,
+    )
+    return RGCL(
+        section.name,
+        dataset_size=size,
+        gamma=_gamma(section, problem),
+        temperatures=temperatures,
         rho=section.rho,
         eps=section.eps,
-        gamma_min=section.gamma_min,
-        gamma_decay_epochs=section.gamma_decay_epochs or problem.num_epochs or 0,
         tile_size=section.tile_size,
-    ),
-    "neuclip": lambda section, problem: NeuCLIP(
+    )
+
+
+def _gamma(section: ObjectiveConfig, problem: Problem) -> GammaSchedule:
+    epochs = problem.num_epochs or 0.0
+    if section.gamma_min == 0 and not epochs:
+        raise ConfigError(
+            "objective.gamma_min", 0, "the rule that 0 stands for needs the number of epochs",
+            "Give gamma_min itself.",
+        )  # fmt: skip
+    return GammaSchedule(
+        minimum=section.gamma_min or later_gamma_min(epochs),
+        decay_epochs=section.gamma_decay_epochs or epochs,
+        constant=section.name in ("sogclr", "isogclr"),
+    )
+
+
+def _amorlip(section: ObjectiveConfig, problem: Problem) -> Objective:
+    return AmorLIP(
+        problem.embed_dim,
+        section.amortized,
+        dataset_size=problem.size_for(section.name),
+        num_epochs=problem.num_epochs or 0.0,
+        tile_size=section.tile_size,
+        seed=problem.seed,
+    )
+
+
+def _neuclip(section: ObjectiveConfig, problem: Problem) -> Objective:
+    return NeuCLIP(
         problem.embed_dim,
         section.npn,
         rho=section.rho,
         eps=section.eps,
         tile_size=section.tile_size,
         seed=problem.seed,
-    ),
+    )
+
+
+def _neuclip_queue(section: ObjectiveConfig, problem: Problem) -> Objective:
+    return NeuCLIPQueue(
+        problem.embed_dim,
+        section.queue,
+        dataset_size=problem.dataset_size,
+        rho=section.rho,
+        eps=section.eps,
+        tile_size=section.tile_size,
+    )
+
+
+OBJECTIVES: dict[str, Callable[[ObjectiveConfig, Problem], Objective]] = {
+    "openclip": lambda section, problem: OpenCLIP(tile_size=section.tile_size),
+    "siglip": lambda section, problem: SigLIP(tile_size=section.tile_size),
+    "sogclr": _fastclip,
+    "isogclr": _rgcl,
+    "fastclip-v0": _fastclip,
+    "fastclip-v1": _fastclip,
+    "fastclip-v2": _rgcl,
+    "fastclip-v3": _fastclip,
+    "rgcl-g": lambda section, problem: RGCLg(rho=section.rho, eps=section.eps, tile_size=section.tile_size),
+    "amorlip": _amorlip,
+    "neuclip": _neuclip,
+    "neuclip-queue": _neuclip_queue,
 }
 
 
@@ -50,11 +141,3 @@ def create_objective(section: ObjectiveConfig, problem: Problem) -> Objective:
     if section.name not in OBJECTIVES:
         raise ConfigError("objective.name", section.name, "no such objective", f"Choose from {', '.join(OBJECTIVES)}.")
     return OBJECTIVES[section.name](section, problem)
-
-
-def _dataset_size(section: ObjectiveConfig, problem: Problem) -> int:
-    if problem.dataset_size is None:
-        raise ConfigError(
-            "dataset_size", None, f"{section.name} keeps an estimate per sample", "Give dataset_size=n (pairs in all)."
-        )
-    return problem.dataset_size

@@ -39,7 +39,7 @@ class Tile(NamedTuple):
 def similarity_tiles(
     left: Tensor, right: Tensor, scale: Tensor, *, tile_size: int, offset: int = 0, exclude_diagonal: bool = False
 ) -> Iterator[Tile]:
-    """Yield the tiles of scale * left @ right.T for left [l, d], right [r, d].
+    """Yield the tiles of scale * left @ right.T for left [l, d], right [r, d]; scale one element or [l, 1].
 
     Row i of `left` pairs with row offset + i of `right`; `exclude_diagonal` sets those entries to -inf.
     """
@@ -47,7 +47,7 @@ def similarity_tiles(
     buffer = left.new_empty(min(tile_size, num_left) * min(tile_size, num_right))
     for first in range(0, num_left, tile_size):
         rows = slice(first, min(first + tile_size, num_left))
-        scaled = left[rows] * scale
+        scaled = left[rows] * (scale if scale.numel() == 1 else scale[rows])
         for start in range(0, num_right, tile_size):
             columns = slice(start, min(start + tile_size, num_right))
             height, width = rows.stop - rows.start, columns.stop - columns.start
@@ -57,6 +57,14 @@ def similarity_tiles(
             if exclude_diagonal and -height < shift < width:
                 logits.diagonal(shift).fill_(-torch.inf)
             yield Tile(rows, columns, logits)
+
+
+class RowSums(NamedTuple):
+    """Statistics of each row of logits, both [b]."""
+
+    logsumexp: Tensor
+    mean: Tensor
+    """Mean logit under the row's softmax; the derivative of log sum_j exp(k x_j) with respect to log k."""
 
 
 @torch.no_grad()
@@ -77,6 +85,20 @@ def pair_logsumexp(
 
 
 @torch.no_grad()
+def pair_row_sums(
+    pairs: PairFeatures, scales: Tensor, *, tile_size: int = DEFAULT_TILE_SIZE
+) -> tuple[RowSums, RowSums]:
+    """`pair_logsumexp` without the positive pair, where every row has a scale of its own, and the mean logits.
+
+    `scales` [b, 2] are 1/tau of this rank's images and texts. Returns the sums of image rows and of text rows. One
+    sweep for each direction. No communication.
+    """
+    options = TileOptions(tile_size=tile_size, exclude_diagonal=True, offset=pairs.offset)
+    image = _row_sums_sweep(pairs.image, pairs.world_text, scales[:, :1], **options)
+    return image, _row_sums_sweep(pairs.text, pairs.world_image, scales[:, 1:], **options)
+
+
+@torch.no_grad()
 def pair_gradients(
     pairs: PairFeatures,
     scale: Tensor,
@@ -88,22 +110,35 @@ def pair_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradient rows of every global contrastive objective (docs/method.md, "One gradient shape").
 
-    With G_ij = exp(scale s_ij - image_shift_i) + exp(scale s_ij - text_shift_j), i an image and j a text of the
-    world, returns sum_j G_ij T_j for this rank's images and sum_i G_ij I_i for its texts, both [b, d]. The shifts
-    [B] hold log-normalizers and all weights, so a weight costs nothing. With `exclude_diagonal` G_ii = 0. No
-    communication.
+    With G_ij = exp(k_i s_ij - image_shift_i) + exp(l_j s_ij - text_shift_j), i an image and j a text of the world,
+    returns sum_j G_ij T_j for this rank's images and sum_i G_ij I_i for its texts, both [b, d]. `scale` is 1/tau, one
+    element, or [B, 2]: k of every image and l of every text. The shifts [B] hold log-normalizers and all weights, so
+    a weight costs nothing. With `exclude_diagonal` G_ii = 0. No communication.
     """
     options = TileOptions(tile_size=tile_size, exclude_diagonal=exclude_diagonal, offset=pairs.offset)
+    image = Shifts(image_shift, scale if scale.numel() == 1 else scale[:, 0])
+    text = Shifts(text_shift, scale if scale.numel() == 1 else scale[:, 1])
     if pairs.is_whole:
-        return _gradient_sweep(pairs.image, pairs.text, scale, image_shift, text_shift, columns_too=True, **options)
-    local_image, local_text = pairs.local_rows(image_shift), pairs.local_rows(text_shift)
-    image, _ = _gradient_sweep(
-        pairs.image, pairs.world_text, scale, local_image, text_shift, columns_too=False, **options
+        return _gradient_sweep(pairs.image, pairs.text, image, text, columns_too=True, **options)
+    image_gradient, _ = _gradient_sweep(
+        pairs.image, pairs.world_text, image.local(pairs), text, columns_too=False, **options
     )
-    text, _ = _gradient_sweep(
-        pairs.text, pairs.world_image, scale, local_text, image_shift, columns_too=False, **options
+    text_gradient, _ = _gradient_sweep(
+        pairs.text, pairs.world_image, text.local(pairs), image, columns_too=False, **options
     )
-    return image, text
+    return image_gradient, text_gradient
+
+
+class Shifts(NamedTuple):
+    """What the exponentials of one side's rows are made with."""
+
+    shift: Tensor  # [rows]
+    scale: Tensor  # [1] or [rows]
+
+    def local(self, pairs: PairFeatures) -> Shifts:
+        """Those of this rank's rows."""
+        scale = self.scale if self.scale.numel() == 1 else pairs.local_rows(self.scale)
+        return Shifts(pairs.local_rows(self.shift), scale)
 
 
 def _logsumexp_sweep(
@@ -118,20 +153,41 @@ def _logsumexp_sweep(
     return left_rows, right_rows
 
 
+def _row_sums_sweep(left: Tensor, right: Tensor, scale: Tensor, **options: Unpack[TileOptions]) -> RowSums:
+    total = left.new_full((left.shape[0],), -torch.inf)
+    mean = torch.zeros_like(total)
+    for rows, _, logits in similarity_tiles(left, right, scale, **options):
+        tile = torch.logsumexp(logits, 1)
+        joined = torch.logaddexp(total[rows], tile)
+        # Excluded entries weigh exp(-inf) = 0, but 0 * -inf has no value, nor has -inf - -inf in a row of one pair.
+        finite = joined.clamp_min(torch.finfo(joined.dtype).min)
+        weights = (logits - finite[:, None]).exp_()
+        weighted = weights.mul_(logits.masked_fill_(logits == -torch.inf, 0.0)).sum(1)
+        mean[rows] = mean[rows] * (total[rows] - finite).exp() + weighted
+        total[rows] = joined
+    return RowSums(total, mean)
+
+
 def _gradient_sweep(
     left: Tensor,
     right: Tensor,
-    scale: Tensor,
-    left_shift: Tensor,
-    right_shift: Tensor,
+    left_side: Shifts,
+    right_side: Shifts,
     *,
     columns_too: bool,
     **options: Unpack[TileOptions],
 ) -> tuple[Tensor, Tensor]:
     left_gradient, right_gradient = torch.zeros_like(left), torch.zeros_like(right) if columns_too else right[:0]
+    # One scale for all rows goes into the product; else the tiles hold bare similarities.
+    one_scale = left_side.scale.numel() == right_side.scale.numel() == 1
+    scale = left_side.scale if one_scale else left.new_ones(1)
     for rows, columns, logits in similarity_tiles(left, right, scale, **options):
-        weights = (logits - right_shift[columns]).exp_()
-        weights += logits.sub_(left_shift[rows, None]).exp_()
+        if one_scale:
+            weights = (logits - right_side.shift[columns]).exp_()
+        else:
+            weights = (logits * right_side.scale[columns]).sub_(right_side.shift[columns]).exp_()
+            logits.mul_(left_side.scale[rows, None])
+        weights += logits.sub_(left_side.shift[rows, None]).exp_()
         left_gradient[rows].addmm_(weights, right[columns])
         if columns_too:
             right_gradient[columns].addmm_(weights.T, left[rows])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from neuclip_scale.similarity import PairFeatures, pair_gradients, pair_logsumexp, reference
+from neuclip_scale.similarity import PairFeatures, pair_gradients, pair_logsumexp, pair_row_sums, reference
 
 
 def make_pairs(world: int, local: slice, dim: int = 7) -> PairFeatures:
@@ -30,6 +30,26 @@ def test_tiled_equals_dense(world: int, local: slice, tile_size: int, exclude_di
     expected = reference.pair_gradients(pairs, scale, *shifts, exclude_diagonal=exclude_diagonal)
     actual = pair_gradients(pairs, scale, *shifts, exclude_diagonal=exclude_diagonal, tile_size=tile_size)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("world", "local"), CASES)
+@pytest.mark.parametrize("tile_size", [1, 4, 64])
+def test_a_scale_for_every_row(world: int, local: slice, tile_size: int) -> None:
+    pairs = make_pairs(world, local)
+    scales = torch.linspace(5, 40, 2 * world, dtype=torch.float64).view(world, 2)
+    shifts = [scales[:, side] + torch.linspace(-1, 2, world, dtype=torch.float64) for side in range(2)]
+    s = pairs.world_image @ pairs.world_text.T
+    eye = torch.eye(world, dtype=torch.bool)
+    for side, sums in enumerate(pair_row_sums(pairs, scales[local], tile_size=tile_size)):
+        logits = (scales[:, side, None] * (s, s.T)[side]).masked_fill(eye, -torch.inf)[local]
+        torch.testing.assert_close(sums.logsumexp, torch.logsumexp(logits, 1), rtol=1e-12, atol=1e-12)
+        mean = (torch.softmax(logits, 1) * logits.nan_to_num(neginf=0.0)).sum(1)
+        torch.testing.assert_close(sums.mean, mean, rtol=1e-12, atol=1e-12)
+    weights = (scales[:, :1] * s - shifts[0][:, None]).exp() + (scales[:, 1] * s - shifts[1]).exp()
+    weights.masked_fill_(eye, 0.0)
+    expected = (weights @ pairs.world_text)[local], (weights.T @ pairs.world_image)[local]
+    actual = pair_gradients(pairs, scales, *shifts, exclude_diagonal=True, tile_size=tile_size)
+    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-12)
 
 
 def test_local_rows_add_up_to_the_whole() -> None:

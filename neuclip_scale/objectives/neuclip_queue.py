@@ -1,0 +1,67 @@
+"""NeuCLIP's objective with normalizers from a queue of past embeddings joined with the batch; this project's own."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from neuclip_scale.config import QueueConfig
+from neuclip_scale.distributed import all_gather_rows
+from neuclip_scale.normalizers import EmbeddingQueue, join_with_batch
+from neuclip_scale.objectives.base import MarginObjective
+from neuclip_scale.similarity import PairFeatures
+
+DEFAULT_SIZE = 8192
+
+
+class NeuCLIPQueue(MarginObjective):
+    """L = tau/B sum_i [ exp(-a_i)(eps + g_i) + a_i - 1 ] over both sides + 2 rho tau, a from the queue.
+
+    Nothing is learned: the queue's similarities hold for any tau, and an anchor never meets its own pair. With
+    `batch_weight` w, a = log((1 - w) exp(a) + w g).
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        section: QueueConfig,
+        *,
+        dataset_size: int | None,
+        rho: float,
+        eps: float,
+        tile_size: int,
+    ) -> None:
+        super().__init__(rho=rho, eps=eps, tile_size=tile_size)
+        self.batch_weight = section.batch_weight
+        self.queue = EmbeddingQueue(embed_dim, section.size or min(DEFAULT_SIZE, dataset_size or DEFAULT_SIZE))
+
+    def estimate(
+        self, pairs: PairFeatures, scale: Tensor, batch_rows: Tensor, world_index: Tensor | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """See `MarginObjective.estimate`; the batch joins the queue after its own estimate."""
+        if world_index is None:
+            # Rows of this step count as samples of their own, so that nobody meets its own embedding.
+            world_index = self.samples_seen + torch.arange(pairs.global_size, device=pairs.image.device)
+        sums, count = self.queue.log_sums(pairs, scale, world_index, tile_size=self.tile_size)
+        rows = join_with_batch(sums, count, batch_rows, pairs.global_size)
+        if self.batch_weight:
+            w = self.batch_weight
+            rows = torch.logaddexp(rows + math.log1p(-w), batch_rows + math.log(w)) if w < 1 else batch_rows
+        rows = self.add_eps(rows)
+        if self.training:
+            self.queue.push(pairs, world_index)
+        return rows, all_gather_rows(rows), {}
+
+    def values(self, rows: Tensor, batch_rows: Tensor) -> Tensor:
+        """exp(-a)(eps + g) + a - 1."""
+        return (self.add_eps(batch_rows) - rows).exp() + rows - 1
+
+    def rank_state(self) -> dict[str, Tensor]:
+        """This rank's slots of the queue."""
+        return self.queue.rank_state()
+
+    def load_rank_states(self, states: list[dict[str, Tensor]]) -> None:
+        """See `Objective.load_rank_states`."""
+        self.queue.load_rank_states(states)

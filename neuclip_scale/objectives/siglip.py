@@ -1,0 +1,34 @@
+"""SigLIP's pairwise sigmoid loss over the global batch (arXiv 2303.15343)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from neuclip_scale.objectives.base import Objective, ObjectiveOutput
+from neuclip_scale.similarity import PairFeatures, pair_sigmoids
+
+
+class SigLIP(Objective):
+    """L = -1/B sum_ij log sigmoid(z_ij (s_ij/tau + bias)), z_ij = 1 for the positive pair and -1 for the others.
+
+    It has no normalizer: every pair is a problem of its own.
+    """
+
+    def compute(
+        self, pairs: PairFeatures, scale: Tensor, world_index: Tensor | None, bias: Tensor | None
+    ) -> ObjectiveOutput:
+        """See `Objective.compute`; a bias that is not given is 0."""
+        B = pairs.global_size
+        shift = torch.zeros_like(scale) if bias is None else bias
+        sums = pair_sigmoids(pairs, scale, shift, tile_size=self.tile_size)
+        image = sums.image_gradient * (scale / B)
+        return ObjectiveOutput(
+            loss=sums.loss / B,
+            image_gradient=image,
+            text_gradient=sums.text_gradient * (scale / B),
+            logit_scale_gradient=((image * pairs.image).sum() / scale).reshape(1),
+            metrics={} if bias is None else {"logit_bias": bias.reshape(())},
+            normalizers=None,
+            logit_bias_gradient=None if bias is None else (sums.weight / B).reshape(1),
+        )
