@@ -36,6 +36,7 @@ LAYERS = {
     "evaluation": 3,
     "run_state": 4,
     "trainer": 4,
+    "studies": 4,
     "cli": 5,
     "commands": 5,
     "__main__": 5,

@@ -86,6 +86,8 @@ class QueueConfig:
     size: int = 0
     """M, past pairs whose embeddings are negatives of the normalizers; 0 takes 8192, or the data set where it is
     smaller."""
+    join_batch: bool = True
+    """Whether the batch's own negatives stand in one mean with the queue's."""
     batch_weight: float = 0.0
     """w in a = log((1 - w) exp(a) + w g), g the mini-batch's estimate: bounds each weight by 1/w."""
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = ("#3465a4", "#d9730d", "#2e8b57", "#a23b72", "#6b6b6b", "#b8860b", "#5b4b8a", "#008b8b")
+COLOURS = ("#3465a4", "#d9730d", "#2e8b57", "#a23b72", "#6b6b6b", "#b8860b", "#5b4b8a", "#008b8b")
 _RIGHT, _WRONG, _INK = "#2e9e4f", "#d0d0d0", "#222222"
 _TOP = 5
 
@@ -28,20 +28,20 @@ def loss_curve(runs: Mapping[str, Path], out_png: Path) -> None:
     The thin line is every step, the thick one a running mean. Losses of different objectives are different
     functions: compare shapes, not heights. Raises ValueError if a file has no loss.
     """
-    figure, axes = _canvas(8.0, 4.5)
+    figure, axes = new_canvas(8.0, 4.5)
     for number, (label, path) in enumerate(runs.items()):
         lines = [line for line in read_metrics(path) if "loss" in line]
         if not lines:
             raise ValueError(f"{path}: no line has a loss; give the metrics.jsonl of a training run")
         seen = np.array([line.get("samples_seen", line["step"]) for line in lines], dtype=float)
         loss = np.array([float(line["loss"]) for line in lines], dtype=float)
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         axes.plot(seen, loss, color=colour, alpha=0.22, linewidth=0.8)
         axes.plot(seen, _running_mean(loss), color=colour, linewidth=1.9, label=label)
     axes.set(xlabel="pairs seen", ylabel="training loss", title="Training loss")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.legend(frameon=False)
-    _save(figure, out_png)
+    save_figure(figure, out_png)
 
 
 def normalizer_error_curve(runs: Mapping[str, Path], out_png: Path) -> None:
@@ -51,7 +51,7 @@ def normalizer_error_curve(runs: Mapping[str, Path], out_png: Path) -> None:
     `runs` maps a label to a metrics.jsonl that has lines with `normalizer/mse`, `normalizer/bias` and
     `normalizer/mse_batch`. Raises ValueError if one has none.
     """
-    figure, (squared, bias) = _canvas(11.0, 4.5, columns=2)
+    figure, (squared, bias) = new_canvas(11.0, 4.5, columns=2)
     for number, (label, path) in enumerate(runs.items()):
         lines = [line for line in read_metrics(path) if "normalizer/mse" in line]
         if not lines:
@@ -59,7 +59,7 @@ def normalizer_error_curve(runs: Mapping[str, Path], out_png: Path) -> None:
                 f"{path}: no line has normalizer/mse; train with evaluation.normalizer_every_steps above 0"
             )
         steps = [line["step"] for line in lines]
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         squared.plot(
             steps,
             [float(line["normalizer/mse"]) for line in lines],
@@ -84,7 +84,7 @@ def normalizer_error_curve(runs: Mapping[str, Path], out_png: Path) -> None:
     bias.axhline(0, color=_INK, linewidth=0.8)
     bias.set(xlabel="step", ylabel="estimate - exact", title="Bias")
     bias.legend(frameon=False, fontsize=8)
-    _save(figure, out_png)
+    save_figure(figure, out_png)
 
 
 def retrieval_page(
@@ -125,7 +125,7 @@ def retrieval_page(
     heading = 1 - 0.55 / figure.get_figheight()
     figure.text(0.36, heading, "name  →  five nearest pictures", ha="center", va="top", fontsize=11)
     figure.text(0.83, heading, "picture  →  five nearest names", ha="center", va="top", fontsize=11)
-    _save(figure, out_png)
+    save_figure(figure, out_png)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -166,7 +166,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _canvas(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+def new_canvas(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
     figure = _figure(width, height)
     figure.set_layout_engine("constrained")
     axes = figure.subplots(1, columns)
@@ -200,7 +200,7 @@ def _names(axes: Axes, names: Sequence[tuple[str, bool]]) -> None:
         axes.text(0.03, 0.9 - 0.2 * rank, text, va="center", fontsize=9, color=colour, fontweight=weight)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

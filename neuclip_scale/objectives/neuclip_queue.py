@@ -34,7 +34,7 @@ class NeuCLIPQueue(MarginObjective):
         tile_size: int,
     ) -> None:
         super().__init__(rho=rho, eps=eps, tile_size=tile_size)
-        self.batch_weight = section.batch_weight
+        self.batch_weight, self.join_batch = section.batch_weight, section.join_batch
         self.queue = EmbeddingQueue(embed_dim, section.size or min(DEFAULT_SIZE, dataset_size or DEFAULT_SIZE))
 
     def estimate(
@@ -46,6 +46,8 @@ class NeuCLIPQueue(MarginObjective):
             world_index = self.samples_seen + torch.arange(pairs.global_size, device=pairs.image.device)
         sums, count = self.queue.log_sums(pairs, scale, world_index, tile_size=self.tile_size)
         rows = join_with_batch(sums, count, batch_rows, pairs.global_size)
+        if not self.join_batch:  # an empty queue has no mean: the batch stands in
+            rows = torch.where(count[:, None] > 0, sums - count.log()[:, None], rows)
         if self.batch_weight:
             w = self.batch_weight
             rows = torch.logaddexp(rows + math.log1p(-w), batch_rows + math.log(w)) if w < 1 else batch_rows

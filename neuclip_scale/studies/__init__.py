@@ -1,0 +1,1 @@
+"""Controlled experiments: `normalizer` holds estimators against the truth, `methods` trains and compares objectives."""

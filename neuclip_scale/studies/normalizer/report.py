@@ -1,0 +1,97 @@
+"""What a study of normalizers shows: figures, a page, and a table for the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from neuclip_scale.studies.normalizer.figures import error_bars, error_over_steps, gradient_plane
+from neuclip_scale.studies.normalizer.summary import GRADIENT_MEASURES, findings, late, summarise
+from neuclip_scale.studies.page import Page, Section
+
+TRUTH = (
+    "The exact value of an anchor is log(eps + g), g the mean of exp((s_ij - s_ii)/tau) over every other pair of the "
+    "training set, encoded with the weights of the same step in evaluation mode without augmentation and summed in "
+    "float64. The anchors are the step's own batch as the estimators saw it, augmented and in training mode. All pairs "
+    "are used, so the truth has no sampling error."
+)
+COST = (
+    "Seconds are of one whole evaluation of the objective, its gradient included, on this machine; the mini-batch's "
+    "row is what every other row contains."
+)
+GRADIENT = (
+    "At the last step, with frozen weights and without augmentation: the encoders' gradient under each estimator over "
+    "batches, against the gradient of RGCL-g over all pairs as one batch with exact normalizers. Bias and noise are "
+    "relative to its norm; the anchor share is 1 where all anchors weigh alike."
+)
+
+
+def write_report(result: dict[str, Any], output: Path) -> list[Path]:
+    """Figures and index.html into `output`; returns the files."""
+    table = summarise(late(result["rows"]))
+    paths = [output / "error_over_steps.png", output / "error.png"]
+    error_over_steps(result["rows"], paths[0])
+    error_bars(table, paths[1])
+    sections = [
+        Section("What the figures say", findings(table)),
+        Section("Error of the log-normalizer", [TRUTH, COST], _HEADER, [_cells(row) for row in table], paths[:2]),
+    ]
+    if result["gradients"]:
+        gradients = summarise(result["gradients"], GRADIENT_MEASURES)
+        paths.append(output / "gradient.png")
+        gradient_plane(gradients, paths[-1])
+        cells = [_gradient_cells(row) for row in gradients]
+        sections.append(Section("The encoders' gradient", [GRADIENT], _GRADIENT_HEADER, cells, paths[-1:]))
+    settings = "\n".join(f"{key}: {value}" for key, value in result["settings"].items())
+    sections.append(Section("Settings", [f"torch {result['torch']}"], code=settings))
+    paths.append(output / "index.html")
+    Page("Estimates of the log-normalizer against the truth", sections).write(paths[-1])
+    return paths
+
+
+_HEADER = ["estimator", "n", "B", "seeds", "MSE", "of mini-batch's", "bias", "worst tenth", "ms/step"]
+_GRADIENT_HEADER = ["estimator", "n", "B", "seeds", "bias", "noise", "cosine", "anchor share"]
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["estimator"],
+        f"{row['n']:,}",
+        str(row["batch"]),
+        str(row["num_seeds"]),
+        _with_error(row, "mse", 4),
+        f"{row['mse_over_batch']:.2f}",
+        _with_error(row, "bias", 3),
+        _with_error(row, "worst_decile", 3),
+        f"{1000 * row['seconds_per_step']:.1f}",
+    ]
+
+
+def _gradient_cells(row: dict[str, Any]) -> list[str]:
+    where = [row["estimator"], f"{row['n']:,}", str(row["batch"]), str(row["num_seeds"])]
+    return where + [_with_error(row, measure, 3) for measure in GRADIENT_MEASURES]
+
+
+def _with_error(row: dict[str, Any], measure: str, digits: int) -> str:
+    error = row[f"{measure}_error"]
+    return f"{row[measure]:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def terminal_tables(result: dict[str, Any]) -> list[Table]:
+    """The page's tables for a terminal."""
+    tables = [_table("Error of the log-normalizer", _HEADER, [_cells(r) for r in summarise(late(result["rows"]))])]
+    if result["gradients"]:
+        rows = [_gradient_cells(row) for row in summarise(result["gradients"], GRADIENT_MEASURES)]
+        tables.append(_table("The encoders' gradient", _GRADIENT_HEADER, rows))
+    return tables
+
+
+def _table(title: str, header: list[str], rows: list[list[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in header:
+        table.add_column(name, justify="left" if name == "estimator" else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
