@@ -1,0 +1,107 @@
+"""The runs of a study, as recipes' overrides."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuclip_scale.config import ConfigError, Recipe, load_recipe
+from neuclip_scale.studies.methods.settings import MethodsStudy
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method with its batch."""
+
+    name: str
+    method: str
+    factor: int = 1
+    """Batch over the recipe's."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of the study."""
+
+    arm: Arm
+    seed: int
+    budget: str
+    folder: Path
+    overrides: dict[str, Any]
+
+
+def arms(study: MethodsStudy) -> list[Arm]:
+    """Methods as they are, then those with a larger batch."""
+    plain = [Arm(method, method) for method in study.methods]
+    larger = [Arm(f"{m}-x{study.larger_factor}", m, study.larger_factor) for m in study.larger if m in study.methods]
+    return plain + larger
+
+
+def base_recipe(study: MethodsStudy) -> Recipe:
+    """The recipe with the study's own overrides; raises `ConfigError`, also for a run whose length is in epochs."""
+    overrides = [*study.overrides, *([f"data.train={study.data}"] if study.data else [])]
+    recipe = load_recipe(study.recipe, overrides)
+    if not recipe.train.num_steps:
+        raise ConfigError("train.num_steps", 0, "a study counts steps", "Give it in --overrides train.num_steps=N.")
+    return recipe
+
+
+def planned(study: MethodsStudy, recipe: Recipe, budget: str, steps: dict[str, int]) -> list[Run]:
+    """All runs of one budget; `steps` are those of each arm. Seed by seed, so that a killed study has whole seeds."""
+    runs = []
+    for seed in study.seeds:
+        for arm in arms(study):
+            folder = study.output / "runs" / budget / arm.name / f"seed{seed}"
+            runs.append(Run(arm, seed, budget, folder, _overrides(study, recipe, arm, seed, folder, steps[arm.name])))
+    return runs
+
+
+def steps_for_samples(study: MethodsStudy, recipe: Recipe) -> dict[str, int]:
+    """Steps of each arm at equal samples: the recipe's, or its fraction for a larger batch."""
+    wrong = recipe.train.num_steps % study.larger_factor
+    if study.larger and wrong:
+        raise ConfigError(
+            "train.num_steps",
+            recipe.train.num_steps,
+            f"not a multiple of larger_factor = {study.larger_factor}, so the larger batches cannot see as many pairs",
+            f"Use {recipe.train.num_steps - wrong}.",
+        )
+    return {arm.name: recipe.train.num_steps // arm.factor for arm in arms(study)}
+
+
+def steps_for_seconds(
+    study: MethodsStudy, recipe: Recipe, summaries: dict[str, list[dict[str, Any]]]
+) -> tuple[dict[str, int], float]:
+    """Steps of each arm at equal wall-clock and that time, from the summaries of its runs at equal samples."""
+    times = [summary["train_seconds"] for part in summaries.values() for summary in part]
+    seconds = study.seconds or statistics.median(times)
+    steps = {}
+    for arm in arms(study):
+        speed = statistics.median(summary["samples_per_second"] for summary in summaries[arm.name])
+        steps[arm.name] = max(1, round(seconds * speed / (recipe.train.global_batch_size * arm.factor)))
+    return steps, seconds
+
+
+def _overrides(
+    study: MethodsStudy, recipe: Recipe, arm: Arm, seed: int, folder: Path, num_steps: int
+) -> dict[str, Any]:
+    train, optim, growth = recipe.train, recipe.optim, math.sqrt(arm.factor)
+    values: dict[str, Any] = {
+        "name": arm.name,
+        "run_dir": str(folder),
+        "seed": seed,
+        "objective.name": arm.method,
+        "train.num_steps": num_steps,
+    }
+    if arm.factor > 1:
+        values |= {
+            "train.global_batch_size": train.global_batch_size * arm.factor,
+            "train.micro_batch_size": train.micro_batch_size or train.global_batch_size,
+            "optim.learning_rate": optim.learning_rate * growth,
+            "optim.temperature_learning_rate": optim.temperature_learning_rate * growth,
+            "optim.warmup_steps": max(1, optim.warmup_steps // arm.factor),
+        }
+    return values

@@ -1,0 +1,53 @@
+"""What `neuclip study methods` can be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Budget = Literal["samples", "seconds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodsStudy:
+    """Train each method with each seed at equal samples and at equal wall-clock, beside OpenCLIP and SigLIP with a
+    larger batch at matched compute, and compare the runs."""
+
+    output: Path
+    """Folder for the runs and the report. Finished runs in it are kept, a killed one goes on where it stopped."""
+    recipe: str = "demo"
+    """Recipe that all runs share."""
+    data: str = ""
+    """Training shards; empty takes the recipe's."""
+    methods: tuple[str, ...] = (
+        "openclip",
+        "siglip",
+        "sogclr",
+        "isogclr",
+        "fastclip-v0",
+        "fastclip-v1",
+        "fastclip-v2",
+        "fastclip-v3",
+        "rgcl-g",
+        "amorlip",
+        "neuclip",
+        "neuclip-queue",
+    )
+    """Objectives."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; fewer than three give no interval worth the name."""
+    budgets: tuple[Budget, ...] = ("samples", "seconds")
+    """samples: every run sees as many pairs. seconds: every run trains as long, at the speed it had in the first."""
+    seconds: float = 0.0
+    """Wall-clock of the second budget; 0 takes the median of the runs of the first."""
+    larger: tuple[str, ...] = ("openclip", "siglip")
+    """Methods that also train with a batch `larger_factor` times as large: as many pairs in fewer steps."""
+    larger_factor: int = 4
+    """Learning rates grow with its square root; the encoders' micro-batch stays the recipe's batch."""
+    overrides: tuple[str, ...] = ()
+    """`section.field=value` for every run."""
+    launcher: str = ""
+    """Words before `neuclip`, such as `torchrun --no-python --nproc-per-node 8`."""
+    json: Path | None = None
+    """Also write the comparison to this file."""

@@ -1,0 +1,134 @@
+"""`neuclip study normalizer` on synthetic pairs: rows, resuming, summaries, and the gradient's bias and noise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from neuclip_scale import cli
+from neuclip_scale.data.synthetic import write_synthetic_shards
+from neuclip_scale.studies.normalizer.estimators import SWEEPS, estimators
+from neuclip_scale.studies.normalizer.gradients import _Moments
+from neuclip_scale.studies.normalizer.summary import findings, late, summarise
+from neuclip_scale.studies.page import Page, Section
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study") / "shards"
+    write_synthetic_shards(folder, num_samples=60, samples_per_shard=20, image_size=40, seed=1)
+    return folder
+
+
+def arguments(shards: Path, output: Path, *more: str) -> list[str]:
+    sizes = ["--steps", "5", "--measure-every", "2", "--prototypes", "24", "--restart-every", "2", "--threads", "1"]
+    return ["study", "normalizer", "--output", str(output), "--data", str(shards), "--batches", "12", *sizes, *more]
+
+
+def test_a_study_writes_rows_figures_and_a_page_and_goes_on(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    more = ["--seeds", "0", "--sweeps", "updates", "queue", "--gradient-batches", "2", "--shards", "2", "0"]
+    assert cli.main(arguments(shards, out, *more)) == 0
+    text = capsys.readouterr().out
+    result = json.loads((out / "result.json").read_bytes())
+    labels = list(estimators(("updates", "queue"), 24, 2))
+    assert {row["estimator"] for row in result["rows"]} == set(labels)
+    # Two data sizes, measurements at steps 1, 2 and 4.
+    assert {(row["n"], row["step"]) for row in result["rows"]} == {(n, s) for n in (40, 60) for s in (1, 2, 4)}
+    wanted = {"estimator", "batch", "n", "m", "seed", "step", "mse", "bias", "worst_decile", "seconds_per_step"}
+    assert all(wanted <= set(row) for row in result["rows"])
+    assert {row["estimator"] for row in result["gradients"]} == {*labels, "exact"}
+    page = (out / "index.html").read_text("utf-8")
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page, "self-contained"
+    assert "2/2 b12-shards3-seed0" in text
+    assert "kept from before" not in text
+
+    # A further seed: what is there is kept, bit for bit.
+    assert cli.main(arguments(shards, out, *more[:2], "1", *more[2:])) == 0
+    assert capsys.readouterr().out.count("kept from before") == 2
+    again = json.loads((out / "result.json").read_bytes())
+    assert [row for row in again["rows"] if row["seed"] == 0] == result["rows"]
+    assert cli.main(arguments(shards, out, "--seeds", "0", "--steps", "4")) == 2
+    assert "made with other settings" in capsys.readouterr().err
+
+
+def test_watchers_do_not_disturb_the_training_or_each_other(shards: Path, tmp_path: Path) -> None:
+    few, many = tmp_path / "few", tmp_path / "many"
+    assert cli.main(arguments(shards, few, "--seeds", "3")) == 0
+    assert cli.main(arguments(shards, many, "--seeds", "3", "--sweeps", *SWEEPS)) == 0
+
+    def errors(folder: Path) -> dict[tuple[str, int], float]:
+        rows = json.loads((folder / "result.json").read_bytes())["rows"]
+        return {(row["estimator"], row["step"]): row["mse"] for row in rows}
+
+    alone, together = errors(few), errors(many)
+    assert len(together) > 3 * len(alone)
+    assert {key: together[key] for key in alone} == alone
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--sweeps", "sizes"], "sweeps = 'sizes': no such sweep"),
+        (["--shards", "9"], "shards = 9: "),
+    ],
+)
+def test_bad_usage(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert cli.main(arguments(shards, tmp_path / "study", *more)) == 2
+    assert message in capsys.readouterr().err
+
+
+def row(estimator: str, seed: int, step: int, mse: float, n: int = 100, batch: int = 10) -> dict[str, Any]:
+    return {
+        "estimator": estimator, "seed": seed, "step": step, "n": n, "batch": batch, "mse": mse, "bias": 0.0,
+        "worst_decile": mse, "seconds_per_step": 0.1,
+    }  # fmt: skip
+
+
+def test_summary_is_a_mean_of_seeds_with_its_standard_error() -> None:
+    rows = [row("mini-batch", seed, step, 4.0 + seed) for seed in (0, 2) for step in (1, 10)]
+    rows += [row("NPN", seed, 10, 1.0 + seed) for seed in (0, 2)]
+    assert {r["step"] for r in late(rows)} == {10}
+    base, npn = summarise(late(rows))
+    assert (base["mse"], npn["mse"], npn["num_seeds"]) == (5.0, 2.0, 2)
+    assert npn["mse_error"] == pytest.approx(1.0)  # values 1 and 3: deviation sqrt(2), over sqrt(2)
+    assert npn["mse_over_batch"] == pytest.approx(0.4)
+    assert summarise([row("mini-batch", 0, 1, 4.0)])[0]["mse_error"] is None
+
+
+def test_findings_say_when_a_claim_does_not_hold() -> None:
+    rows = [row("mini-batch", 0, 1, 1.0), row("NPN", 0, 1, 0.5), row("NPN, updates_per_step 1", 0, 1, 0.4)]
+    (sentence,) = findings(summarise(rows))
+    assert "worse than the NPN as published in 0 of 1 settings (0.80)" in sentence
+
+
+def test_moments_give_bias_without_what_few_draws_add() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(400, generator=generator)
+    shift = 0.5 * torch.randn(400, generator=generator)
+    moments, noise = _Moments(), 3.0
+    for _ in range(50):
+        draw = truth + shift + noise * torch.randn(400, generator=generator)
+        moments.add(draw, torch.ones(4, 2))
+    result = moments.row(truth)
+    norm = float(truth.norm())
+    assert result["gradient_bias"] == pytest.approx(float(shift.norm()) / norm, rel=0.1)
+    assert result["gradient_noise"] == pytest.approx(noise * 20 / norm, rel=0.05)
+    assert result["anchor_share"] == 1.0
+
+
+def test_a_page_escapes_what_it_shows(tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script>"
+    Page(hostile, [Section(hostile, [hostile], [hostile], [[hostile]], code=hostile)]).write(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") == 7
