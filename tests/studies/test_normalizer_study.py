@@ -106,7 +106,7 @@ def test_summary_is_a_mean_of_seeds_with_its_standard_error() -> None:
 
 
 def test_findings_say_when_a_claim_does_not_hold() -> None:
-    rows = [row("mini-batch", 0, 1, 1.0), row("NPN", 0, 1, 0.5), row("NPN, updates_per_step 1", 0, 1, 0.4)]
+    rows = [row("mini-batch", 0, 1, 1.0), row("NPN", 0, 1, 0.5), row("NPN, T_u 1", 0, 1, 0.4)]
     (sentence,) = findings(summarise(rows))
     assert "worse than the NPN as published in 0 of 1 settings (0.80)" in sentence
 

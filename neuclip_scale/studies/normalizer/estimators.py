@@ -8,23 +8,29 @@ from neuclip_scale.config import ConfigError, ObjectiveConfig, parse
 
 Options = dict[str, Any]
 
-SWEEPS: dict[str, list[Options]] = {
-    "updates": [{"npn": {"updates_per_step": value}} for value in (1, 3, 30)],
-    "restarts": [{"npn": {"restart_every": value}} for value in (0, 25, 500)],
-    "rate": [{"npn": {"learning_rate": value}} for value in (0.001, 0.003, 0.03, 0.1)],
-    "prototypes": [{"npn": {"num_prototypes": value}} for value in (256, 4096)],
-    "source": [{"npn": {"prototype_source": "batch"}}],
-    "own": [
-        {"npn": {"exclude_own": False}},
-        {"npn": {"exclude_own": False, "prototype_source": "batch"}},
-    ],
-    "accumulator": [{"npn": {"reset_accumulator": True}}],
-    "queue": [{"queue": {"size": value}} for value in (256, 1024, 4096)] + [{"queue": {"join_batch": False}}],
-    "mix": [{"queue": {"batch_weight": value}} for value in (0.1, 0.5)],
+SWEEPS: dict[str, dict[str, Options]] = {
+    "updates": {f"NPN, T_u {value}": {"npn": {"updates_per_step": value}} for value in (1, 3, 30)},
+    "restarts": {
+        "NPN, no restart": {"npn": {"restart_every": 0}},
+        **{f"NPN, T_r {value}": {"npn": {"restart_every": value}} for value in (25, 500)},
+    },
+    "rate": {f"NPN, lr {value}": {"npn": {"learning_rate": value}} for value in (0.001, 0.003, 0.03, 0.1)},
+    "prototypes": {f"NPN, m {value}": {"npn": {"num_prototypes": value}} for value in (256, 4096)},
+    "source": {"NPN, from batch": {"npn": {"prototype_source": "batch"}}},
+    "own": {
+        "NPN, own kept": {"npn": {"exclude_own": False}},
+        "NPN, own kept, from batch": {"npn": {"exclude_own": False, "prototype_source": "batch"}},
+    },
+    "accumulator": {"NPN, reset": {"npn": {"reset_accumulator": True}}},
+    "queue": {
+        **{f"queue, M {value}": {"queue": {"size": value}} for value in (256, 1024, 4096)},
+        "queue without batch": {"queue": {"join_batch": False}},
+    },
+    "mix": {f"queue, w {value}": {"queue": {"batch_weight": value}} for value in (0.1, 0.5)},
 }
-"""Named lists of changes, each to one estimator of `core`."""
+"""By name: labels and the changes they stand for, each to the NPN or the queue of `core`."""
 
-_NAMES = {"npn": "neuclip", "queue": "neuclip-queue"}
+_BASES = {"npn": "NPN", "queue": "queue"}
 
 
 def core(num_prototypes: int, restart_every: int) -> dict[str, Options]:
@@ -40,17 +46,15 @@ def core(num_prototypes: int, restart_every: int) -> dict[str, Options]:
 
 
 def estimators(sweeps: tuple[str, ...], num_prototypes: int, restart_every: int) -> dict[str, Options]:
-    """`core` and what the named sweeps add, by a label that says the change; raises `ConfigError` for a name."""
+    """`core` and what the named sweeps add, by label; raises `ConfigError` for a name."""
     chosen = core(num_prototypes, restart_every)
     for sweep in sweeps:
         if sweep not in SWEEPS:
             raise ConfigError("sweeps", sweep, "no such sweep", f"Choose from {', '.join(SWEEPS)}.")
-        for change in SWEEPS[sweep]:
+        for label, change in SWEEPS[sweep].items():
             ((section, values),) = change.items()
-            base = chosen["NPN" if section == "npn" else "queue"]
-            options = {"name": _NAMES[section], section: {**base.get(section, {}), **values}}
-            kind = "NPN" if section == "npn" else "queue"
-            chosen[f"{kind}, {', '.join(f'{key} {value}' for key, value in values.items())}"] = options
+            base = chosen[_BASES[section]]
+            chosen[label] = {"name": base["name"], section: {**base.get(section, {}), **values}}
     return chosen
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from neuclip_scale.studies.normalizer.figures import error_bars, error_over_steps, gradient_plane
@@ -80,18 +82,25 @@ def _with_error(row: dict[str, Any], measure: str, digits: int) -> str:
 
 
 def terminal_tables(result: dict[str, Any]) -> list[Table]:
-    """The page's tables for a terminal."""
-    tables = [_table("Error of the log-normalizer", _HEADER, [_cells(r) for r in summarise(late(result["rows"]))])]
-    if result["gradients"]:
-        rows = [_gradient_cells(row) for row in summarise(result["gradients"], GRADIENT_MEASURES)]
-        tables.append(_table("The encoders' gradient", _GRADIENT_HEADER, rows))
-    return tables
+    """The page's tables for a terminal, one for each n and B."""
+    errors, gradients = summarise(late(result["rows"])), summarise(result["gradients"], GRADIENT_MEASURES)
+    return [
+        *_tables("Error of the log-normalizer", _HEADER, errors, _cells),
+        *_tables("The encoders' gradient", _GRADIENT_HEADER, gradients, _gradient_cells),
+    ]
 
 
-def _table(title: str, header: list[str], rows: list[list[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in header:
-        table.add_column(name, justify="left" if name == "estimator" else "right")
-    for row in rows:
-        table.add_row(*row)
-    return table
+def _tables(
+    title: str, header: list[str], rows: list[dict[str, Any]], cells: Callable[[dict[str, Any]], list[str]]
+) -> Iterator[Table]:
+    """Tables whose n, B and seeds, the same in all rows, stand in the title."""
+    for n, batch in sorted({(row["n"], row["batch"]) for row in rows}):
+        chosen = [row for row in rows if (row["n"], row["batch"]) == (n, batch)]
+        name = f"{title}: n = {n:,}, B = {batch}, {chosen[0]['num_seeds']} seed(s)"
+        table = Table(title=name, title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
+        for heading in [header[0], *header[4:]]:
+            table.add_column(heading, justify="left" if heading == "estimator" else "right")
+        for row in chosen:
+            values = cells(row)
+            table.add_row(values[0], *values[4:])
+        yield table

@@ -66,7 +66,7 @@ def findings(table: list[Row]) -> list[str]:
             sentences.append(
                 f"{name}: the error at n/B = {ratio[most]:.0f} is {growth:.1f} times that at {ratio[least]:.0f}."
             )
-    for name in ("NPN, updates_per_step 1", "NPN, updates_per_step 30", "NPN, restart_every 0"):
+    for name in ("NPN, T_u 1", "NPN, T_u 30", "NPN, no restart"):
         if name in by_name:
             pairs = [(by_name[name][place]["mse"], by_name["NPN"][place]["mse"]) for place in places]
             worse = sum(changed > base for changed, base in pairs)
