@@ -19,7 +19,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Zero-shot accuracy and retrieval of a run or a model.",
     ),
     "report": ("neuclip_scale.commands.report", "Finished runs side by side: scores, cost, figures."),
-    "study": ("neuclip_scale.commands.study", "Controlled experiments: estimates of the normalizer against the truth."),
+    "study": (
+        "neuclip_scale.commands.study",
+        "Controlled experiments: normalizers against the truth, and methods on equal terms.",
+    ),
     "demo-data": (
         "neuclip_scale.commands.demo_data",
         "Build the demo's training shards and evaluation sets.",

@@ -1,30 +1,34 @@
-"""`neuclip study normalizer`: controlled experiments with a report."""
+"""`neuclip study normalizer | methods`: controlled experiments with a report."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import tyro
 from rich.console import Console
 
 from neuclip_scale.files import write_json
+from neuclip_scale.studies.methods.settings import MethodsStudy
 from neuclip_scale.studies.normalizer.settings import NormalizerStudy
 
-USAGE = """usage: neuclip study normalizer --output DIR [options]
+USAGE = """usage: neuclip study normalizer | methods --output DIR [options]
 
 normalizer  hold every estimate of the log-normalizer against the exact value along one training trajectory
-`neuclip study NAME --help` lists the options.
+methods     train objectives on the same data, budget and seeds, and compare them with intervals and costs
+`neuclip study NAME --help` lists the options. A study that was killed goes on where it stopped.
 """
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; returns 0 when the study is complete, 2 for bad usage."""
-    if argv[:1] != ["normalizer"]:
-        asked = argv[:1] in (["-h"], ["--help"])
-        print(USAGE, file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
-    study = tyro.cli(NormalizerStudy, args=argv[1:], prog="neuclip study normalizer")
-    return _normalizer(study)
+    """Run the command; returns 0 when the study is complete, 1 when a run of it failed, 2 for bad usage."""
+    if argv[:1] == ["normalizer"]:
+        return _normalizer(tyro.cli(NormalizerStudy, args=argv[1:], prog="neuclip study normalizer"))
+    if argv[:1] == ["methods"]:
+        return _methods(tyro.cli(MethodsStudy, args=argv[1:], prog="neuclip study methods"))
+    asked = argv[:1] in (["-h"], ["--help"])
+    print(USAGE, file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
 
 
 def _normalizer(study: NormalizerStudy) -> int:
@@ -44,3 +48,30 @@ def _normalizer(study: NormalizerStudy) -> int:
     for path in [*write_report(result, study.output), study.output / "result.json"]:
         console.print(f"  {path}", markup=False)
     return 0
+
+
+def _methods(study: MethodsStudy) -> int:
+    from neuclip_scale.commands.compare import print_comparison, write_comparison
+    from neuclip_scale.comparison import compare_runs, read_runs
+    from neuclip_scale.studies.methods.running import run_study
+
+    console = Console(highlight=False)
+    documents, pages = {}, []
+    for budget, folders in run_study(study, lambda text: console.print(text, markup=False)).items():
+        comparison = compare_runs(read_runs(folders))
+        console.print(f"\nat equal {budget}:", markup=False)
+        print_comparison(comparison, console)
+        pages += write_comparison(comparison, study.output / f"equal-{budget}", None)
+        documents[budget] = comparison.document()
+    _write(study, documents)
+    for path in pages:
+        console.print(f"  {path}", markup=False)
+    return 0
+
+
+def _write(study: MethodsStudy, documents: dict[str, object]) -> None:
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(study).items()}
+    result = {"settings": settings, "budgets": documents}
+    write_json(study.output / "result.json", result)
+    if study.json:
+        write_json(study.json, result)

@@ -1,0 +1,132 @@
+"""`neuclip study methods`: the plan, equal budgets, and a study that is killed and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neuclip_scale.config import ConfigError
+from neuclip_scale.data.synthetic import write_synthetic_shards
+from neuclip_scale.studies.methods.plan import base_recipe, planned, steps_for_samples, steps_for_seconds
+from neuclip_scale.studies.methods.running import StudyError, command, run_study
+from neuclip_scale.studies.methods.settings import MethodsStudy
+
+
+def study(output: Path, **changes: Any) -> MethodsStudy:
+    values = {"methods": ("openclip", "neuclip"), "seeds": (0, 1), "larger": ("openclip",), "larger_factor": 4}
+    return MethodsStudy(output=output, **{**values, **changes})
+
+
+def test_larger_batches_see_as_many_pairs_in_fewer_steps(tmp_path: Path) -> None:
+    asked = study(tmp_path)
+    recipe = base_recipe(asked)
+    steps = steps_for_samples(asked, recipe)
+    assert steps == {"openclip": 600, "neuclip": 600, "openclip-x4": 150}
+    runs = planned(asked, recipe, "samples", steps)
+    assert [(run.seed, run.arm.name) for run in runs[:4]] == [
+        (0, "openclip"), (0, "neuclip"), (0, "openclip-x4"), (1, "openclip"),
+    ]  # fmt: skip
+    larger = runs[2].overrides
+    assert larger["train.global_batch_size"] == 1024
+    assert larger["train.micro_batch_size"] == 256, "the encoders' memory stays that of the others"
+    assert larger["optim.learning_rate"] == pytest.approx(2 * recipe.optim.learning_rate)
+    assert len({run.folder for run in runs}) == len(runs)
+    with pytest.raises(ConfigError, match="not a multiple of larger_factor = 7"):
+        steps_for_samples(study(tmp_path, larger_factor=7), recipe)
+
+
+def test_equal_wall_clock_gives_each_arm_the_steps_of_its_own_speed(tmp_path: Path) -> None:
+    asked = study(tmp_path)
+    recipe = base_recipe(asked)
+
+    def summary(seconds: float, speed: float) -> dict[str, Any]:
+        return {"train_seconds": seconds, "samples_per_second": speed}
+
+    summaries = {
+        "openclip": [summary(100, 512.0), summary(100, 256.0), summary(100, 512.0)],
+        "neuclip": [summary(200, 256.0)],
+        "openclip-x4": [summary(100, 1024.0)],
+    }
+    steps, seconds = steps_for_seconds(asked, recipe, summaries)
+    assert (seconds, steps) == (100, {"openclip": 200, "neuclip": 100, "openclip-x4": 100})
+
+
+def test_every_run_gets_the_studys_data_and_overrides(tmp_path: Path) -> None:
+    asked = study(tmp_path, data="/d a/x", overrides=("train.num_steps=8",), launcher="torchrun --nproc-per-node 2")
+    recipe = base_recipe(asked)
+    run = planned(asked, recipe, "samples", steps_for_samples(asked, recipe))[1]
+    words = command(asked, run)
+    assert words[:6] == ["torchrun", "--nproc-per-node", "2", "neuclip", "train", "demo"]
+    assert 'data.train="/d a/x"' in words
+    assert words[-1] == "train.num_steps=8"
+    assert 'objective.name="neuclip"' in words
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Training shards and an evaluation folder."""
+    folder = tmp_path_factory.mktemp("methods")
+    write_synthetic_shards(folder / "shards", num_samples=40, samples_per_shard=20, image_size=40, seed=1)
+    write_synthetic_shards(folder / "held-out", num_samples=10, samples_per_shard=10, image_size=40, seed=2)
+    test = folder / "eval" / "retrieval" / "test"
+    test.mkdir(parents=True)
+    (folder / "held-out" / "00000.tar").rename(test / "0.tar")
+    (test / "nshards.txt").write_text("1\n")
+    (test.parent / "dataset_type.txt").write_text("retrieval\n")
+    return folder / "shards", test.parent
+
+
+def small(output: Path, data: tuple[Path, Path], *methods: str, seeds: tuple[int, ...] = (0, 1)) -> MethodsStudy:
+    overrides = {
+        "evaluation.data": json.dumps(str(data[1].parent)), "evaluation.normalizer_every_steps": 0,
+        "train.num_steps": 4, "train.global_batch_size": 8, "data.num_workers": 0, "checkpoint.every_steps": 0,
+        "objective.npn.num_prototypes": 20, "engine.device": "cpu",
+    }  # fmt: skip
+    listed = tuple(f"{key}={value}" for key, value in overrides.items())
+    return MethodsStudy(
+        output=output, data=str(data[0]), methods=methods, seeds=seeds, budgets=("samples",), larger=(),
+        overrides=listed,
+    )  # fmt: skip
+
+
+def test_a_killed_study_goes_on_and_compares(data: tuple[Path, Path], tmp_path: Path) -> None:
+    asked = small(tmp_path / "study", data, "openclip", "siglip")
+    words = [sys.executable, "-m", "neuclip_scale", "study", "methods", "--output", str(asked.output)]
+    words += ["--data", asked.data, "--methods", *asked.methods, "--seeds", "0", "1", "--budgets", "samples"]
+    words += ["--larger", "--overrides", *asked.overrides]
+    first = asked.output / "runs" / "samples" / "openclip" / "seed0" / "summary.json"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, env=environment, start_new_session=True) as process:
+        deadline = time.monotonic() + 200
+        while not first.exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    before = first.stat().st_mtime_ns
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "openclip seed 0: kept from before" in done.stdout
+    assert first.stat().st_mtime_ns == before
+    result = json.loads((asked.output / "result.json").read_bytes())
+    assert set(result["budgets"]) == {"samples"}
+    assert (asked.output / "equal-samples" / "index.html").is_file()
+    for method in asked.methods:
+        for seed in asked.seeds:
+            folder = asked.output / "runs" / "samples" / method / f"seed{seed}"
+            assert json.loads((folder / "summary.json").read_bytes())["objective"] == method
+
+
+def test_a_run_that_fails_is_named_with_its_last_words(data: tuple[Path, Path], tmp_path: Path) -> None:
+    asked = small(tmp_path / "study", data, "openclip", seeds=(0,))
+    broken = MethodsStudy(**{**vars(asked), "overrides": (*asked.overrides, "data.max_bad_fraction=2.0")})
+    with pytest.raises(StudyError, match=r"seed0 \(exit status 2: error: data.max_bad_fraction = 2.0"):
+        run_study(broken, lambda text: None)
