@@ -3,44 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
-Scores = Mapping[str, Any]
-
-
-class Measure(NamedTuple):
-    """One score of a set beside what guessing gives; fractions."""
-
-    set_name: str
-    label: str
-    value: float
-    chance: float
-    majority: float | None
-
-
-def measures(evaluation: Mapping[str, Scores]) -> Iterator[Measure]:
-    """The scores of what `evaluate_folder` returned, in a fixed order."""
-    for name, scores in evaluation.items():
-        if scores["task"] == "zeroshot":
-            size = f"{scores['num_pictures']:,} pictures, {scores['num_classes']:,} classes"
-            yield Measure(name, f"top-1 ({size})", scores["top1"], scores["chance_top1"], scores["majority"])
-            yield Measure(name, "top-5", scores["top5"], scores["chance_top5"], None)
-            recall = scores["mean_per_class_recall"]
-            yield Measure(name, "mean per-class recall", recall, scores["chance_top1"], None)
-            continue
-        sizes = {
-            "image_to_text": f"{scores['num_texts']:,} texts",
-            "text_to_image": f"{scores['num_pictures']:,} pictures",
-        }
-        for direction, size in sizes.items():
-            for measure, value in scores[direction].items():
-                label = f"{direction.replace('_', ' ')} {measure.replace('recall', 'R')} ({size})"
-                yield Measure(name, label, value, scores[f"chance_{direction}"][measure], None)
+from neuclip_scale.evaluation.measures import Scores, measures
 
 
 def score_table(evaluations: Mapping[str, Mapping[str, Scores]]) -> Table:
