@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Zero-shot accuracy and retrieval of a run or a model.",
     ),
     "report": ("neuclip_scale.commands.report", "Finished runs side by side: scores, cost, figures."),
+    "compare": ("neuclip_scale.commands.compare", "Can runs be compared? Recipes, data, scores over seeds, cost."),
     "demo-data": (
         "neuclip_scale.commands.demo_data",
         "Build the demo's training shards and evaluation sets.",

@@ -1,0 +1,69 @@
+"""A run's config.yaml as dotted fields, also where another version of this package wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neuclip_scale.comparison.text import listed, plain, printable
+from neuclip_scale.config import ConfigError, dump_recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """The resolved recipe of a run."""
+
+    fields: dict[str, Any]
+    """Dotted name -> plain value."""
+    filled: tuple[str, ...]
+    """Fields the file does not have, as it is older; they hold this version's defaults."""
+
+
+def read_recipe(path: Path) -> tuple[RecipeFile, list[str]]:
+    """The recipe in `path`, and what is wrong with it.
+
+    A field that this version does not know is no reason to refuse the run: the fields are then compared as they are
+    written. Raises OSError, and ValueError for a file that is no YAML mapping.
+    """
+    written = _written_fields(path)
+    try:
+        recipe = load_recipe(path)
+    except ConfigError as error:
+        problem = printable(str(error))[:300]
+        return RecipeFile(written, ()), [f"{printable(str(path))}: {problem} The fields are compared as written there."]
+    resolved = dict(_flat(plain(yaml.safe_load(dump_recipe(recipe)))))
+    return RecipeFile(resolved, tuple(name for name in resolved if name not in written)), []
+
+
+def filled_note(label: str, recipe: RecipeFile) -> str:
+    """What to say of a recipe older than this version; empty for others."""
+    if not recipe.filled:
+        return ""
+    names = listed(list(recipe.filled), most=4)
+    return f"{label}: its recipe is from before these fields, which are taken at today's defaults: {names}."
+
+
+def _written_fields(path: Path) -> dict[str, Any]:
+    text = path.read_bytes().decode("utf-8")
+    try:
+        # An alias can stand for itself many times over: a few lines of them would fill the memory once printed.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("has YAML aliases, which a resolved recipe never has")
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError("not a mapping of sections")
+    return dict(_flat(plain(values)))
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
