@@ -47,9 +47,8 @@ def main(argv: list[str]) -> int:
     try:
         written = write_comparison(comparison, arguments.output, arguments.json)
     except OSError as error:
-        print(
-            f"error: {error.filename}: {error.strerror}. Give --output and --json places to write to.", file=sys.stderr
-        )
+        where = printable(str(error.filename))
+        print(f"error: {where}: {error.strerror}. Give --output and --json places to write to.", file=sys.stderr)
         return 1
     for path in written:
         console.print(f"  {printable(str(path))}", markup=False, soft_wrap=True)
@@ -63,7 +62,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     for text in findings:
         console.print(Text(f"! {text}", style="red"))
     if comparison.comparable:
-        console.print("Nothing stands against comparing these runs: same code, same data.")
+        console.print("Nothing stands against comparing these runs: their code and their data are the same.")
     for section in sections(comparison):
         console.print()
         console.print(Text(section.title, style="bold underline"))

@@ -47,6 +47,5 @@ def _names(firsts: Sequence[RunFolder]) -> list[str]:
         values = ", ".join(f"{name}={show(_fields(run)[name])}" for name in differing)
         told = values if 0 < len(differing) <= 3 and len(values) <= 80 else run.label
         names.append(objective if len(same) == 1 else f"{objective} ({told})")
-    return [
-        name if names.count(name) == 1 else f"{name} [{run.label}]" for name, run in zip(names, firsts, strict=True)
-    ]
+    named = zip(names, firsts, strict=True)
+    return [name if names.count(name) == 1 else f"{name} [{run.label}]" for name, run in named]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from neuclip_scale.comparison.differences import Difference, differences
-from neuclip_scale.comparison.recipe_file import filled_note
+from neuclip_scale.comparison.recipe_file import filled_notes
 from neuclip_scale.comparison.run_folder import RunFolder
 from neuclip_scale.comparison.text import listed
 
@@ -28,17 +28,20 @@ class Drift:
     """Everything else: the scores then differ for more reasons than the method."""
     notes: list[str] = field(default_factory=list)
     num_recipes: int = 0
+    num_runs: int = 0
 
     @property
     def verdict(self) -> str:
         """The sentence a reader must see first."""
+        unread = self.num_runs - self.num_recipes
+        rest = f" {unread} of {self.num_runs} recipes could not be read." if unread else ""
         if self.other:
             names = listed([each.name for each in self.other])
-            return f"Recipes differ in more than the method: {names}. Scores cannot be put down to the method alone."
+            return f"Recipes differ in more than the method: {names}. Scores differ for more reasons than it.{rest}"
         if self.num_recipes < 2:
             return "Fewer than two recipes could be read: whether they differ is unknown."
         kinds = [name for name, found in (("the method", self.method), ("the seed", self.seed)) if found]
-        return f"Recipes differ in {' and '.join(kinds)} only." if kinds else "Recipes are equal."
+        return (f"Recipes differ in {' and '.join(kinds)} only." if kinds else "Recipes are equal.") + rest
 
 
 def kind_of(name: str) -> Kind:
@@ -55,8 +58,7 @@ def recipe_drift(runs: Sequence[RunFolder]) -> Drift:
         label: {name: value for name, value in recipe.fields.items() if name not in IGNORED}
         for label, recipe in recipes.items()
     }
-    notes = [note for label, recipe in recipes.items() if (note := filled_note(label, recipe))]
-    drift = Drift(notes=notes, num_recipes=len(recipes))
+    drift = Drift(notes=filled_notes(recipes), num_recipes=len(recipes), num_runs=len(runs))
     for difference in differences(facts):
         {"method": drift.method, "seed": drift.seed, "other": drift.other}[kind_of(difference.name)].append(difference)
     return drift

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Draws a curve over the given positions, with colour, dashes and label.
+Draw = Callable[["Axes", list[float], Curve, dict[str, str]], None]
+
 _COLOURS = ("#3465a4", "#d9730d", "#2e8b57", "#a23b72", "#6b6b6b", "#b8860b", "#5b4b8a", "#008b8b")
 _DASHES = ("-", "--", ":", "-.")
 MAX_SCORES = 8
@@ -41,9 +44,7 @@ def drawn_scores(curves: Sequence[RunCurves]) -> list[str]:
     return (first or scores)[:MAX_SCORES]
 
 
-def _panel(
-    curves: Mapping[str, Curve], heading: str, draw: Callable[[Axes, list[float], Curve, dict[str, str]], None]
-) -> bytes:
+def _panel(curves: Mapping[str, Curve], heading: str, draw: Draw) -> bytes:
     """One quantity over samples on the left, over seconds on the right."""
     figure, (over_samples, over_seconds) = _canvas()
     for number, (label, curve) in enumerate(curves.items()):
@@ -57,8 +58,10 @@ def _panel(
     over_samples.set(xlabel="pairs seen", ylabel=_literal(heading))
     over_seconds.set(xlabel="seconds of training")
     for axes in (over_samples, over_seconds):
+        axes.set_xlim(left=0)
+        axes.locator_params(axis="x", nbins=6)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    over_samples.legend(frameon=False, fontsize=8)
+    figure.legend(*over_samples.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     stream = io.BytesIO()
     with warnings.catch_warnings():
         # Names may hold letters that the font has not; a box in their place is enough.
@@ -77,6 +80,8 @@ def _draw_loss(axes: Axes, positions: list[float], curve: Curve, style: dict[str
 def _draw_score(axes: Axes, positions: list[float], curve: Curve, style: dict[str, str]) -> None:
     axes.plot(positions, curve.values, marker="o", markersize=3.5, color=style["color"],
               linestyle=style["linestyle"], linewidth=1.5, label=style["label"])  # fmt: skip
+    # A score's axis that begins elsewhere makes a difference look as large as one likes.
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from neuclip_scale.comparison.arms import Arm
 from neuclip_scale.comparison.run_folder import RunFolder
-from neuclip_scale.comparison.text import number
+from neuclip_scale.comparison.text import listed, number, show
 from neuclip_scale.evaluation.measures import Measure, measures
 from neuclip_scale.evaluation.statistics import (
     Estimate,
@@ -21,7 +21,7 @@ from neuclip_scale.evaluation.statistics import (
 
 
 class Metric(NamedTuple):
-    """One score of one evaluation set. The label holds the set's size: sets of other sizes are other metrics."""
+    """One score of one evaluation set."""
 
     set_name: str
     label: str
@@ -32,7 +32,7 @@ class MetricRow:
     """One metric over all arms; fractions."""
 
     metric: Metric
-    chance: float | None
+    chance: float
     majority: float | None
     arms: dict[str, Estimate]
     """Arm -> mean and 95 % interval over its seeds; arms without the metric are left out."""
@@ -72,20 +72,25 @@ SeedScores = dict[Metric, dict[str, float]]
 def compare_metrics(arms: Sequence[Arm]) -> MetricComparison:
     """Means and intervals of every arm, and the paired differences of every two arms with two common seeds."""
     notes: list[str] = []
+    problems: list[str] = []
+    found = {run.label: run_scores(run, notes, problems) for arm in arms for run in arm.runs}
+    problems += _tell_sets_apart(found)
     first_of: dict[Metric, Measure] = {}
-    scores = {arm.name: _arm_scores(arm, first_of, notes) for arm in arms}
+    for each in found.values():
+        first_of |= {metric: measure for metric, measure in each.items() if metric not in first_of}
+    scores = {arm.name: _arm_scores(arm, found, notes) for arm in arms}
     rows = [
         MetricRow(
             metric,
-            number(measure.chance),
-            number(measure.majority),
+            measure.chance,
+            measure.majority,
             {name: mean_interval(list(of[metric].values())) for name, of in scores.items() if metric in of},
         )
         for metric, measure in first_of.items()
     ]
     pairs = [pair for first, second in combinations(scores, 2) for pair in paired_differences(first, second, scores)]
     notes += _seed_notes(scores, pairs)
-    return MetricComparison(rows, pairs, notes, _different_sets(arms))
+    return MetricComparison(rows, pairs, notes, problems)
 
 
 def paired_differences(first: str, second: str, scores: Mapping[str, SeedScores]) -> list[PairedDifference]:
@@ -113,18 +118,16 @@ def paired_differences(first: str, second: str, scores: Mapping[str, SeedScores]
     ]
 
 
-def _arm_scores(arm: Arm, first_of: dict[Metric, Measure], notes: list[str]) -> SeedScores:
-    """Scores by metric and seed; adds new metrics to `first_of` and what is odd to `notes`."""
+def _arm_scores(arm: Arm, scores: Mapping[str, dict[Metric, Measure]], notes: list[str]) -> SeedScores:
+    """Scores of an arm by metric and seed, from those of all runs by label; adds what is odd to `notes`."""
     values: dict[Metric, dict[str, list[float]]] = {}
     by_seed: dict[str, list[str]] = {}
     for run in arm.runs:
         # A seed that is not known pairs with nothing.
         seed = f"unknown, of {run.label}" if run.seed is None else str(run.seed)
-        found = _run_scores(run, notes)
-        if found:
+        if scores[run.label]:
             by_seed.setdefault(seed, []).append(run.label)
-        for metric, measure in found.items():
-            first_of.setdefault(metric, measure)
+        for metric, measure in scores[run.label].items():
             values.setdefault(metric, {}).setdefault(seed, []).append(measure.value)
     for seed, labels in by_seed.items():
         if len(labels) > 1:
@@ -132,8 +135,8 @@ def _arm_scores(arm: Arm, first_of: dict[Metric, Measure], notes: list[str]) -> 
     return {metric: {seed: sum(each) / len(each) for seed, each in seeds.items()} for metric, seeds in values.items()}
 
 
-def _run_scores(run: RunFolder, notes: list[str]) -> dict[Metric, Measure]:
-    """The scores in a run's summary; sets and values that cannot be used are named in `notes`."""
+def run_scores(run: RunFolder, notes: list[str], problems: list[str]) -> dict[Metric, Measure]:
+    """The scores in a run's summary. That there are none goes to `notes`, what cannot be used to `problems`."""
     evaluation = (run.summary or {}).get("evaluation")
     if not evaluation or not isinstance(evaluation, dict):
         notes.append(f"{run.label}: no evaluation in summary.json; it has no part in the metrics.")
@@ -143,16 +146,17 @@ def _run_scores(run: RunFolder, notes: list[str]) -> dict[Metric, Measure]:
         try:
             each_set = list(measures({name: scores}))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            notes.append(
-                f"{run.label}: summary.json, evaluation {name}: cannot be read ({type(error).__name__} {error})."
-            )
+            reason = f"{type(error).__name__} {error}"
+            problems.append(f"{run.label}: summary.json, evaluation {name}: cannot be read ({reason}); left out.")
             continue
         for measure in each_set:
-            value = number(measure.value)
-            if value is None:
-                notes.append(f"{run.label}: {name}, {measure.label} = {measure.value!r}: not a number; left out.")
+            value, chance = number(measure.value), number(measure.chance)
+            if value is None or chance is None:
+                told = f"{measure.label} = {show(measure.value)}, chance {show(measure.chance)}"
+                problems.append(f"{run.label}: summary.json, {name}, {told}: not numbers; left out.")
             else:
-                found[Metric(name, measure.label)] = measure._replace(value=value)
+                majority = number(measure.majority)
+                found[Metric(name, measure.label)] = measure._replace(value=value, chance=chance, majority=majority)
     return found
 
 
@@ -186,16 +190,28 @@ def _family_sizes(pairs: Sequence[PairedDifference], n: int) -> list[int]:
     return [sizes[pair.first, pair.second] for pair in pairs if len(pair.seeds) == n]
 
 
-def _different_sets(arms: Sequence[Arm]) -> list[str]:
-    """Runs evaluated on other sets than the first evaluated run."""
-    found: dict[str, set[Metric]] = {}
-    for run in (run for arm in arms for run in arm.runs):
-        metrics = set(_run_scores(run, []))
-        if metrics:
-            found[run.label] = metrics
-    if len({frozenset(metrics) for metrics in found.values()}) < 2:
-        return []
-    common = set.intersection(*found.values())
-    extra = {label: sorted({metric.set_name for metric in metrics - common}) for label, metrics in found.items()}
-    shown = "; ".join(f"{label}: {', '.join(names)}" for label, names in extra.items() if names)
-    return [f"Evaluated on different sets, or sets of different sizes: {shown}. Only what is common can be compared."]
+def _tell_sets_apart(found: dict[str, dict[Metric, Measure]]) -> list[str]:
+    """Number, in place, the sets that have a name in common but other sizes or another chance; says which do."""
+    versions: dict[str, dict[object, list[str]]] = {}
+    for label, scores in found.items():
+        renamed: dict[Metric, Measure] = {}
+        for name in dict.fromkeys(metric.set_name for metric in scores):
+            mine = {metric: measure for metric, measure in scores.items() if metric.set_name == name}
+            # Rounded, as another machine may add in another order.
+            size = tuple((each.label, f"{each.chance:.9g}", f"{each.majority or 0:.9g}") for each in mine.values())
+            known = versions.setdefault(name, {})
+            known.setdefault(size, []).append(label)
+            place = list(known).index(size)
+            shown = name if place == 0 else f"{name} (version {place + 1})"
+            renamed |= {metric._replace(set_name=shown): measure for metric, measure in mine.items()}
+        found[label] = renamed
+    notes = []
+    evaluated = [label for label, scores in found.items() if scores]
+    for name, known in versions.items():
+        if len(known) > 1:
+            groups = "; ".join(", ".join(labels) for labels in known.values())
+            notes.append(f"Evaluation set {name} is not the same for all ({groups}): scores stand in separate rows.")
+        missing = [label for label in evaluated if label not in {each for labels in known.values() for each in labels}]
+        if missing:
+            notes.append(f"Evaluation set {name}: no scores of {listed(missing)}.")
+    return notes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,16 @@ def read_recipe(path: Path) -> tuple[RecipeFile, list[str]]:
     return RecipeFile(resolved, tuple(name for name in resolved if name not in written)), []
 
 
-def filled_note(label: str, recipe: RecipeFile) -> str:
-    """What to say of a recipe older than this version; empty for others."""
-    if not recipe.filled:
-        return ""
-    names = listed(list(recipe.filled), most=4)
-    return f"{label}: its recipe is from before these fields, which are taken at today's defaults: {names}."
+def filled_notes(recipes: Mapping[str, RecipeFile]) -> list[str]:
+    """What to say of recipes older than this version; `recipes` maps labels to them."""
+    by_fields: dict[tuple[str, ...], list[str]] = {}
+    for label, recipe in recipes.items():
+        if recipe.filled:
+            by_fields.setdefault(recipe.filled, []).append(label)
+    return [
+        f"{listed(labels)}: older than these fields, here at today's defaults: {listed(list(names), most=4)}."
+        for names, labels in by_fields.items()
+    ]
 
 
 def _written_fields(path: Path) -> dict[str, Any]:

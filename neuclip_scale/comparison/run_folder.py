@@ -12,7 +12,7 @@ from typing import Any
 from neuclip_scale.comparison.event_files import read_event_scores
 from neuclip_scale.comparison.recipe_file import RecipeFile, read_recipe
 from neuclip_scale.comparison.steps import Steps, read_steps
-from neuclip_scale.comparison.text import plain, printable
+from neuclip_scale.comparison.text import plain, printable, show
 from neuclip_scale.data.manifest import Manifest, ManifestError
 
 
@@ -82,10 +82,10 @@ def _part(run: RunFolder, name: str, read: Any, consequence: str) -> Any:
     """What `read(path)` returns as (value, problems), or None with a problem if the file is not there or not whole."""
     path = run.path / name
     shown = printable(str(path))
-    if not path.is_file():
-        run.problems.append(f"{shown}: missing. {consequence}. Copy the whole run folder, or finish the run.")
-        return None
     try:
+        if not path.is_file():
+            run.problems.append(f"{shown}: missing. {consequence}. Copy the whole run folder, or finish the run.")
+            return None
         value, problems = read(path)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         reason = printable(str(error))[:300]
@@ -142,6 +142,6 @@ def _check_steps_agree(run: RunFolder) -> None:
     told = run.summary.get("step")
     if told != run.steps.last:
         run.problems.append(
-            f"{printable(str(run.path / 'summary.json'))}: step = {told!r}, but metrics.jsonl ends at step "
+            f"{printable(str(run.path / 'summary.json'))}: step = {show(told)}, but metrics.jsonl ends at step "
             f"{run.steps.last}. Scores and cost may be of another moment; let the run finish."
         )

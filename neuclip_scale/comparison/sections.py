@@ -162,8 +162,10 @@ def _cost(comparison: Comparison) -> Section:
     costs = comparison.costs
     names = list(next(iter(costs.values()), {}))
     rows = [[label, *(cost_text(values[name]) for name in names)] for label, values in costs.items()]
-    line = "Measuring and evaluating are not counted."
-    return Section("Cost of training", [line], [Grid("", ["run", *names], rows)])
+    lines = ["Measuring and evaluating are not counted."]
+    if comparison.machines:
+        lines.append("Machines differ: times, memory and energy say as much about them as about the method.")
+    return Section("Cost of training", lines, [Grid("", ["run", *names], rows)])
 
 
 def _count(value: float | None) -> str:
