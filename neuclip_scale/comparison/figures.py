@@ -29,10 +29,10 @@ def draw_curves(curves: Sequence[RunCurves]) -> dict[str, bytes]:
     pictures = {}
     losses = {run.label: run.loss for run in curves if run.loss.values}
     if losses:
-        pictures["Training loss"] = _panel(losses, "training loss", _draw_loss)
+        pictures["Training loss"] = _panel(losses, "training loss", _draw_loss, from_zero=False)
     for name in drawn_scores(curves):
         scores = {run.label: run.evaluations[name] for run in curves if name in run.evaluations}
-        pictures[name] = _panel(scores, name, _draw_score)
+        pictures[name] = _panel(scores, name, _draw_score, from_zero=True)
     return pictures
 
 
@@ -44,7 +44,7 @@ def drawn_scores(curves: Sequence[RunCurves]) -> list[str]:
     return (first or scores)[:MAX_SCORES]
 
 
-def _panel(curves: Mapping[str, Curve], heading: str, draw: Draw) -> bytes:
+def _panel(curves: Mapping[str, Curve], heading: str, draw: Draw, *, from_zero: bool) -> bytes:
     """One quantity over samples on the left, over seconds on the right."""
     figure, (over_samples, over_seconds) = _canvas()
     for number, (label, curve) in enumerate(curves.items()):
@@ -57,6 +57,8 @@ def _panel(curves: Mapping[str, Curve], heading: str, draw: Draw) -> bytes:
         draw(over_seconds, curve.seconds, curve, style)
     over_samples.set(xlabel="pairs seen", ylabel=_literal(heading))
     over_seconds.set(xlabel="seconds of training")
+    if from_zero:  # an axis that begins elsewhere makes a difference look as large as one likes
+        over_samples.set_ylim(bottom=min(0.0, over_samples.get_ylim()[0]))
     for axes in (over_samples, over_seconds):
         axes.set_xlim(left=0)
         axes.locator_params(axis="x", nbins=6)
@@ -80,8 +82,6 @@ def _draw_loss(axes: Axes, positions: list[float], curve: Curve, style: dict[str
 def _draw_score(axes: Axes, positions: list[float], curve: Curve, style: dict[str, str]) -> None:
     axes.plot(positions, curve.values, marker="o", markersize=3.5, color=style["color"],
               linestyle=style["linestyle"], linewidth=1.5, label=style["label"])  # fmt: skip
-    # A score's axis that begins elsewhere makes a difference look as large as one likes.
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
