@@ -53,14 +53,16 @@ def _panel(curves: Mapping[str, Curve], heading: str, draw: Draw, *, from_zero: 
             "linestyle": _DASHES[number // len(_COLOURS) % len(_DASHES)],
             "label": _literal(label),
         }
-        draw(over_samples, curve.samples, curve, style)
-        draw(over_seconds, curve.seconds, curve, style)
+        shown = _drawable(curve)
+        draw(over_samples, shown.samples, shown, style)
+        draw(over_seconds, shown.seconds, shown, style)
     over_samples.set(xlabel="pairs seen", ylabel=_literal(heading))
     over_seconds.set(xlabel="seconds of training")
     if from_zero:  # an axis that begins elsewhere makes a difference look as large as one likes
-        over_samples.set_ylim(bottom=min(0.0, over_samples.get_ylim()[0]))
+        low, high = over_samples.get_ylim()
+        over_samples.set_ylim(min(0.0, low), high + 0.06 * abs(high))
     for axes in (over_samples, over_seconds):
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.02 * axes.get_xlim()[1])
         axes.locator_params(axis="x", nbins=6)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     figure.legend(*over_samples.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
@@ -70,6 +72,13 @@ def _panel(curves: Mapping[str, Curve], heading: str, draw: Draw, *, from_zero: 
         warnings.simplefilter("ignore", UserWarning)
         figure.savefig(stream, format="png", dpi=110)
     return stream.getvalue()
+
+
+def _drawable(curve: Curve) -> Curve:
+    """`curve` without points so far out that axes cannot be computed in float64."""
+    points = zip(curve.samples, curve.seconds, curve.values, strict=True)
+    near = [point for point in points if max(map(abs, point)) < 1e30]
+    return Curve(*(list(column) for column in zip(*near, strict=True))) if near else Curve()
 
 
 def _draw_loss(axes: Axes, positions: list[float], curve: Curve, style: dict[str, str]) -> None:

@@ -12,6 +12,8 @@ import yaml
 from neuclip_scale.comparison.text import listed, plain, printable
 from neuclip_scale.config import ConfigError, dump_recipe, load_recipe
 
+_MAX_DEPTH = 20
+
 
 @dataclass(frozen=True)
 class RecipeFile:
@@ -54,15 +56,27 @@ def filled_notes(recipes: Mapping[str, RecipeFile]) -> list[str]:
 def _written_fields(path: Path) -> dict[str, Any]:
     text = path.read_bytes().decode("utf-8")
     try:
-        # An alias can stand for itself many times over: a few lines of them would fill the memory once printed.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError("has YAML aliases, which a resolved recipe never has")
+        _check_shape(text)
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError("not a mapping of sections")
     return dict(_flat(plain(values)))
+
+
+def _check_shape(text: str) -> None:
+    """Raise ValueError for what a resolved recipe never has and a few kilobytes can stall or fill a machine with."""
+    depth = 0
+    for event in yaml.parse(text):
+        # A list of aliases of lists of aliases is exponentially long once printed.
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("has YAML aliases, which a resolved recipe never has")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _MAX_DEPTH:  # PyYAML takes quadratic time over nested lists
+                raise ValueError(f"more than {_MAX_DEPTH} levels deep, which a recipe never is")
+        depth -= isinstance(event, yaml.CollectionEndEvent)
 
 
 def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

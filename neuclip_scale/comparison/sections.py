@@ -10,7 +10,7 @@ from neuclip_scale.comparison.cost import cost_text
 from neuclip_scale.comparison.differences import NOT_RECORDED, Difference
 from neuclip_scale.comparison.metrics import MetricRow, PairedDifference
 from neuclip_scale.comparison.run_folder import RunFolder
-from neuclip_scale.comparison.text import show
+from neuclip_scale.comparison.text import printable, show
 from neuclip_scale.evaluation.statistics import Estimate
 
 
@@ -54,7 +54,7 @@ def _runs(comparison: Comparison) -> Section:
     rows = []
     for arm in comparison.arms:
         for run in arm.runs:
-            rows.append([run.label, arm.name, _told(run.seed), _status(run), show(str(run.path))])
+            rows.append([run.label, arm.name, _told(run.seed), _status(run), show(printable(str(run.path)))])
     return Section("Runs", [], [Grid("", ["run", "arm", "seed", "status", "folder"], rows)])
 
 
