@@ -18,11 +18,37 @@ from neuclip_scale.comparison.steps import read_steps
 from neuclip_scale.files import write_json
 
 FILES = ("config.yaml", "environment.json", "manifest.json", "metrics.jsonl", "summary.json")
-KEYS = (
-    "step num_steps loss evaluation task zeroshot retrieval top1 num_pictures num_texts git packages format shards path "
-    "num_samples first_index cost seed objective eval/x image_to_text recall@1 samples_seen batch_digest train_seconds "
-    "step_time gpus name"
-).split()
+KEYS = [
+    "step",
+    "num_steps",
+    "loss",
+    "evaluation",
+    "task",
+    "zeroshot",
+    "retrieval",
+    "top1",
+    "num_pictures",
+    "num_texts",
+    "git",
+    "packages",
+    "format",
+    "shards",
+    "path",
+    "num_samples",
+    "first_index",
+    "cost",
+    "seed",
+    "objective",
+    "eval/x",
+    "image_to_text",
+    "recall@1",
+    "samples_seen",
+    "batch_digest",
+    "train_seconds",
+    "step_time",
+    "gpus",
+    "name",
+]
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.just("zeroshot")
 values = st.recursive(
     leaves,
