@@ -41,7 +41,7 @@ LAYERS = {
     "commands": 5,
     "__main__": 5,
 }
-IN_ONE_MODULE = ("deepspeed", "timm", "open_clip", "duckdb", "triton")
+IN_ONE_MODULE = ("deepspeed", "timm", "open_clip", "duckdb", "triton", "jinja2")
 WITHOUT_TORCH = ("config", "files", "data.manifest", "data.shards")
 
 

@@ -40,16 +40,17 @@ def main(argv: list[str]) -> int:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     comparison = compare_runs(read_runs(arguments.runs))
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a file has no width, and eighty columns would fold every table
-        console = Console(highlight=False, width=max(console.width, 150))
-    print_comparison(comparison, console)
-    try:
+    try:  # before anything is printed: `| head` ends the process
         written = write_comparison(comparison, arguments.output, arguments.json)
     except OSError as error:
         where = printable(str(error.filename))
         print(f"error: {where}: {error.strerror}. Give --output and --json places to write to.", file=sys.stderr)
         return 1
+    console = Console(highlight=False)
+    if not console.is_terminal:  # a file has no width, and eighty columns would fold every table
+        console = Console(highlight=False, width=max(console.width, 150))
+    print_comparison(comparison, console)
+    console.print()
     for path in written:
         console.print(f"  {printable(str(path))}", markup=False, soft_wrap=True)
     return 0 if comparison.comparable else 1
@@ -58,7 +59,8 @@ def main(argv: list[str]) -> int:
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """The verdict, what stands against comparing the runs, then all tables. Nothing in them is taken for markup."""
     verdict, findings = summary_lines(comparison)
-    console.print(Text(verdict, style="bold red" if comparison.drift.other else "bold green"))
+    style = "bold green" if comparison.comparable else "bold red" if comparison.drift.other else "bold"
+    console.print(Text(verdict, style=style))
     for text in findings:
         console.print(Text(f"! {text}", style="red"))
     if comparison.comparable:

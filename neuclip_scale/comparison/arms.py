@@ -8,7 +8,7 @@ from typing import Any
 
 from neuclip_scale.comparison.drift import IGNORED
 from neuclip_scale.comparison.run_folder import RunFolder
-from neuclip_scale.comparison.text import show
+from neuclip_scale.comparison.text import show, unique
 
 
 @dataclass(frozen=True)
@@ -48,4 +48,4 @@ def _names(firsts: Sequence[RunFolder]) -> list[str]:
         told = values if 0 < len(differing) <= 3 and len(values) <= 80 else run.label
         names.append(objective if len(same) == 1 else f"{objective} ({told})")
     named = zip(names, firsts, strict=True)
-    return [name if names.count(name) == 1 else f"{name} [{run.label}]" for name, run in named]
+    return unique([name if names.count(name) == 1 else f"{name} [{run.label}]" for name, run in named])

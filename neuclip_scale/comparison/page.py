@@ -23,7 +23,6 @@ def render_page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
     return environment.from_string(template).render(
         num_runs=len(comparison.runs),
         comparable=comparison.comparable,
-        only_method=not comparison.drift.other,
         verdict=verdict,
         findings=findings,
         parts=parts,

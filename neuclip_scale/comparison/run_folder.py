@@ -12,7 +12,7 @@ from typing import Any
 from neuclip_scale.comparison.event_files import read_event_scores
 from neuclip_scale.comparison.recipe_file import RecipeFile, read_recipe
 from neuclip_scale.comparison.steps import Steps, read_steps
-from neuclip_scale.comparison.text import plain, printable, show
+from neuclip_scale.comparison.text import plain, printable, show, unique
 from neuclip_scale.data.manifest import Manifest, ManifestError
 
 
@@ -60,8 +60,7 @@ def labels(paths: Sequence[Path]) -> list[str]:
     names = [printable(path.resolve().name) for path in paths]
     counts = Counter(names)
     chosen = [name if counts[name] == 1 else printable(str(path)) for name, path in zip(names, paths, strict=True)]
-    counts = Counter(chosen)
-    return [name if counts[name] == 1 else f"{name} ({place})" for place, name in enumerate(chosen, start=1)]
+    return unique(chosen)
 
 
 def read_run(path: Path, label: str) -> RunFolder:

@@ -46,6 +46,18 @@ def number(value: Any) -> float | None:
     return converted if math.isfinite(converted) else None
 
 
+def unique(names: list[str]) -> list[str]:
+    """`names` with a number after those that stood there before: labels are keys, and none may hide another."""
+    chosen: list[str] = []
+    for name in names:
+        count, candidate = 1, name
+        while candidate in chosen:
+            count += 1
+            candidate = f"{name} ({count})"
+        chosen.append(candidate)
+    return chosen
+
+
 def listed(names: list[str], most: int = 8) -> str:
     """Names with commas; after `most` only how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

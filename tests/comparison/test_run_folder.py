@@ -18,37 +18,11 @@ from neuclip_scale.comparison.steps import read_steps
 from neuclip_scale.files import write_json
 
 FILES = ("config.yaml", "environment.json", "manifest.json", "metrics.jsonl", "summary.json")
-KEYS = [
-    "step",
-    "num_steps",
-    "loss",
-    "evaluation",
-    "task",
-    "zeroshot",
-    "retrieval",
-    "top1",
-    "num_pictures",
-    "num_texts",
-    "git",
-    "packages",
-    "format",
-    "shards",
-    "path",
-    "num_samples",
-    "first_index",
-    "cost",
-    "seed",
-    "objective",
-    "eval/x",
-    "image_to_text",
-    "recall@1",
-    "samples_seen",
-    "batch_digest",
-    "train_seconds",
-    "step_time",
-    "gpus",
-    "name",
-]
+KEYS = (
+    *("step", "num_steps", "loss", "evaluation", "task", "zeroshot", "retrieval", "top1", "num_pictures", "num_texts"),
+    *("git", "packages", "format", "shards", "path", "num_samples", "first_index", "cost", "seed", "objective", "gpus"),
+    *("image_to_text", "recall@1", "samples_seen", "batch_digest", "train_seconds", "step_time", "eval/x"),
+)
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.just("zeroshot")
 values = st.recursive(
     leaves,
@@ -110,6 +84,12 @@ def test_a_summary_of_an_earlier_stop(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "a", steps=4, summary={"status": "stopped", "step": 2}), "a")
     assert len(run.problems) == 1
     assert "step = 2, but metrics.jsonl ends at step 4" in run.problems[0]
+
+
+def test_no_label_hides_another(tmp_path: Path) -> None:
+    names = ["run", "x/run", "x/run (2)", "\x1b", "\\x1b"]
+    labels = [run.label for run in read_runs([write_run(tmp_path / name) for name in names])]
+    assert len(set(labels)) == len(names)
 
 
 def test_a_loss_that_is_not_finite_is_no_point(tmp_path: Path) -> None:

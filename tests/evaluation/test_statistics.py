@@ -118,7 +118,7 @@ def test_sign_flips_do_not_depend_on_order_direction_or_unit(differences: list[f
     assert sign_flip_p([4 * value for value in differences]) == p
 
 
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(EXACT_UP_TO + 1, 20))
 def test_drawn_sign_flips(n: int) -> None:
     assert sign_flip_p([1.0] * n) <= 2e-3
