@@ -12,6 +12,7 @@ from neuclip_scale.comparison.run_folder import RunFolder
 from neuclip_scale.comparison.text import listed, number, show
 from neuclip_scale.evaluation.measures import Measure, measures
 from neuclip_scale.evaluation.statistics import (
+    EXACT_UP_TO,
     Estimate,
     holm,
     mean_interval,
@@ -174,11 +175,13 @@ def _seed_notes(scores: Mapping[str, SeedScores], pairs: Sequence[PairedDifferen
             notes.append(f"{first} and {second}: fewer than two common seeds, so no test of their difference.")
     for n in sorted({len(pair.seeds) for pair in pairs}):
         least, tests = smallest_sign_flip_p(n), max(_family_sizes(pairs, n))
-        notes.append(
-            f"With {n} common seeds no p below {least:.2g} can be reached (2/2^{n}; after Holm's correction over "
-            f"{tests} metrics {min(1.0, tests * least):.2g}), however large the difference: "
-            "a p above 0.05 is then no sign of no difference. Read the interval."
-        )
+        corrected = min(1.0, tests * least)
+        how = f"2/2^{n}" if n <= EXACT_UP_TO else "by the number of draws"
+        note = f"With {n} common seeds the smallest p that can be reached is {least:.2g} ({how}), "
+        note += f"and {corrected:.2g} after Holm's correction over {tests} metrics"
+        if corrected > 0.05:
+            note += ": no difference, however large, comes below 0.05. That is not a sign of no difference"
+        notes.append(f"{note}. Read the intervals.")
     return notes
 
 

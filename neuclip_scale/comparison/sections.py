@@ -150,9 +150,9 @@ def _pair_row(pair: PairedDifference) -> list[str]:
 
 
 def _estimate(estimate: Estimate, *, with_n: bool = False, signed: bool = False) -> str:
-    """In per cent; limits of an interval may lie outside 0 to 100."""
+    """In per cent, a signed difference in percentage points; limits of an interval may lie outside 0 to 100."""
     sign = "+" if signed else ""
-    text = f"{100 * estimate.mean:{sign}.2f} %"
+    text = f"{100 * estimate.mean:{sign}.2f} {'points' if signed else '%'}"
     if estimate.low is not None and estimate.high is not None:
         text += f" [{100 * estimate.low:{sign}.2f}, {100 * estimate.high:{sign}.2f}]"
     return f"{text} ({estimate.n})" if with_n else text

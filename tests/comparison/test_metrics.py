@@ -44,7 +44,11 @@ def test_three_seeds_by_hand(tmp_path: Path) -> None:
     assert (pair.p, pair.smallest_p) == (0.25, 0.25)
     # Nine metrics; two have p = 0.25, so both become 9 * 0.25, at most 1.
     assert (len(metrics.pairs), pair.p_holm) == (9, 1.0)
-    assert any("With 3 common seeds no p below 0.25" in note and "2/2^3" in note for note in metrics.notes)
+    assert metrics.notes == [
+        "With 3 common seeds the smallest p that can be reached is 0.25 (2/2^3), and 1 after Holm's correction over "
+        "9 metrics: no difference, however large, comes below 0.05. That is not a sign of no difference. "
+        "Read the intervals."
+    ]
 
 
 def test_holm_is_over_the_metrics_of_a_pair(tmp_path: Path) -> None:
@@ -54,6 +58,7 @@ def test_holm_is_over_the_metrics_of_a_pair(tmp_path: Path) -> None:
     pair = next(pair for pair in metrics.pairs if pair.metric == TOP1)
     assert pair.p == 2 / 2**9
     assert pair.p_holm == pytest.approx(9 * pair.p)
+    assert metrics.notes[0].endswith("and 0.035 after Holm's correction over 9 metrics. Read the intervals.")
     unchanged = next(pair for pair in metrics.pairs if pair.metric.label == "top-5")
     assert (unchanged.p, unchanged.p_holm, unchanged.estimate.mean) == (1.0, 1.0, 0.0)
 
