@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -48,7 +49,9 @@ def main(argv: list[str]) -> int:
         return 1
     recipe = load_recipe(arguments.runs[0] / "config.yaml")
     console = Console(highlight=False)
-    console.print(score_table({name: summary["evaluation"] for name, summary in summaries.items()}))
+    labels = short_labels(list(summaries))
+    evaluations = [summary["evaluation"] for summary in summaries.values()]
+    console.print(score_table(dict(zip(labels, evaluations, strict=True))))
     console.print(costs(summaries))
     console.print(demo_caveat(Path(recipe.evaluation.data)))
     figures = draw(arguments.runs, arguments.output, recipe)
@@ -61,9 +64,17 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def short_labels(names: list[str]) -> list[str]:
+    """Names without the words that all of them begin with: demo-openclip, demo-neuclip -> openclip, neuclip."""
+    words = [name.split("-") for name in names]
+    while len(names) > 1 and all(len(parts) > 1 and parts[0] == words[0][0] for parts in words):
+        words = [parts[1:] for parts in words]
+    return ["-".join(parts) for parts in words]
+
+
 def costs(summaries: dict[str, dict[str, Any]]) -> Table:
     """What each run took; measuring and evaluating are not counted."""
-    table = Table(title="Cost of training", title_justify="left")
+    table = Table(title="Cost of training", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("run")
     for name in ("minutes", "pairs/s", "epochs", "device-hours", "device"):
         table.add_column(name, justify="right")

@@ -6,24 +6,33 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from neuclip_scale.evaluation.measures import Scores, measures
+from neuclip_scale.evaluation.measures import Scores, measures, set_sizes
 
 
 def score_table(evaluations: Mapping[str, Mapping[str, Scores]]) -> Table:
-    """Evaluations on the same sets by column name, beside chance and majority."""
-    table = Table(title="Evaluation", title_justify="left")
-    for heading in ("set", "measure"):
-        table.add_column(heading)
+    """Evaluations on the same sets by column name, beside chance and majority; three fit a terminal of 80 columns."""
+    sizes = set_sizes(next(iter(evaluations.values())))
+    table = Table(
+        title="Evaluation",
+        title_justify="left",
+        caption=sizes,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+    )
+    table.add_column("")
     for heading in (*evaluations, "chance", "majority"):
         table.add_column(heading, justify="right")
     columns = [list(measures(evaluation)) for evaluation in evaluations.values()]
     for row in zip(*columns, strict=True):
         first = row[0]
         values = [*(measure.value for measure in row), first.chance, first.majority]
-        table.add_row(first.set_name, first.label, *("" if v is None else f"{100 * v:.2f} %" for v in values))
+        cells = ("" if v is None else f"{100 * v:.2f} %" for v in values)
+        table.add_row(f"{first.set_name} {first.label}", *cells)
     return table
 
 
