@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import NamedTuple
 
 from neuclip_scale.comparison.arms import Arm
-from neuclip_scale.comparison.run_folder import RunFolder
-from neuclip_scale.comparison.text import listed, number, show
-from neuclip_scale.evaluation.measures import Measure, measures
+from neuclip_scale.comparison.scores import Metric, run_scores, tell_sets_apart
+from neuclip_scale.evaluation.measures import Measure
 from neuclip_scale.evaluation.statistics import (
     EXACT_UP_TO,
     Estimate,
@@ -19,13 +17,6 @@ from neuclip_scale.evaluation.statistics import (
     sign_flip_p,
     smallest_sign_flip_p,
 )
-
-
-class Metric(NamedTuple):
-    """One score of one evaluation set."""
-
-    set_name: str
-    label: str
 
 
 @dataclass(frozen=True)
@@ -74,8 +65,8 @@ def compare_metrics(arms: Sequence[Arm]) -> MetricComparison:
     """Means and intervals of every arm, and the paired differences of every two arms with two common seeds."""
     notes: list[str] = []
     problems: list[str] = []
-    found = {run.label: run_scores(run, notes, problems) for arm in arms for run in arm.runs}
-    problems += _tell_sets_apart(found)
+    read = {run.label: run_scores(run, notes, problems) for arm in arms for run in arm.runs}
+    found, sizes, other_sets = tell_sets_apart(read)
     first_of: dict[Metric, Measure] = {}
     for each in found.values():
         first_of |= {metric: measure for metric, measure in each.items() if metric not in first_of}
@@ -91,7 +82,7 @@ def compare_metrics(arms: Sequence[Arm]) -> MetricComparison:
     ]
     pairs = [pair for first, second in combinations(scores, 2) for pair in paired_differences(first, second, scores)]
     notes += _seed_notes(scores, pairs)
-    return MetricComparison(rows, pairs, notes, problems)
+    return MetricComparison(rows, pairs, [*sizes, *notes], [*problems, *other_sets])
 
 
 def paired_differences(first: str, second: str, scores: Mapping[str, SeedScores]) -> list[PairedDifference]:
@@ -136,31 +127,6 @@ def _arm_scores(arm: Arm, scores: Mapping[str, dict[Metric, Measure]], notes: li
     return {metric: {seed: sum(each) / len(each) for seed, each in seeds.items()} for metric, seeds in values.items()}
 
 
-def run_scores(run: RunFolder, notes: list[str], problems: list[str]) -> dict[Metric, Measure]:
-    """The scores in a run's summary. That there are none goes to `notes`, what cannot be used to `problems`."""
-    evaluation = (run.summary or {}).get("evaluation")
-    if not evaluation or not isinstance(evaluation, dict):
-        notes.append(f"{run.label}: no evaluation in summary.json; it has no part in the metrics.")
-        return {}
-    found: dict[Metric, Measure] = {}
-    for name, scores in evaluation.items():
-        try:
-            each_set = list(measures({name: scores}))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            reason = f"{type(error).__name__} {error}"
-            problems.append(f"{run.label}: summary.json, evaluation {name}: cannot be read ({reason}); left out.")
-            continue
-        for measure in each_set:
-            value, chance = number(measure.value), number(measure.chance)
-            if value is None or chance is None:
-                told = f"{measure.label} = {show(measure.value)}, chance {show(measure.chance)}"
-                problems.append(f"{run.label}: summary.json, {name}, {told}: not numbers; left out.")
-            else:
-                majority = number(measure.majority)
-                found[Metric(name, measure.label)] = measure._replace(value=value, chance=chance, majority=majority)
-    return found
-
-
 def _seed_notes(scores: Mapping[str, SeedScores], pairs: Sequence[PairedDifference]) -> list[str]:
     """What the number of seeds allows to say."""
     single = [name for name, of in scores.items() if of and max(map(len, of.values())) == 1]
@@ -191,30 +157,3 @@ def _family_sizes(pairs: Sequence[PairedDifference], n: int) -> list[int]:
     for pair in pairs:
         sizes[pair.first, pair.second] = sizes.get((pair.first, pair.second), 0) + 1
     return [sizes[pair.first, pair.second] for pair in pairs if len(pair.seeds) == n]
-
-
-def _tell_sets_apart(found: dict[str, dict[Metric, Measure]]) -> list[str]:
-    """Number, in place, the sets that have a name in common but other sizes or another chance; says which do."""
-    versions: dict[str, dict[object, list[str]]] = {}
-    for label, scores in found.items():
-        renamed: dict[Metric, Measure] = {}
-        for name in dict.fromkeys(metric.set_name for metric in scores):
-            mine = {metric: measure for metric, measure in scores.items() if metric.set_name == name}
-            # Rounded, as another machine may add in another order.
-            size = tuple((each.label, f"{each.chance:.9g}", f"{each.majority or 0:.9g}") for each in mine.values())
-            known = versions.setdefault(name, {})
-            known.setdefault(size, []).append(label)
-            place = list(known).index(size)
-            shown = name if place == 0 else f"{name} (version {place + 1})"
-            renamed |= {metric._replace(set_name=shown): measure for metric, measure in mine.items()}
-        found[label] = renamed
-    notes = []
-    evaluated = [label for label, scores in found.items() if scores]
-    for name, known in versions.items():
-        if len(known) > 1:
-            groups = "; ".join(", ".join(labels) for labels in known.values())
-            notes.append(f"Evaluation set {name} is not the same for all ({groups}): scores stand in separate rows.")
-        missing = [label for label in evaluated if label not in {each for labels in known.values() for each in labels}]
-        if missing:
-            notes.append(f"Evaluation set {name}: no scores of {listed(missing)}.")
-    return notes

@@ -12,7 +12,8 @@ from neuclip_scale.comparison import read_runs
 from neuclip_scale.comparison.arms import group_arms
 from neuclip_scale.comparison.metrics import Metric, MetricComparison, compare_metrics
 
-TOP1 = Metric("zeroshot", "top-1 (30 pictures, 10 classes)")
+SIZES = ["retrieval: 100 pictures, 100 texts.", "zeroshot: 30 pictures, 10 classes."]
+TOP1 = Metric("zeroshot", "top-1")
 
 
 def compared(folder: Path, scores: dict[str, dict[int, float]]) -> MetricComparison:
@@ -45,9 +46,10 @@ def test_three_seeds_by_hand(tmp_path: Path) -> None:
     # Nine metrics; two have p = 0.25, so both become 9 * 0.25, at most 1.
     assert (len(metrics.pairs), pair.p_holm) == (9, 1.0)
     assert metrics.notes == [
+        *SIZES,
         "With 3 common seeds the smallest p that can be reached is 0.25 (2/2^3), and 1 after Holm's correction over "
         "9 metrics: no difference, however large, comes below 0.05. That is not a sign of no difference. "
-        "Read the intervals."
+        "Read the intervals.",
     ]
 
 
@@ -58,7 +60,7 @@ def test_holm_is_over_the_metrics_of_a_pair(tmp_path: Path) -> None:
     pair = next(pair for pair in metrics.pairs if pair.metric == TOP1)
     assert pair.p == 2 / 2**9
     assert pair.p_holm == pytest.approx(9 * pair.p)
-    assert metrics.notes[0].endswith("and 0.035 after Holm's correction over 9 metrics. Read the intervals.")
+    assert metrics.notes[2].endswith("and 0.035 after Holm's correction over 9 metrics. Read the intervals.")
     unchanged = next(pair for pair in metrics.pairs if pair.metric.label == "top-5")
     assert (unchanged.p, unchanged.p_holm, unchanged.estimate.mean) == (1.0, 1.0, 0.0)
 
@@ -67,14 +69,17 @@ def test_one_seed_has_no_interval_and_no_test(tmp_path: Path) -> None:
     metrics = compared(tmp_path, {"openclip": {0: 0.4}, "neuclip": {0: 0.5}})
     assert metrics.pairs == []
     assert metrics.rows[0].arms["openclip"].low is None
-    assert metrics.notes[0].startswith("One seed only, so no interval: openclip, neuclip.")
-    assert metrics.notes[1] == "openclip and neuclip: fewer than two common seeds, so no test of their difference."
+    assert metrics.notes[2].startswith("One seed only, so no interval: openclip, neuclip.")
+    assert metrics.notes[3] == "openclip and neuclip: fewer than two common seeds, so no test of their difference."
 
 
 def test_seeds_must_be_common(tmp_path: Path) -> None:
     metrics = compared(tmp_path, {"openclip": {0: 0.4, 1: 0.5}, "neuclip": {1: 0.5, 2: 0.6}})
     assert metrics.pairs == []
-    assert metrics.notes == ["openclip and neuclip: fewer than two common seeds, so no test of their difference."]
+    assert metrics.notes == [
+        *SIZES,
+        "openclip and neuclip: fewer than two common seeds, so no test of their difference.",
+    ]
 
 
 def test_runs_of_one_seed_count_once(tmp_path: Path) -> None:
@@ -85,7 +90,7 @@ def test_runs_of_one_seed_count_once(tmp_path: Path) -> None:
     metrics = compare_metrics(group_arms(read_runs(paths)))
     mean = next(row for row in metrics.rows if row.metric == TOP1).arms["neuclip"]
     assert (mean.n, mean.mean) == (2, pytest.approx((0.2 + 0.5) / 2))
-    assert metrics.notes == ["neuclip: 1, 2 have the same seed 1; their mean counts as one value."]
+    assert metrics.notes == [*SIZES, "neuclip: 1, 2 have the same seed 1; their mean counts as one value."]
 
 
 def test_sets_of_another_size_are_other_metrics(tmp_path: Path) -> None:
@@ -115,5 +120,5 @@ def test_scores_that_are_none_are_left_out_and_named(tmp_path: Path) -> None:
     metrics = compare_metrics(group_arms(read_runs([write_run(tmp_path / "a", scores=scores)])))
     assert {row.metric.set_name for row in metrics.rows} == {"retrieval"}
     assert len(metrics.discrepancies) == 6
-    for text in ("top-1 (30 pictures, 10 classes) = NaN", "evaluation torn: cannot be read", "evaluation odd"):
+    for text in ("top-1 = NaN", "evaluation torn: cannot be read", "evaluation odd"):
         assert any(text in problem for problem in metrics.discrepancies)
