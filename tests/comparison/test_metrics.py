@@ -10,7 +10,8 @@ from comparison_helpers import evaluation, write_run
 
 from neuclip_scale.comparison import read_runs
 from neuclip_scale.comparison.arms import group_arms
-from neuclip_scale.comparison.metrics import Metric, MetricComparison, compare_metrics
+from neuclip_scale.comparison.metrics import MetricComparison, compare_metrics
+from neuclip_scale.comparison.scores import Metric
 
 SIZES = ["retrieval: 100 pictures, 100 texts.", "zeroshot: 30 pictures, 10 classes."]
 TOP1 = Metric("zeroshot", "top-1")
