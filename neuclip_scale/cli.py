@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "neuclip_scale.commands.study",
         "Controlled experiments: normalizers against the truth, and methods on equal terms.",
     ),
+    "compare": ("neuclip_scale.commands.compare", "Can runs be compared? Recipes, data, scores over seeds, cost."),
     "demo-data": (
         "neuclip_scale.commands.demo_data",
         "Build the demo's training shards and evaluation sets.",

@@ -34,6 +34,7 @@ LAYERS = {
     "grad_cache": 3,
     "checkpoint": 3,
     "evaluation": 3,
+    "comparison": 4,
     "run_state": 4,
     "trainer": 4,
     "studies": 4,
@@ -41,7 +42,7 @@ LAYERS = {
     "commands": 5,
     "__main__": 5,
 }
-IN_ONE_MODULE = ("deepspeed", "timm", "open_clip", "duckdb", "triton")
+IN_ONE_MODULE = ("deepspeed", "timm", "open_clip", "duckdb", "triton", "jinja2")
 WITHOUT_TORCH = ("config", "files", "data.manifest", "data.shards")
 
 
@@ -170,6 +171,7 @@ def unit_or_none(module: str) -> str | None:
         "import neuclip_scale",
         "from neuclip_scale.cli import main; main(['--help'])",
         "from neuclip_scale import load_recipe",
+        "import neuclip_scale.commands.compare",
         "import neuclip_scale.commands.doctor",
         *(f"import neuclip_scale.{module}" for module in WITHOUT_TORCH),
     ],

@@ -1,0 +1,157 @@
+"""Which samples each run saw, and whether runs saw the same ones in the same order."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from neuclip_scale.comparison.run_folder import RunFolder
+from neuclip_scale.comparison.text import number, show
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The data of one run; None where its folder does not tell."""
+
+    label: str
+    fingerprint: str | None
+    num_shards: int | None
+    num_samples: int | None
+    samples_seen: float | None
+    samples_skipped: float | None
+    listed_skips: int
+    last_step: int | None
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """Digests of runs that should have had the same batches: equal seed and global batch size."""
+
+    seed: Any
+    global_batch_size: Any
+    labels: tuple[str, ...]
+    """The runs that have digests."""
+    without: tuple[str, ...]
+    """The runs that have none."""
+    num_compared: int = 0
+    """Steps for which at least two runs have a digest."""
+    first_step: int = 0
+    last_step: int = 0
+    parts_at: int | None = None
+    """The first step whose digests differ; None if none does."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Label -> digest at that step."""
+
+    @property
+    def text(self) -> str:
+        """The finding in words."""
+        unknown = f" No digests, so no proof: {', '.join(self.without)}." if self.without else ""
+        what = f"seed {show(self.seed)}, global batch {show(self.global_batch_size)}"
+        if not self.num_compared:
+            return f"{what}: no step has the batch digests of two runs; the order is not proven.{unknown}"
+        which = f"{', '.join(self.labels)} ({what})"
+        if self.parts_at is not None:
+            same = f"the same batches until step {self.parts_at - 1}, " if self.parts_at > self.first_step else ""
+            shown = ", ".join(f"{label} {digest}" for label, digest in self.digests.items())
+            return f"{which}: {same}other samples or another order from step {self.parts_at} on ({shown}).{unknown}"
+        whole = self.num_compared == self.last_step - self.first_step + 1
+        some = "" if whole else f" (the {self.num_compared} of them that two runs or more recorded)"
+        return f"{which}: the same batches for steps {self.first_step}..{self.last_step}{some}.{unknown}"
+
+
+@dataclass(frozen=True)
+class DataSeen:
+    """The data of all runs, and how they compare."""
+
+    runs: list[RunData]
+    orders: list[BatchOrder]
+    notes: list[str]
+    """What is not compared, and why."""
+    discrepancies: list[str]
+
+
+def data_seen(runs: Sequence[RunFolder]) -> DataSeen:
+    """Compare fingerprints, counts and batch digests."""
+    rows = [_run_data(run) for run in runs]
+    orders = batch_orders(runs)
+    discrepancies = [*_unequal(rows), *(order.text for order in orders if order.parts_at is not None)]
+    return DataSeen(rows, orders, _notes(runs, rows), discrepancies)
+
+
+def batch_orders(runs: Sequence[RunFolder]) -> list[BatchOrder]:
+    """One entry for each seed and global batch size that two runs or more share."""
+    groups: dict[tuple[str, str], list[RunFolder]] = defaultdict(list)
+    for run in runs:
+        if run.recipe is not None:
+            groups[repr(run.seed), repr(_batch_size(run))].append(run)
+    return [compare_orders(group) for group in groups.values() if len(group) > 1]
+
+
+def compare_orders(runs: Sequence[RunFolder]) -> BatchOrder:
+    """Compare the batch digests of `runs`, which share seed and global batch size, step by step."""
+    by_step: dict[int, dict[str, str]] = defaultdict(dict)
+    for run in runs:
+        for number_of_step, step in (run.steps.by_number if run.steps else {}).items():
+            if step.digest is not None:
+                by_step[number_of_step][run.label] = step.digest
+    told = {label for digests in by_step.values() for label in digests}
+    compared = sorted(place for place, digests in by_step.items() if len(digests) > 1)
+    parted = next((place for place in compared if len(set(by_step[place].values())) > 1), None)
+    return BatchOrder(
+        seed=runs[0].seed,
+        global_batch_size=_batch_size(runs[0]),
+        labels=tuple(run.label for run in runs if run.label in told),
+        without=tuple(run.label for run in runs if run.label not in told),
+        num_compared=len(compared),
+        first_step=compared[0] if compared else 0,
+        last_step=compared[-1] if compared else 0,
+        parts_at=parted,
+        digests={} if parted is None else by_step[parted],
+    )
+
+
+def _batch_size(run: RunFolder) -> Any:
+    return None if run.recipe is None else run.recipe.fields.get("train.global_batch_size")
+
+
+def _run_data(run: RunFolder) -> RunData:
+    summary, shards, steps = run.summary or {}, run.shards, run.steps
+    last = steps.by_number[steps.last] if steps and steps.by_number else None
+    return RunData(
+        label=run.label,
+        fingerprint=shards.fingerprint if shards else None,
+        num_shards=shards.num_shards if shards else None,
+        num_samples=shards.num_samples if shards else None,
+        samples_seen=number(summary.get("samples_seen", last.samples_seen if last else None)),
+        samples_skipped=number(summary.get("samples_skipped", steps.num_skipped if steps else None)),
+        listed_skips=run.num_listed_skips,
+        last_step=steps.last if steps and last else None,
+    )
+
+
+def _unequal(rows: Sequence[RunData]) -> list[str]:
+    """Sentences about what is not the same in all runs that tell it."""
+    found = []
+    prints = {row.label: row.fingerprint for row in rows if row.fingerprint is not None}
+    if len(set(prints.values())) > 1:
+        shown = ", ".join(f"{label} {value}" for label, value in prints.items())
+        found.append(f"Training data differ (fingerprints of the shards): {shown}.")
+    seen = {row.label: row.samples_seen for row in rows if row.samples_seen is not None}
+    if len(set(seen.values())) > 1:
+        shown = ", ".join(f"{label} {value:,.0f}" for label, value in seen.items())
+        found.append(f"Numbers of samples seen differ: {shown}.")
+    return found
+
+
+def _notes(runs: Sequence[RunFolder], rows: Sequence[RunData]) -> list[str]:
+    known = [run for run in runs if run.recipe is not None]
+    notes = []
+    if len({repr(run.seed) for run in known}) > 1:
+        notes.append("Seeds differ, so orders differ by design: between seeds only the fingerprint is checked.")
+    if len({repr(_batch_size(run)) for run in known}) > 1:
+        notes.append("Global batch sizes differ, so their digests are of other batches and are not compared.")
+    if len({row.samples_skipped for row in rows if row.samples_skipped is not None}) > 1:
+        notes.append("Different numbers of samples were skipped; with another order that can happen on the same data.")
+    return notes

@@ -1,0 +1,176 @@
+"""A comparison as sections of sentences and tables, the same for the console and for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from neuclip_scale.comparison.comparing import Comparison
+from neuclip_scale.comparison.cost import cost_text
+from neuclip_scale.comparison.differences import NOT_RECORDED, Difference
+from neuclip_scale.comparison.metrics import MetricRow, PairedDifference
+from neuclip_scale.comparison.run_folder import RunFolder
+from neuclip_scale.comparison.text import printable, show
+from neuclip_scale.evaluation.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts; the first column is a heading."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Sentences, then tables."""
+
+    title: str
+    lines: list[str] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)
+
+
+def sections(comparison: Comparison) -> list[Section]:
+    """All sections in the order a reader needs them; figures are the page's own."""
+    return [
+        _runs(comparison),
+        _recipes(comparison),
+        _code(comparison),
+        _data(comparison),
+        _metrics(comparison),
+        _cost(comparison),
+    ]
+
+
+def summary_lines(comparison: Comparison) -> tuple[str, list[str]]:
+    """(the sentence about the recipes, what else stands against comparing the runs)."""
+    others = [finding.text for finding in comparison.findings if finding.kind != "recipe"]
+    return comparison.drift.verdict, others
+
+
+def _runs(comparison: Comparison) -> Section:
+    rows = []
+    for arm in comparison.arms:
+        for run in arm.runs:
+            rows.append([run.label, arm.name, _told(run.seed), _status(run), show(printable(str(run.path)))])
+    return Section("Runs", [], [Grid("", ["run", "arm", "seed", "status", "folder"], rows)])
+
+
+def _status(run: RunFolder) -> str:
+    if run.summary is None:
+        return "unknown"
+    status = show(run.summary.get("status", "unknown"))
+    at = f"{_told(run.summary.get('step'))}/{_told(run.summary.get('num_steps'))}"
+    return f"{status}, step {at}"
+
+
+def _recipes(comparison: Comparison) -> Section:
+    drift = comparison.drift
+    grids = [
+        _difference_grid(title, found)
+        for title, found in (
+            ("More than the method", drift.other),
+            ("The method (objective.*, optim.temperature_*)", drift.method),
+            ("The seed", drift.seed),
+        )
+        if found
+    ]
+    return Section("Recipes", [drift.verdict, *drift.notes], grids)
+
+
+def _code(comparison: Comparison) -> Section:
+    known = sum(run.environment is not None for run in comparison.runs)
+    if known < 2:
+        return Section("Code and machine", ["Fewer than two runs tell their code and machine."])
+    lines = [*([] if comparison.code else ["Code: the same commit and packages."]), *comparison.code_notes]
+    lines += [] if comparison.machines else ["Machine: the same."]
+    titled = (("Code", comparison.code), ("Machine", comparison.machines))
+    return Section("Code and machine", lines, [_difference_grid(title, found) for title, found in titled if found])
+
+
+def _difference_grid(title: str, found: Sequence[Difference]) -> Grid:
+    labels = list(found[0].values)
+    return Grid(title, ["", *labels], [[each.name, *(show(each.values[label]) for label in labels)] for each in found])
+
+
+def _data(comparison: Comparison) -> Section:
+    data = comparison.data
+    rows = [
+        [
+            row.label,
+            row.fingerprint or NOT_RECORDED,
+            _count(row.num_samples),
+            _count(row.num_shards),
+            _count(row.samples_seen),
+            _count(row.samples_skipped),
+            _count(row.listed_skips),
+            _count(row.last_step),
+        ]
+        for row in data.runs
+    ]
+    columns = ["run", "fingerprint", "pairs", "shards", "pairs seen", "skipped", "lines in skipped/", "last step"]
+    shown = [text for text in data.discrepancies if text not in {order.text for order in data.orders}]
+    lines = [*shown, *(order.text for order in data.orders), *data.notes]
+    prints = {row.fingerprint for row in data.runs}
+    if len(prints) == 1 and None not in prints:
+        lines.insert(0, "The same training data: equal fingerprints.")
+    return Section("Data seen", lines, [Grid("", columns, rows)])
+
+
+def _metrics(comparison: Comparison) -> Section:
+    metrics = comparison.metrics
+    arms = [arm.name for arm in comparison.arms]
+    columns = ["set", "measure", *arms, "chance", "majority"]
+    grids = [Grid("Mean over seeds [95 % t interval] (n)", columns, [_metric_row(row, arms) for row in metrics.rows])]
+    for first, second in dict.fromkeys((pair.first, pair.second) for pair in metrics.pairs):
+        mine = [pair for pair in metrics.pairs if (pair.first, pair.second) == (first, second)]
+        columns = ["set", "measure", "difference [95 % t interval]", "n", "p", "p, Holm", "least p"]
+        title = f"{second} minus {first}, paired by seed"
+        grids.append(Grid(title, columns, [_pair_row(pair) for pair in mine]))
+    lines = [*metrics.discrepancies, *metrics.notes]
+    if metrics.pairs:
+        lines.append("p: exact sign-flip test of the paired differences, corrected over the metrics of a pair of arms.")
+    if not metrics.rows:
+        return Section("Metrics", [*lines, "No run has scores."])
+    return Section("Metrics", lines, grids)
+
+
+def _metric_row(row: MetricRow, arms: Sequence[str]) -> list[str]:
+    values = [_estimate(row.arms[name], with_n=True) if name in row.arms else "-" for name in arms]
+    guesses = ["" if value is None else f"{100 * value:.2f} %" for value in (row.chance, row.majority)]
+    return [row.metric.set_name, row.metric.label, *values, *guesses]
+
+
+def _pair_row(pair: PairedDifference) -> list[str]:
+    p_values = [f"{value:.3g}" for value in (pair.p, pair.p_holm, pair.smallest_p)]
+    difference = _estimate(pair.estimate, signed=True)
+    return [pair.metric.set_name, pair.metric.label, difference, str(len(pair.seeds)), *p_values]
+
+
+def _estimate(estimate: Estimate, *, with_n: bool = False, signed: bool = False) -> str:
+    """In per cent, a signed difference in percentage points; limits of an interval may lie outside 0 to 100."""
+    sign = "+" if signed else ""
+    text = f"{100 * estimate.mean:{sign}.2f} {'points' if signed else '%'}"
+    if estimate.low is not None and estimate.high is not None:
+        text += f" [{100 * estimate.low:{sign}.2f}, {100 * estimate.high:{sign}.2f}]"
+    return f"{text} ({estimate.n})" if with_n else text
+
+
+def _cost(comparison: Comparison) -> Section:
+    costs = comparison.costs
+    names = list(next(iter(costs.values()), {}))
+    rows = [[label, *(cost_text(values[name]) for name in names)] for label, values in costs.items()]
+    lines = ["Measuring and evaluating are not counted."]
+    if comparison.machines:
+        lines.append("Machines differ: times, memory and energy say as much about them as about the method.")
+    return Section("Cost of training", lines, [Grid("", ["run", *names], rows)])
+
+
+def _count(value: float | None) -> str:
+    return NOT_RECORDED if value is None else f"{value:,.0f}"
+
+
+def _told(value: object) -> str:
+    return NOT_RECORDED if value is None else show(value)
