@@ -21,6 +21,7 @@ LAYERS = {
     "files": 0,
     "data.manifest": 0,
     "data.shards": 0,
+    "sections": 1,
     "distributed": 1,
     "similarity": 1,
     "models": 2,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuclip_scale import distributed
+from neuclip_scale.sections import section
 
 ADAGRAD_EPS = 1e-10
 
@@ -61,6 +62,11 @@ class NormalizerPredictionNetwork(nn.Module):
             out[rows] = self._pool(logits, count)
         return out
 
+    def flops(self, num_anchors: int, num_updates: int) -> int:
+        """FLOPs of `num_updates` updates (logits and gradient) and one prediction, 2 b m d for each product."""
+        return (2 * num_updates + 1) * 2 * num_anchors * self.weight.numel()
+
+    @section("npn/update")
     @torch.no_grad()
     def update(
         self,
