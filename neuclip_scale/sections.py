@@ -11,13 +11,15 @@ Outside a `StepTimer` a section measures nothing and costs about half a microsec
 from __future__ import annotations
 
 import time
-from contextlib import ContextDecorator
+from collections.abc import Iterator
+from contextlib import ContextDecorator, contextmanager
 from functools import cache
 
 import torch
 
 OTHER = "other"
 """Time of a step that no section claims."""
+_LEFT_OUT = "left out"
 
 
 class StepTimer:
@@ -67,12 +69,8 @@ class StepTimer:
         if isinstance(self._stamps[-1], torch.cuda.Event):
             self._stamps[-1].synchronize()
         for name, begin, end in zip(self._owners, self._stamps, self._stamps[1:], strict=False):
-            if isinstance(begin, torch.cuda.Event):
-                elapsed = begin.elapsed_time(end) / 1000  # events count milliseconds
-            else:
-                assert not isinstance(end, torch.cuda.Event)
-                elapsed = end - begin
-            totals[name] = totals.get(name, 0.0) + elapsed
+            totals[name] = totals.get(name, 0.0) + _elapsed(begin, end)
+        totals.pop(_LEFT_OUT, None)
         return totals
 
     def _mark(self) -> None:
@@ -86,6 +84,14 @@ class StepTimer:
 
 
 _running: StepTimer | None = None
+
+
+def _elapsed(begin: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    if isinstance(begin, torch.cuda.Event):
+        assert isinstance(end, torch.cuda.Event)
+        return float(begin.elapsed_time(end)) / 1000  # events count milliseconds
+    assert not isinstance(end, torch.cuda.Event)
+    return end - begin
 
 
 class Section(ContextDecorator):
@@ -108,3 +114,18 @@ class Section(ContextDecorator):
 def section(name: str) -> Section:
     """The section called `name`; a name may have a folder, as `npn/update`."""
     return Section(name)
+
+
+@contextmanager
+def left_out() -> Iterator[None]:
+    """What happens inside is no part of the step: its time goes to nobody, that of sections in it included."""
+    global _running
+    timer, _running = _running, None
+    if timer is not None:
+        timer.enter(_LEFT_OUT)
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.leave()
+        _running = timer

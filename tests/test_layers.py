@@ -35,6 +35,8 @@ LAYERS = {
     "grad_cache": 3,
     "checkpoint": 3,
     "evaluation": 3,
+    "cost": 4,
+    "non_finite": 4,
     "run_state": 4,
     "trainer": 4,
     "cli": 5,

@@ -32,7 +32,8 @@ class NeuCLIP(MarginObjective):
 
     def estimate_flops(self, shape: BatchShape) -> int:
         """See `MarginObjective.estimate_flops`. A restart copies embeddings and multiplies nothing."""
-        return sum(npn.flops(shape.local_size, self.section.updates_per_step) for npn in (self.image_npn, self.text_npn))
+        npns = self.image_npn, self.text_npn
+        return sum(npn.flops(shape.local_size, self.section.updates_per_step) for npn in npns)
 
     def estimate(
         self, pairs: PairFeatures, scale: Tensor, batch_rows: Tensor, world_index: Tensor | None

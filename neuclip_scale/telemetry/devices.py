@@ -6,59 +6,50 @@ from typing import NamedTuple
 
 
 class Gpu(NamedTuple):
-    """Dense peaks in TFLOP/s (half of the advertised figures "with sparsity"), and board power."""
+    """Dense peaks in TFLOP/s, and board power."""
 
-    half: float | None
-    """bf16 and fp16 with fp32 accumulation on tensor cores; None where bf16 and fp16 differ."""
-    full: float
-    """fp32 without TF32, torch's default."""
+    bf16: float | None
+    """On tensor cores, fp32 accumulation, without sparsity; None where they do not take it."""
+    fp16: float
+    fp32: float
+    """Without TF32, as torch multiplies unless told otherwise."""
     watts: float
-    """Maximum thermal design power of the board."""
+    """Maximum power of the board."""
 
 
-# NVIDIA data sheets: "H100 Tensor Core GPU" (SXM, PCIe, NVL), "H200 Tensor Core GPU" (SXM, NVL), "A100 Tensor Core GPU"
-# (SXM, PCIe), "A10" and, for the A10G, AWS's G5 description, "L40S", "L4", "V100" (SXM2, PCIe), "T4". All parts of a
-# key must be in torch's name of the device; the first key that fits counts, so the special ones stand first.
-GPUS: dict[tuple[str, ...], Gpu] = {
-    ("H200", "NVL"): Gpu(835.5, 60.0, 600.0),
-    ("H200",): Gpu(989.5, 67.0, 700.0),
-    ("H100", "PCIe"): Gpu(756.0, 51.0, 350.0),
-    ("H100", "NVL"): Gpu(835.5, 60.0, 400.0),
-    ("H100", "HBM3"): Gpu(989.5, 67.0, 700.0),
-    ("A100", "SXM"): Gpu(312.0, 19.5, 400.0),
-    ("A100", "80GB PCIe"): Gpu(312.0, 19.5, 300.0),
-    ("A100", "PCIE"): Gpu(312.0, 19.5, 250.0),
-    ("L40S",): Gpu(362.0, 91.6, 350.0),
-    ("A10G",): Gpu(70.0, 35.0, 300.0),
-    ("A10",): Gpu(125.0, 31.2, 150.0),
-    ("L4",): Gpu(121.0, 30.3, 72.0),
-    # fp16 alone: Volta and Turing have no bf16 tensor cores.
-    ("V100", "SXM2"): Gpu(None, 15.7, 300.0),
-    ("V100", "PCIE"): Gpu(None, 14.0, 250.0),
-    ("T4",): Gpu(None, 8.1, 70.0),
+# NVIDIA's data sheets "H100 Tensor Core GPU" (SXM, PCIe; NVL), "H200 Tensor Core GPU" (SXM, NVL), "A100 Tensor Core
+# GPU", "A10 Tensor Core GPU" (the A10G: AWS's description of its G5 instances), "L40S", "L4 Tensor Core GPU", "V100",
+# "T4"; tensor-core figures that they give with sparsity are halved. The first part of a key is a word of torch's name
+# of the device, the second is anywhere in it; the first key that fits counts.
+GPUS: dict[tuple[str, str], Gpu] = {
+    ("H200", "NVL"): Gpu(835.5, 835.5, 60.0, 600.0),
+    ("H200", ""): Gpu(989.5, 989.5, 67.0, 700.0),
+    ("H100", "PCIe"): Gpu(756.0, 756.0, 51.0, 350.0),
+    ("H100", "NVL"): Gpu(835.5, 835.5, 60.0, 400.0),
+    ("H100", "HBM3"): Gpu(989.5, 989.5, 67.0, 700.0),
+    ("A100", "SXM"): Gpu(312.0, 312.0, 19.5, 400.0),
+    ("A100", "80GB PCIe"): Gpu(312.0, 312.0, 19.5, 300.0),
+    ("A100", "PCIE"): Gpu(312.0, 312.0, 19.5, 250.0),
+    ("L40S", ""): Gpu(362.0, 362.0, 91.6, 350.0),
+    ("A10G", ""): Gpu(70.0, 70.0, 35.0, 300.0),
+    ("A10", ""): Gpu(125.0, 125.0, 31.2, 150.0),
+    ("L4", ""): Gpu(121.0, 121.0, 30.3, 72.0),
+    ("V100", "SXM2"): Gpu(None, 125.0, 15.7, 300.0),
+    ("V100", "PCIE"): Gpu(None, 112.0, 14.0, 250.0),
+    ("T4", ""): Gpu(None, 65.0, 8.1, 70.0),
 }
-FP16_ONLY = {("V100", "SXM2"): 125.0, ("V100", "PCIE"): 112.0, ("T4",): 65.0}
 
 
 def find_gpu(name: str) -> Gpu | None:
-    """Figures of the device that torch calls `name`; None where it is not known for certain."""
-    key = _key(name)
-    return None if key is None else GPUS[key]
+    """Figures of the device that torch calls `name`; None where they are not known for certain."""
+    words = set(name.replace("-", " ").split())  # whole words: an A100 is no A10, an L40 no L4
+    return next((gpu for (model, part), gpu in GPUS.items() if model in words and part in name), None)
 
 
 def peak_flops(name: str, precision: str) -> float | None:
     """Dense peak in FLOP/s of the device that torch calls `name` at bf16, fp16 or fp32; None where not known."""
-    key = _key(name)
-    if key is None:
+    gpu = find_gpu(name)
+    if gpu is None:
         return None
-    gpu = GPUS[key]
-    peak = gpu.full if precision == "fp32" else gpu.half
-    if peak is None and precision == "fp16":
-        peak = FP16_ONLY[key]
+    peak = {"bf16": gpu.bf16, "fp16": gpu.fp16, "fp32": gpu.fp32}[precision]
     return None if peak is None else peak * 1e12
-
-
-def _key(name: str) -> tuple[str, ...] | None:
-    # Whole words for the model, so that an A100 is no A10 and an L40 no L4.
-    words = set(name.replace("-", " ").split())
-    return next((key for key in GPUS if key[0] in words and all(part in name for part in key)), None)

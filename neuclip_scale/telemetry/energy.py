@@ -20,8 +20,8 @@ WATTS_PER_CPU_CORE = 10.0
 """Assumed where nothing can be read: a server's CPU at full load, with its memory, per core in use."""
 WATTS_PER_GPU = 300.0
 """Assumed for a GPU whose board power is not known."""
-RAPL_PERIOD = 5.0
-"""Seconds between readings of RAPL at most: its counters start over after minutes, and a second turn is not seen."""
+PERIOD = 5.0
+"""Seconds between readings: RAPL's counters start over after minutes, and a second turn would not be seen."""
 
 
 class EnergyMeter(ABC):
@@ -33,6 +33,7 @@ class EnergyMeter(ABC):
     def __init__(self) -> None:
         self.joules = 0.0
         self._runs = False
+        self._read_at = time.monotonic()
 
     def start(self) -> None:
         """Count from now on."""
@@ -43,6 +44,7 @@ class EnergyMeter(ABC):
         """Bring `joules` up to date, if the meter runs."""
         if self._runs:
             self.joules += self._since_last()
+            self._read_at = time.monotonic()
 
     def stop(self) -> None:
         """Count no further."""
@@ -50,7 +52,9 @@ class EnergyMeter(ABC):
         self._runs = False
 
     def tick(self) -> None:
-        """To be called in every step: reads a counter that would start over unseen."""
+        """To be called in every step: `update` when `PERIOD` is over."""
+        if time.monotonic() - self._read_at > PERIOD:
+            self.update()
 
     @abstractmethod
     def _reset(self) -> None:
@@ -102,22 +106,15 @@ class RaplMeter(EnergyMeter):
             raise FileNotFoundError(f"{root}: no RAPL package")
         self._ranges = [int((p / "max_energy_range_uj").read_text("ascii")) for p in self._packages]
         self._last = self._read()
-        self._last_time = time.monotonic()
-
-    def tick(self) -> None:
-        """See `EnergyMeter.tick`."""
-        if time.monotonic() - self._last_time > RAPL_PERIOD:
-            self.update()
 
     def _read(self) -> list[int]:
         return [int((package / "energy_uj").read_text("ascii")) for package in self._packages]
 
     def _reset(self) -> None:
-        self._last, self._last_time = self._read(), time.monotonic()
+        self._last = self._read()
 
     def _since_last(self) -> float:
-        before = self._last
-        self._reset()
+        before, self._last = self._last, self._read()
         used = 0
         for old, new, limit in zip(before, self._last, self._ranges, strict=True):
             used += new - old if new >= old else new - old + limit  # started over at max_energy_range_uj
