@@ -48,6 +48,8 @@ class Npn:
     """Model: fixed time of one all-reduce, microseconds."""
     ranks_per_node: int = 8
     """Model: ranks that share the fast links."""
+    measure: bool = True
+    """Whether to measure on this machine, beside counting and modelling."""
     json: str = ""
     """Write the result to this file."""
 
@@ -197,11 +199,16 @@ def all_reduce_seconds(options: Npn, world_size: int) -> float:
 
 
 def spread(options: Npn, world_size: int) -> dict[str, Any]:
-    """T_u updates of both sides: anchors sharded and gradients summed, against all anchors on every rank."""
+    """T_u updates of both sides: anchors sharded and gradients summed, against all anchors on every rank.
+
+    `node_ms` is of a third way: every node takes all anchors, and its ranks share them.
+    """
     updates, local = 2 * options.updates_per_step, options.batch_size / world_size
     products = 4 * options.num_prototypes * options.embed_dim
     sharded = updates * (update_seconds(options, local) + all_reduce_seconds(options, world_size))
     replicated = updates * update_seconds(options, options.batch_size)
+    in_node = min(world_size, options.ranks_per_node)
+    node = updates * (update_seconds(options, options.batch_size / in_node) + all_reduce_seconds(options, in_node))
     # Sharding saves 1 - 1/W of the work per anchor and costs an all-reduce.
     saved = update_seconds(options, 1) * (1 - 1 / world_size)
     return {
@@ -212,6 +219,7 @@ def spread(options: Npn, world_size: int) -> dict[str, Any]:
             "ms": 1e3 * sharded,
         },
         "replicated": {"flops": updates * products * options.batch_size, "bytes": 0, "ms": 1e3 * replicated},
+        "node_ms": 1e3 * node,
         "faster": "sharded" if sharded < replicated else "replicated",
         "crossing_batch_size": math.ceil(all_reduce_seconds(options, world_size) / saved),
     }
@@ -219,13 +227,11 @@ def spread(options: Npn, world_size: int) -> dict[str, Any]:
 
 def modelled_share(options: Npn, encoder_flops: int, world_size: int) -> float:
     """The NPN's part of encoders and NPN together, in the faster of both ways."""
-    ways = spread(options, world_size) if world_size > 1 else None
     local = options.batch_size / world_size
-    updates = (
-        min(ways["sharded"]["ms"], ways["replicated"]["ms"]) / 1e3
-        if ways
-        else (2 * options.updates_per_step * update_seconds(options, local))
-    )
+    updates = 2 * options.updates_per_step * update_seconds(options, local)
+    if world_size > 1:
+        ways = spread(options, world_size)
+        updates = min(ways["sharded"]["ms"], ways["replicated"]["ms"]) / 1e3
     npn = updates + 2 * side_seconds(options, local, products=1, passes=9)
     return npn / (npn + encoder_flops * local / (options.encoder_tflops * 1e12))
 
@@ -249,7 +255,7 @@ def measure(options: Npn) -> dict[str, Any]:
         "embed_dim": options.embed_dim,
         "encoder_flops_per_pair": flops,
         "by_flops": flop_shares(options, flops),
-        "measured": measured_shares(options, model),
+        "measured": measured_shares(options, model) if options.measure else None,
         "modelled_share": {str(ranks): modelled_share(options, flops, ranks) for ranks in (1, *RANKS)},
         "spreading": [spread(options, ranks) for ranks in RANKS],
     }
@@ -266,25 +272,33 @@ def show(options: Npn, result: dict[str, Any]) -> None:
     for name, part in flops.items():
         print(f"  {name:<24}{part['flops'] / 1e12:>10.3f} TFLOPs{part['share']:>9.2%}")
     print(f"  NPN : encoders = 1 : {flops['encoders']['flops'] / flops['npn']['flops']:.1f}")
-    print(
-        f"\nmeasured on this CPU, fp32, {o.threads} thread(s). Scaled: the encoders' time, from {o.measured_pairs} pairs "
-        f"to B. Their work and\nthe NPN's are linear in B, so the ratio of FLOPs is the one above; m, d, T_u and the "
-        "NPN's B are the full ones."
-    )
-    for name, part in measured["parts"].items():
-        print(f"  {name:<24}{part['seconds']:>10.3f} s     {part['share']:>9.2%}")
-    print(f"  NPN in all{measured['npn_share']:>41.2%}")
-    print(f"  NPN : encoders = 1 : {1 / measured['npn_to_encoders']:.1f}")
+    if measured is not None:
+        show_measured(options, measured)
     print(
         f"\nmodelled on GPUs: encoders {o.encoder_tflops:g} and NPN {o.npn_tflops:g} TFLOP/s, memory "
         f"{o.memory_gbytes:g}, node {o.node_gbytes:g}, network {o.network_gbytes:g} GB/s,\n{o.latency_us:g} us an "
         f"all-reduce, {o.ranks_per_node} ranks a node; updates of both sides"
     )
-    print(f"  {'W':>3}{'sharded':>34}{'replicated':>22}{'faster':>12}{'sharded from B':>16}{'NPN share':>11}")
+    print(f"  {'W':>3}{'sharded':>29}{'replicated':>20}{'by node':>11}{'faster':>12}{'sharded from B':>16}{'share':>8}")
     for row in result["spreading"]:
         sharded, whole, ranks = row["sharded"], row["replicated"], row["world_size"]
         left = f"{sharded['flops'] / 1e9:.1f} GF {sharded['bytes'] / 1e6:.0f} MB {sharded['ms']:.2f} ms"
         right = f"{whole['flops'] / 1e9:.0f} GF {whole['ms']:.2f} ms"
+        node, crossing = f"{row['node_ms']:.2f} ms", row["crossing_batch_size"]
         share = result["modelled_share"][str(ranks)]
-        print(f"  {ranks:>3}{left:>34}{right:>22}{row['faster']:>12}{row['crossing_batch_size']:>16}{share:>11.1%}")
-    print(f"  on one GPU the NPN's share is {result['modelled_share']['1']:.1%}")
+        print(f"  {ranks:>3}{left:>29}{right:>20}{node:>11}{row['faster']:>12}{crossing:>16}{share:>8.1%}")
+    print(f"  NPN's share of encoders and NPN on one GPU: {result['modelled_share']['1']:.1%}")
+
+
+def show_measured(options: Npn, measured: dict[str, Any]) -> None:
+    """Print what was measured, and what was scaled."""
+    o = options
+    print(
+        f"\nmeasured on this CPU, fp32, {o.threads} thread(s). Scaled: the encoders' time, from {o.measured_pairs} "
+        "pairs to B. Their work and\nthe NPN's are linear in B, so the ratio of FLOPs is the one above; m, d, T_u and "
+        "the NPN's B are the full ones."
+    )
+    for name, part in measured["parts"].items():
+        print(f"  {name:<24}{part['seconds']:>10.3f} s     {part['share']:>9.2%}")
+    print(f"  NPN in all{measured['npn_share']:>41.2%}")
+    print(f"  NPN : encoders = 1 : {1 / measured['npn_to_encoders']:.1f}")
