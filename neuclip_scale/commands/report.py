@@ -87,8 +87,8 @@ def _arithmetic_and_energy(cost: dict[str, Any] | None) -> tuple[str, str]:
         return "-", "-"
     flops = cost["hardware_flops"] + cost["objective_flops"]
     part = " (in part)" if cost["since_step"] else ""  # a run that older code began
-    estimate = " (estimate)" if "estimate" in cost["energy_source"] else ""
-    return f"{flops / 1e12:,.3g}{part}", f"{cost['energy_joules'] / 3600:,.3g} Wh{estimate}{part}"
+    marks = "".join(f" ({word})" for word in ("estimate", "incomplete") if word in cost["energy_source"])
+    return f"{flops / 1e12:,.3g}{part}", f"{cost['energy_joules'] / 3600:,.3g} Wh{marks}{part}"
 
 
 def shares(summaries: dict[str, dict[str, Any]]) -> Table:

@@ -1,19 +1,23 @@
 """Energy of training: measured where the machine has a counter that may be read, else an estimate that says so.
 
 A meter counts between `start` and `stop`, as often as these alternate, so that evaluation and checkpoints can be left
-out. `source` begins with "measured" or with "estimate".
+out. `source` begins with "measured", "estimate" or, where a counter failed on the way, "incomplete".
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from neuclip_scale.telemetry.devices import find_gpu
+
+log = logging.getLogger(__name__)
 
 POWERCAP = Path("/sys/class/powercap")
 WATTS_PER_CPU_CORE = 10.0
@@ -32,19 +36,18 @@ class EnergyMeter(ABC):
 
     def __init__(self) -> None:
         self.joules = 0.0
-        self._runs = False
+        self._runs = self._failed = False
         self._read_at = time.monotonic()
 
     def start(self) -> None:
         """Count from now on."""
-        self._reset()
         self._runs = True
+        self._guard(self._reset)
 
     def update(self) -> None:
         """Bring `joules` up to date, if the meter runs."""
         if self._runs:
-            self.joules += self._since_last()
-            self._read_at = time.monotonic()
+            self._guard(self._add)
 
     def stop(self) -> None:
         """Count no further."""
@@ -55,6 +58,21 @@ class EnergyMeter(ABC):
         """To be called in every step: `update` when `PERIOD` is over."""
         if time.monotonic() - self._read_at > PERIOD:
             self.update()
+
+    def _add(self) -> None:
+        self.joules += self._since_last()
+        self._read_at = time.monotonic()
+
+    def _guard(self, read: Callable[[], None]) -> None:
+        """Call `read`; a counter that fails must not end days of training, but the result has to say so."""
+        if self._failed:
+            return
+        try:
+            read()
+        except (OSError, RuntimeError, ValueError) as error:
+            self._failed = True
+            self.source = f"incomplete, the counter failed during training ({error}); {self.source}"
+            log.warning("energy: %s", self.source)
 
     @abstractmethod
     def _reset(self) -> None:

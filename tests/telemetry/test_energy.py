@@ -114,3 +114,19 @@ def test_an_estimate_is_power_times_the_seconds_it_ran() -> None:
     meter.stop()
     assert 5.0 <= meter.joules <= most
     assert meter.source == "estimate: 50 W per device x seconds (for the test)"
+
+
+def test_a_counter_that_vanishes_ends_the_count_and_not_the_run(sysfs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    meter = RaplMeter(sysfs)
+    meter.start()
+    write_domain(sysfs, "intel-rapl:0", "package-0", 3_000_000)
+    meter.update()
+    (sysfs / "intel-rapl:0" / "energy_uj").unlink()
+    meter.update()
+    meter.stop()
+    meter.start()
+    meter.stop()
+    assert meter.joules == pytest.approx(2)
+    assert meter.source.startswith("incomplete, the counter failed during training (")
+    assert meter.source.endswith(RaplMeter.source)
+    assert len(caplog.records) == 1
