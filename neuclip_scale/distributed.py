@@ -21,8 +21,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from neuclip_scale.config import ConfigError
+from neuclip_scale.sections import section
 
 T = TypeVar("T")
+
+COMMUNICATION = "communication"
+"""Section of the collectives in a step, waiting for slower ranks included; not the encoders' gradients, which engines
+send during the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +153,10 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return rows.detach()
-    rows = rows.detach().contiguous()
-    gathered = rows.new_empty((world_size() * rows.shape[0], *rows.shape[1:]))
-    _gather_single(gathered, rows)
+    with section(COMMUNICATION):
+        rows = rows.detach().contiguous()
+        gathered = rows.new_empty((world_size() * rows.shape[0], *rows.shape[1:]))
+        _gather_single(gathered, rows)
     return gathered
 
 
@@ -162,7 +168,8 @@ _gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_int
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum `tensor` over ranks in place and return it (collective)."""
     if world_size() > 1:
-        dist.all_reduce(tensor)
+        with section(COMMUNICATION):
+            dist.all_reduce(tensor)
     return tensor
 
 

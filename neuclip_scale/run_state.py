@@ -12,6 +12,7 @@ import torch
 
 from neuclip_scale import checkpoint, distributed
 from neuclip_scale.config import ConfigError, Recipe, dump_recipe
+from neuclip_scale.cost import RunCost
 from neuclip_scale.data.loader import LoadedBatch, TrainLoader
 from neuclip_scale.data.manifest import Manifest
 from neuclip_scale.engines import Engine
@@ -29,7 +30,7 @@ class RunState:
         self.step = 0
         self.num_read = 0
         self.num_skipped = 0
-        self.train_seconds = 0.0
+        self.cost = RunCost()
         self.temperature_dropped = False
         self._positions: dict[int, int] = {}
 
@@ -82,7 +83,8 @@ class RunState:
             "samples_seen": self.step * self.config.train.global_batch_size,
             "num_read": self.num_read,
             "num_skipped": self.num_skipped,
-            "train_seconds": self.train_seconds,
+            "train_seconds": self.cost.train_seconds,
+            "cost": self.cost.state(),
             "temperature_dropped": self.temperature_dropped,
             "torch_version": str(torch.__version__),
         }
@@ -102,7 +104,8 @@ class RunState:
         objective.load_state_dict(shared["objective"])
         objective.load_rank_states([state["objective"] for state in ranks])
         loader.load_positions(shared["stream_positions"], num_read=shared["num_read"])
-        self.step, self.train_seconds = shared["step"], shared["train_seconds"]
+        self.step = shared["step"]
+        self.cost.load(shared, len(ranks))
         self.num_read, self.num_skipped = shared["num_read"], shared["num_skipped"]
         self.temperature_dropped = shared["temperature_dropped"]
         if len(ranks) == distributed.world_size():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from neuclip_scale import distributed, files, telemetry
 from neuclip_scale.config import ConfigError, Recipe, check_recipe, dump_recipe, local_batch_size, micro_batch_size
+from neuclip_scale.cost import StepArithmetic
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.digest import batch_digest
 from neuclip_scale.data.loader import LoadedBatch, TrainLoader
@@ -29,15 +29,13 @@ from neuclip_scale.evaluation.suite import evaluate_folder, find_sets
 from neuclip_scale.grad_cache import CachedFeatures, RandomState
 from neuclip_scale.models.clip import build_model
 from neuclip_scale.models.tokenizer import build_tokenizer
+from neuclip_scale.non_finite import NonFiniteLossError, check_finite
 from neuclip_scale.objectives import ObjectiveOutput, create_objective
 from neuclip_scale.objectives.registry import Problem
 from neuclip_scale.optim import clamp_temperature, create_optimizer, schedule_factor, set_learning_rates
 from neuclip_scale.run_state import RunState, StopSignal
+from neuclip_scale.sections import StepTimer, left_out, section
 from neuclip_scale.similarity import PairFeatures
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient is NaN or infinite; names the step, the ranks and the file with the batch's uids."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,7 @@ class Trainer:
         # which can take hours: a model that cannot be built is an error of the first minute.
         distributed.seed_everything(config.seed)
         model = build_model(config).to(self.device)
+        self.arithmetic = StepArithmetic.of(model, config, self.world_size)
         self.manifest = self._index_data()
         self.num_steps = self._count_steps()
         self.engine = create_engine(
@@ -134,7 +133,7 @@ class Trainer:
             state.step,
             world_size=self.world_size,
         )
-        with logger, StopSignal() as stop:
+        with logger, state.cost.metered(self.device), StopSignal() as stop:
             batches = iter(self.loader)
             stopping = False
             while state.step < self.num_steps and not stopping:
@@ -154,19 +153,21 @@ class Trainer:
         """Load, train, record and save as due (collective); returns whether to stop."""
         config, state = self.config, self.run_state
         began = time.perf_counter()
-        with self._keep_random_state():
-            loaded = next(batches)
-        data_time = time.perf_counter() - began
-        set_learning_rates(
-            self.engine.optimizer,
-            schedule_factor(state.step, self.num_steps, config.optim),
-            constant_temperature=config.optim.temperature_schedule == "constant",
-            temperature_dropped=state.temperature_dropped,
-        )
-        batch = loaded.batch.to(self.device, non_blocking=True)
-        result = self.train_step(batch, self.monitor if self.monitor.is_due(state.step + 1) else None)
-        metrics, stopping = self._reduce(result, loaded, stop.requested)
-        self._check_finite(metrics, result, batch)
+        with StepTimer(self.device) as timer:
+            with section("data"), self._keep_random_state():
+                loaded = next(batches)
+            data_time = time.perf_counter() - began
+            set_learning_rates(
+                self.engine.optimizer,
+                schedule_factor(state.step, self.num_steps, config.optim),
+                constant_temperature=config.optim.temperature_schedule == "constant",
+                temperature_dropped=state.temperature_dropped,
+            )
+            with section("data"):
+                batch = loaded.batch.to(self.device, non_blocking=True)
+            result = self.train_step(batch, self.monitor if self.monitor.is_due(state.step + 1) else None)
+            metrics, stopping = self._reduce(result, loaded, stop.requested)
+        check_finite(metrics, result.pairs, batch, state.step + 1, self.run_dir, config.train.precision)
         state.advance(loaded, tau=1 / metrics["logit_scale"])
         skips.add(loaded.skipped)
         # Counts of all ranks, equal on all ranks: they stop together.
@@ -180,9 +181,11 @@ class Trainer:
         metrics |= self.monitor.take_result()
         # Measuring is not training: its time would count against the method that is measured.
         step_time = time.perf_counter() - began - metrics.get("normalizer/seconds", 0.0)
-        state.train_seconds += step_time
+        sections = timer.seconds()
+        state.cost.add_step(step_time, sections, self.arithmetic, self.objective)
         metrics |= {"lr": self.engine.optimizer.param_groups[0]["lr"], "data_time": data_time}
         metrics |= {"step_time": step_time, "num_skipped": state.num_skipped}
+        metrics |= {f"time/{name}": spent for name, spent in sections.items()}
         logger.log_step(state.step, metrics)
         self._between_steps(logger, stopping)
         return stopping
@@ -190,30 +193,40 @@ class Trainer:
     def train_step(self, batch: Batch, monitor: NormalizerMonitor | None = None) -> StepResult:
         """One optimizer step on this rank's part of the global batch (collective)."""
         engine = self.engine
-        cached = CachedFeatures(engine.encode, engine.module, batch.split(self.micro_batch_size), engine.micro_step)
+        with section("encode"):
+            micro_batches = batch.split(self.micro_batch_size)
+            cached = CachedFeatures(engine.encode, engine.module, micro_batches, engine.micro_step)
         gather = distributed.all_gather_rows
         pairs = PairFeatures(
             cached.image, cached.text, gather(cached.image), gather(cached.text), self.rank * len(batch)
         )
         self.objective.train()
-        output = self.objective(pairs, cached.logit_scale, gather(batch.sample_index), cached.logit_bias)
+        with section("objective"):
+            output = self.objective(pairs, cached.logit_scale, gather(batch.sample_index), cached.logit_bias)
         if monitor is not None:
-            with self._keep_random_state():
+            with left_out(), self.run_state.cost.paused(), self._keep_random_state():
                 monitor.measure(engine, pairs, cached.logit_scale, output, batch.sample_index)
-        for rows, encoded in cached.replay():
-            is_last = rows.stop == len(batch)
-            engine.backward(
-                encoded,
-                output.image_gradient[rows],
-                output.text_gradient[rows],
-                output.logit_scale_gradient if is_last else None,
-                output.logit_bias_gradient if is_last else None,
-            )
-        grad_norm = engine.clip_grad_norm(self.config.train.max_grad_norm)
-        engine.step()
-        bounds = self.config.objective.temperature_min, self.config.objective.temperature_max
-        clamp_temperature(engine.module.logit_scale, *bounds)
+        with section("replay"):
+            self._replay(cached, output)
+        with section("optimizer"):
+            grad_norm = engine.clip_grad_norm(self.config.train.max_grad_norm)
+            engine.step()
+            bounds = self.config.objective.temperature_min, self.config.objective.temperature_max
+            clamp_temperature(engine.module.logit_scale, *bounds)
         return StepResult(pairs, output, cached.logit_scale, grad_norm)
+
+    def _replay(self, cached: CachedFeatures, output: ObjectiveOutput) -> None:
+        """Back-propagate the feature gradients, one micro-batch after the other (collective in the last)."""
+        for rows, encoded in cached.replay():
+            is_last = rows.stop == cached.image.shape[0]
+            with section("backward"):
+                self.engine.backward(
+                    encoded,
+                    output.image_gradient[rows],
+                    output.text_gradient[rows],
+                    output.logit_scale_gradient if is_last else None,
+                    output.logit_bias_gradient if is_last else None,
+                )
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -280,6 +293,7 @@ class Trainer:
             eps=self.config.objective.eps,
         )
 
+    @section("reduce")
     def _reduce(self, result: StepResult, loaded: LoadedBatch, stop: bool) -> tuple[dict[str, Any], bool]:
         """Numbers of this step over all ranks, and whether any rank was asked to stop (collective).
 
@@ -300,35 +314,17 @@ class Trainer:
         metrics["batch_digest"] = batch_digest(digests.tolist())
         return metrics, stopping > 0
 
-    def _check_finite(self, metrics: dict[str, Any], result: StepResult, batch: Batch) -> None:
-        # fp16's loss scaler looks for bad gradients itself: it skips the update and lowers its scale.
-        watched = ("loss",) if self.config.train.precision == "fp16" else ("loss", "grad_norm")
-        bad = next((name for name in watched if not math.isfinite(metrics[name])), None)
-        if bad is None:
-            return
-        step = self.run_state.step + 1
-        path = self.run_dir / f"nonfinite_step_{step:09d}_rank_{self.rank:05d}.json"
-        finite = all(bool(torch.isfinite(side).all()) for side in (result.pairs.image, result.pairs.text))
-        files.write_json(path, {"step": step, "rank": self.rank, "features_finite": finite, "uids": batch.uids})
-        everyone = distributed.gather_objects((self.rank, finite, batch.uids[:3]))
-        culprits = [entry for entry in everyone if not entry[1]] or everyone
-        listed = "; ".join(f"rank {rank} (uids {', '.join(uids)}, ...)" for rank, _, uids in culprits)
-        source = "backward pass" if math.isfinite(metrics["loss"]) else "objective"
-        cause = "features are not finite" if not culprits[0][1] else f"features are finite, the {source} is not"
-        raise NonFiniteLossError(
-            f"step {step}: {bad} = {metrics[bad]}; {cause} on {listed}. All uids: {path.parent}/nonfinite_step_*. "
-            f"Lower optim.learning_rate, clip with train.max_grad_norm, or use bf16; "
-            f"the last checkpoint in {self.run_dir / 'checkpoints'} is from before this step."
-        )
-
     def _between_steps(self, logger: telemetry.RunLogger, stopping: bool) -> None:
         step, config = self.run_state.step, self.config
         last = step >= self.num_steps
         due = config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0
         if due or stopping or last:
-            self.run_state.save(self.engine, self.objective, self.manifest)
+            with self.run_state.cost.paused():
+                self.run_state.save(self.engine, self.objective, self.manifest)
         if not last and config.evaluation.every_steps and step % config.evaluation.every_steps == 0:
-            for name, value in _flat(self._evaluate()):
+            with self.run_state.cost.paused():
+                scores = self._evaluate()
+            for name, value in _flat(scores):
                 logger.log_scalars(step, {f"eval/{name}": value})
 
     def _evaluate(self) -> dict[str, Any]:
@@ -352,7 +348,9 @@ class Trainer:
 
     def _finish(self, logger: telemetry.RunLogger, finished: bool) -> dict[str, Any]:
         state = self.run_state
-        evaluation = self._evaluate() if finished else {}
+        with state.cost.paused():
+            evaluation = self._evaluate() if finished else {}
+        cost = state.cost.summary(self.arithmetic, self.device, self.config.train.precision)
         for name, value in _flat(evaluation):
             logger.log_scalars(state.step, {f"eval/{name}": value})
         samples = state.step * self.config.train.global_batch_size
@@ -368,13 +366,14 @@ class Trainer:
             "epochs": samples / self.manifest.num_samples,
             "world_size": self.world_size,
             "local_batch_size": local_batch_size(self.config, self.world_size),
-            "train_seconds": state.train_seconds,
-            "device_hours": state.train_seconds * self.world_size / 3600,
+            "train_seconds": cost["train_seconds"],
+            "device_hours": cost["device_hours"],
             "device": str(self.device.type),
-            "samples_per_second": samples / state.train_seconds if state.train_seconds else 0.0,
+            "samples_per_second": samples / cost["train_seconds"] if cost["train_seconds"] else 0.0,
             "samples_read": state.num_read,
             "samples_skipped": state.num_skipped,
             "faulty_shards": len(self.manifest.faulty_shards),
+            "cost": cost,
             "evaluation": evaluation,
         }
         if distributed.is_main():

@@ -1,10 +1,11 @@
 """Measure what costs time or memory, side by side in one run with what people use today.
 
     python tools/bench.py loss [--batch-size 8192] [--embed-dim 512] [--threads 1] [--repeats 3] [--json PATH]
+    python tools/bench.py npn [--batch-size 4096] [--num-prototypes 4096] [--updates-per-step 10] [--json PATH]
 
-Each measurement is a fresh process, ours and the peer's by turns, so that drift of the machine falls on both.
+`loss`: each measurement is a fresh process, ours and the peer's by turns, so that drift of the machine falls on both.
 Times on a CPU are for ratios only. `bound` is the arithmetic that cannot be avoided, at the speed of one matmul
-measured in the same process.
+measured in the same process. `npn`: the NPN's share of an iteration, and how to spread it (tools/bench_npn.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import bench_npn
 import tyro
 
 MEBIBYTE = 1 << 20
@@ -126,8 +128,7 @@ def measure(options: Loss) -> dict[str, Any]:
     print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
     peer = options.contenders[0]
     rows = [_row(name, runs[name], runs[peer]) for name in options.contenders]
-    machine = {"cpu": platform.processor() or platform.machine(), "python": platform.python_version()}
-    return {"options": asdict(options), "machine": machine, "commit": _commit(), "rows": rows, "runs": runs}
+    return {"options": asdict(options), "machine": _machine(), "commit": _commit(), "rows": rows, "runs": runs}
 
 
 def _row(name: str, runs: list[dict[str, float]], peer: list[dict[str, float]]) -> dict[str, Any]:
@@ -146,6 +147,10 @@ def _row(name: str, runs: list[dict[str, float]], peer: list[dict[str, float]]) 
         "bound_seconds": bound,
         "share_of_bound": bound / statistics.median(seconds),
     }
+
+
+def _machine() -> dict[str, str]:
+    return {"cpu": platform.processor() or platform.machine(), "python": platform.python_version()}
 
 
 def _commit() -> str:
@@ -172,16 +177,27 @@ def main() -> int:
         values = json.loads(sys.argv[3])
         child(Loss(**{**values, "contenders": tuple(values["contenders"])}), sys.argv[2])
         return 0
-    if sys.argv[1:2] != ["loss"]:
+    if sys.argv[1:2] == ["loss"]:
+        loss = tyro.cli(Loss, args=sys.argv[2:], prog="bench.py loss")
+        result = measure(loss)
+        show(result)
+        write(result, loss.json)
+    elif sys.argv[1:2] == ["npn"]:
+        npn = tyro.cli(bench_npn.Npn, args=sys.argv[2:], prog="bench.py npn")
+        result = {"options": asdict(npn), "machine": _machine(), "commit": _commit(), **bench_npn.measure(npn)}
+        bench_npn.show(npn, result)
+        write(result, npn.json)
+    else:
         print(__doc__)
         return 0 if sys.argv[1:2] in (["-h"], ["--help"]) else 2
-    options = tyro.cli(Loss, args=sys.argv[2:], prog="bench.py loss")
-    result = measure(options)
-    show(result)
-    if options.json:
-        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
     return 0
+
+
+def write(result: dict[str, Any], path: str) -> None:
+    """Write `result` to `path`, if one was given."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

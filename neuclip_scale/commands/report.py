@@ -53,6 +53,7 @@ def main(argv: list[str]) -> int:
     evaluations = [summary["evaluation"] for summary in summaries.values()]
     console.print(score_table(dict(zip(labels, evaluations, strict=True))))
     console.print(costs(summaries))
+    console.print(shares(summaries))
     console.print(demo_caveat(Path(recipe.evaluation.data)))
     figures = draw(arguments.runs, arguments.output, recipe)
     write_json(arguments.output / "report.json", {"runs": summaries})
@@ -76,7 +77,7 @@ def costs(summaries: dict[str, dict[str, Any]]) -> Table:
     """What each run took; measuring and evaluating are not counted."""
     table = Table(title="Cost of training", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("run")
-    for name in ("minutes", "pairs/s", "epochs", "device-hours", "device"):
+    for name in ("minutes", "pairs/s", "epochs", "device-hours", "device", "TFLOPs", "energy"):
         table.add_column(name, justify="right")
     for name, summary in summaries.items():
         table.add_row(
@@ -86,7 +87,36 @@ def costs(summaries: dict[str, dict[str, Any]]) -> Table:
             f"{summary['epochs']:.1f}",
             f"{summary['device_hours']:.2f}",
             f"{summary['world_size']} x {summary['device']}",
+            *_arithmetic_and_energy(summary.get("cost")),
         )
+    return table
+
+
+def _arithmetic_and_energy(cost: dict[str, Any] | None) -> tuple[str, str]:
+    """All that was computed, in 10^12 FLOPs, and watt-hours."""
+    if cost is None:  # a run of older code
+        return "-", "-"
+    flops = cost["hardware_flops"] + cost["objective_flops"]
+    part = " (in part)" if cost["since_step"] else ""  # a run that older code began
+    marks = "".join(f" ({word})" for word in ("estimate", "incomplete") if word in cost["energy_source"])
+    return f"{flops / 1e12:,.3g}{part}", f"{cost['energy_joules'] / 3600:,.3g} Wh{marks}{part}"
+
+
+def shares(summaries: dict[str, dict[str, Any]]) -> Table:
+    """Where the time of the steps went on rank 0, by the first part of the sections' names."""
+    rows: dict[str, dict[str, float]] = {}
+    for run, summary in summaries.items():
+        rows[run] = {}
+        for name, section in summary.get("cost", {}).get("sections", {}).items():
+            group = name.partition("/")[0]
+            rows[run][group] = rows[run].get(group, 0.0) + section["share"]
+    groups = dict.fromkeys(group for row in rows.values() for group in row)
+    table = Table(title="Share of a step's time", title_justify="left")
+    table.add_column("run")
+    for group in groups:
+        table.add_column(group, justify="right")
+    for run, row in rows.items():
+        table.add_row(run, *(f"{row[group]:.1%}" if group in row else "-" for group in groups))
     return table
 
 

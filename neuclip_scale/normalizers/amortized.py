@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from neuclip_scale import distributed
 from neuclip_scale.config import AmortizedConfig
+from neuclip_scale.sections import section
 
 
 class AmortizedNetwork(nn.Module):
@@ -57,6 +58,7 @@ class AmortizedNormalizers(nn.Module):
         self.average.load_state_dict(fresh)
         self.adam = self._new_adam()
 
+    @section("normalizers/network")
     def blend(self, image: Tensor, text: Tensor, log_sums: Tensor) -> Tensor:
         """log(beta lambda_previous + (1 - beta) sum) for features [b, d] and log sums [b, 2] -> [b, 2]."""
         beta = self.weight()
@@ -72,6 +74,17 @@ class AmortizedNormalizers(nn.Module):
         progress = min(1.0, max(self.epoch, 0) / self.section.blend_epochs) if self.section.blend_epochs else 1.0
         return self.section.blend_max * 0.5 * (1 - math.cos(math.pi * progress))
 
+    def flops(self, num_anchors: int) -> int:
+        """FLOPs of one step's updates of both networks, and of the prediction in epochs that blend it in."""
+        network = self.networks[0]
+        assert isinstance(network, AmortizedNetwork)
+        layers = [layer.weight.numel() for layer in (network.widen, network.narrow, network.head)]
+        # The backward pass multiplies twice per layer, but the first one's input needs no gradient.
+        update = 3 * sum(layers) - layers[0]
+        predict = sum(layers) if self.weight() > 0 else 0
+        return 2 * 2 * num_anchors * (self.section.updates_per_step * update + predict)
+
+    @section("normalizers/network")
     def fit(self, image: Tensor, text: Tensor, target: Tensor) -> Tensor:
         """Adam steps on the mean squared error to `target` [b, 2] over all ranks (collective); the first error, []."""
         parameters = list(self.networks.parameters())

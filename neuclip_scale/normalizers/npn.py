@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuclip_scale import distributed
+from neuclip_scale.sections import section
 
 ADAGRAD_EPS = 1e-10
 
@@ -56,11 +57,16 @@ class NormalizerPredictionNetwork(nn.Module):
         """Predict a for anchors [b, d] with s_ii [b] -> [b]; with `sample_index` [b] they skip their own prototypes."""
         directions = F.normalize(self.weight, dim=1)
         out = torch.empty_like(positive_similarity)
-        for rows in _tiles(anchors.shape[0], tile_size):
-            logits, count = self._logits(directions, anchors, positive_similarity, temperature, sample_index, rows)
-            out[rows] = self._pool(logits, count)
+        for tile in self._tiles(anchors, positive_similarity, temperature, sample_index, tile_size):
+            tile.multiply(directions)
+            out[tile.rows] = self._predict(tile.exponentiate() + tile.shift)
         return out
 
+    def flops(self, num_anchors: int, num_updates: int) -> int:
+        """FLOPs of `num_updates` updates (logits and gradient) and one prediction, 2 b m d for each product."""
+        return (2 * num_updates + 1) * 2 * num_anchors * self.weight.numel()
+
+    @section("npn/update")
     @torch.no_grad()
     def update(
         self,
@@ -80,8 +86,10 @@ class NormalizerPredictionNetwork(nn.Module):
         anchors. g does not depend on the prototypes, so the B x B similarities behind it are not computed again.
         """
         target = torch.logaddexp(log_g, log_g.new_tensor(self.log_eps))  # log(eps + g)
+        # Neither the anchors nor the prototypes' origins change between updates.
+        tiles = self._tiles(anchors, positive_similarity, temperature, sample_index, tile_size)
         for _ in range(num_updates):
-            gradient = self.gradient(anchors, positive_similarity, temperature, target, sample_index, tile_size)
+            gradient = self._gradient(tiles, target)
             self.squares.addcmul_(gradient, gradient)
             self.weight.addcdiv_(gradient, self.squares.sqrt().add_(ADAGRAD_EPS), value=-learning_rate)
 
@@ -102,17 +110,20 @@ class NormalizerPredictionNetwork(nn.Module):
 
         `target` [b] is log(eps + g).
         """
+        return self._gradient(self._tiles(anchors, positive_similarity, temperature, sample_index, tile_size), target)
+
+    def _gradient(self, tiles: list[Tile], target: Tensor) -> Tensor:
         norms = self.weight.norm(dim=1, keepdim=True)
         directions = self.weight / norms
         total = torch.zeros_like(self.weight)
-        for rows in _tiles(anchors.shape[0], tile_size):
-            logits, count = self._logits(directions, anchors, positive_similarity, temperature, sample_index, rows)
-            predicted = self._pool(logits, count)
-            shift = predicted + count.log()
-            weights = logits.sub_(shift[:, None]).exp_()  # q [t, m]
-            weights *= (1 - (target[rows] - predicted).exp())[:, None]
-            total.addmm_(weights.T, anchors[rows])
-        total /= temperature * anchors.shape[0] * distributed.world_size()
+        for tile in tiles:
+            tile.multiply(directions)
+            log_mean = tile.exponentiate() + tile.shift
+            predicted = self._predict(log_mean)
+            # q_ik is an exponential of the tile times a factor of its row, which the [t, d] anchors take up.
+            factor = (1 - (target[tile.rows] - predicted).exp()) * (tile.largest + tile.shift - predicted).exp()
+            total.addmm_(tile.logits.T, factor[:, None] * tile.anchors)
+        total /= target.shape[0] * distributed.world_size()
         distributed.all_reduce_sum(total)
         total -= directions * (total * directions).sum(1, keepdim=True)
         return total.div_(norms)
@@ -135,28 +146,56 @@ class NormalizerPredictionNetwork(nn.Module):
         if reset_accumulator:
             self.squares.zero_()
 
-    def _logits(
+    def _tiles(
         self,
-        directions: Tensor,
         anchors: Tensor,
         positive_similarity: Tensor,
         temperature: Tensor | float,
         sample_index: Tensor | None,
-        rows: slice,
-    ) -> tuple[Tensor, Tensor]:
-        """(cos(x_i, W_k) - s_ii)/tau of a tile -> [t, m], own prototypes at -inf, and how many count -> [t]."""
-        logits = (anchors[rows] @ directions.T).sub_(positive_similarity[rows, None]).div_(temperature)
-        count = logits.new_full((logits.shape[0],), self.num_prototypes)
-        if sample_index is not None:
-            own = sample_index[rows, None] == self.prototype_index
-            logits.masked_fill_(own, -torch.inf)
-            count = (count - own.sum(1)).clamp_min_(1)
-        return logits, count
+        tile_size: int,
+    ) -> list[Tile]:
+        """The anchors in tiles of at most `tile_size` rows, one buffer of [tile_size, m] among them."""
+        m, tiles = self.num_prototypes, []
+        buffer = anchors.new_empty(min(tile_size, anchors.shape[0]), m)
+        for first in range(0, anchors.shape[0], tile_size):
+            rows = slice(first, min(first + tile_size, anchors.shape[0]))
+            count = anchors.new_full((rows.stop - first,), m)
+            own = None
+            if sample_index is not None:
+                own = sample_index[rows, None] == self.prototype_index
+                count = (count - own.sum(1)).clamp_min_(1)
+            shift = -positive_similarity[rows] / temperature - count.log()
+            tiles.append(Tile(rows, anchors[rows] / temperature, shift, own, buffer[: rows.stop - first]))
+        return tiles
 
-    def _pool(self, logits: Tensor, count: Tensor) -> Tensor:
-        """log(eps + mean of exp(logits)) -> [t]."""
-        return torch.logaddexp(torch.logsumexp(logits, 1) - count.log(), logits.new_tensor(self.log_eps))
+    def _predict(self, log_mean: Tensor) -> Tensor:
+        """log(eps + exp(log_mean))."""
+        return torch.logaddexp(log_mean, log_mean.new_tensor(self.log_eps))
 
 
-def _tiles(length: int, tile_size: int) -> list[slice]:
-    return [slice(first, min(first + tile_size, length)) for first in range(0, length, tile_size)]
+class Tile:
+    """Some anchors of a step and what about them is the same in all its updates; t of them.
+
+    Of [t, m] there is only the buffer, shared by all tiles of a step, and a mask of own prototypes, one byte each.
+    """
+
+    def __init__(self, rows: slice, anchors: Tensor, shift: Tensor, own: Tensor | None, buffer: Tensor) -> None:
+        self.rows = rows
+        self.anchors = anchors  # [t, d], x_i / tau
+        self.shift = shift  # [t], -s_ii / tau - log |K_i|
+        self.own = own  # [t, m] bool
+        self.logits = buffer  # [t, m]
+        self.largest = shift  # [t], of the row's logits
+
+    def multiply(self, directions: Tensor) -> None:
+        """Fill the buffer with cos(x_i, W_k)/tau, own prototypes at -inf."""
+        torch.mm(self.anchors, directions.T, out=self.logits)
+        if self.own is not None:
+            self.logits.masked_fill_(self.own, -torch.inf)
+
+    def exponentiate(self) -> Tensor:
+        """Turn the buffer into exp(logit - largest of its row); returns the logits' log-sum-exps, [t]."""
+        # An anchor whose prototypes are all its own has no finite logit, and -inf - -inf has no value.
+        self.largest = self.logits.amax(1).clamp_min_(torch.finfo(self.logits.dtype).min)
+        self.logits.sub_(self.largest[:, None]).exp_()
+        return self.logits.sum(1).log_().add_(self.largest)

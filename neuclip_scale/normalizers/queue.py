@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neuclip_scale import distributed
-from neuclip_scale.similarity import PairFeatures
+from neuclip_scale.similarity import BatchShape, PairFeatures
 
 
 class EmbeddingQueue(nn.Module):
@@ -92,6 +92,10 @@ class EmbeddingQueue(nn.Module):
         self.text[places] = pairs.world_text[newest][mine].to(self.text)
         self.index[places] = world_index[newest][mine]
         self.pushed += count
+
+    def flops(self, shape: BatchShape) -> int:
+        """FLOPs of `log_sums` on one rank with a full queue: two products of 2 B (M/W) d."""
+        return 2 * 2 * shape.global_size * self.image.shape[0] * shape.embed_dim
 
     def rank_state(self) -> dict[str, Tensor]:
         """This rank's slots."""

@@ -11,7 +11,13 @@ from neuclip_scale.config import AmortizedConfig
 from neuclip_scale.distributed import all_gather_rows
 from neuclip_scale.normalizers import AmortizedNormalizers, batch_log_normalizers
 from neuclip_scale.objectives.base import Normalizers, Objective, ObjectiveOutput
-from neuclip_scale.similarity import PairFeatures, pair_gradients
+from neuclip_scale.similarity import (
+    BatchShape,
+    PairFeatures,
+    pair_gradients,
+    pair_gradients_flops,
+    pair_logsumexp_flops,
+)
 
 
 class AmorLIP(Objective):
@@ -35,6 +41,10 @@ class AmorLIP(Objective):
         super().__init__(tile_size)
         self.section, self.dataset_size, self.num_epochs = section, dataset_size, num_epochs
         self.networks = AmortizedNormalizers(embed_dim, section, seed)
+
+    def flops(self, shape: BatchShape) -> int:
+        """See `Objective.flops`."""
+        return pair_logsumexp_flops(shape) + self.networks.flops(shape.local_size) + pair_gradients_flops(shape)
 
     def compute(
         self, pairs: PairFeatures, scale: Tensor, world_index: Tensor | None, bias: Tensor | None

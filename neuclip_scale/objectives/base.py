@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from neuclip_scale.normalizers import batch_log_normalizers
-from neuclip_scale.similarity import PairFeatures, pair_gradients
+from neuclip_scale.similarity import (
+    BatchShape,
+    PairFeatures,
+    pair_gradients,
+    pair_gradients_flops,
+    pair_logsumexp_flops,
+)
 
 
 class Normalizers(NamedTuple):
@@ -80,6 +86,10 @@ class Objective(nn.Module, ABC):
     ) -> ObjectiveOutput:
         """The step itself, without a graph."""
 
+    @abstractmethod
+    def flops(self, shape: BatchShape) -> int:
+        """FLOPs of the matrix products in one training step on one rank; element-wise work is not counted."""
+
     def get_extra_state(self) -> dict[str, int]:
         """Counters that the schedules depend on."""
         return {"num_steps": self.num_steps, "samples_seen": self.samples_seen}
@@ -119,6 +129,14 @@ class MarginObjective(Objective):
         self, pairs: PairFeatures, scale: Tensor, batch_rows: Tensor, world_index: Tensor | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Update on the batch's log g [b, 2]; return a of this rank [b, 2] and of the world [B, 2], and metrics."""
+
+    def estimate_flops(self, shape: BatchShape) -> int:
+        """FLOPs of the matrix products in `estimate`, in training."""
+        return 0
+
+    def flops(self, shape: BatchShape) -> int:
+        """See `Objective.flops`."""
+        return pair_logsumexp_flops(shape) + self.estimate_flops(shape) + pair_gradients_flops(shape)
 
     @abstractmethod
     def values(self, rows: Tensor, batch_rows: Tensor) -> Tensor:

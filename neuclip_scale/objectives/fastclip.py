@@ -12,6 +12,7 @@ from torch import Tensor
 from neuclip_scale.distributed import all_gather_rows
 from neuclip_scale.normalizers import NormalizerTable
 from neuclip_scale.objectives.base import MarginObjective
+from neuclip_scale.sections import section
 from neuclip_scale.similarity import PairFeatures
 
 
@@ -46,6 +47,7 @@ class RunningNormalizers:
     def __init__(self, table: NormalizerTable, gamma: GammaSchedule, name: str) -> None:
         self.table, self.gamma, self.name = table, gamma, name
 
+    @section("normalizers/table")
     def log_u(
         self, world_index: Tensor | None, batch_rows: Tensor, samples_seen: int, *, training: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -12,7 +12,14 @@ from neuclip_scale.distributed import all_gather_rows
 from neuclip_scale.normalizers import IndividualTemperatures, NormalizerTable
 from neuclip_scale.objectives.base import Normalizers, Objective, ObjectiveOutput, margin_gradients
 from neuclip_scale.objectives.fastclip import GammaSchedule, RunningNormalizers
-from neuclip_scale.similarity import PairFeatures, pair_row_sums
+from neuclip_scale.sections import section
+from neuclip_scale.similarity import (
+    BatchShape,
+    PairFeatures,
+    pair_gradients_flops,
+    pair_row_sums,
+    pair_row_sums_flops,
+)
 
 
 class RGCL(Objective):
@@ -41,6 +48,10 @@ class RGCL(Objective):
         self.table, self.temperatures = NormalizerTable(dataset_size), temperatures
         self.running = RunningNormalizers(self.table, gamma, name)
 
+    def flops(self, shape: BatchShape) -> int:
+        """See `Objective.flops`."""
+        return pair_row_sums_flops(shape) + pair_gradients_flops(shape)
+
     def compute(
         self, pairs: PairFeatures, scale: Tensor, world_index: Tensor | None, bias: Tensor | None
     ) -> ObjectiveOutput:
@@ -50,7 +61,8 @@ class RGCL(Objective):
                 f"{self.running.name}: sample_index is missing. Give the dense index of each pair in the data set."
             )
         B = pairs.global_size
-        world_tau = self.temperatures.lookup(world_index).to(scale)  # [B, 2]
+        with section("normalizers/table"):
+            world_tau = self.temperatures.lookup(world_index).to(scale)  # [B, 2]
         tau = pairs.local_rows(world_tau)
         sums = pair_row_sums(pairs, 1 / tau, tile_size=self.tile_size)
         own = pairs.positives()[:, None] / tau  # [b, 2]
@@ -65,7 +77,9 @@ class RGCL(Objective):
         )
         if self.training:
             gradient = rows + self.rho - (batch_rows - rows).exp() * mean_margin
-            self.temperatures.update(world_index, all_gather_rows(gradient))
+            world_gradient = all_gather_rows(gradient)
+            with section("normalizers/table"):
+                self.temperatures.update(world_index, world_gradient)
         metrics |= {"normalizer/mean": rows.mean(), "normalizer/batch_mean": batch_rows.mean()}
         return ObjectiveOutput(
             loss=(tau * (rows + self.rho)).sum() / B,

@@ -9,7 +9,8 @@ from neuclip_scale.config import NPNConfig
 from neuclip_scale.distributed import all_gather_rows
 from neuclip_scale.normalizers import NormalizerPredictionNetwork, RecentPairs
 from neuclip_scale.objectives.base import MarginObjective
-from neuclip_scale.similarity import PairFeatures
+from neuclip_scale.sections import section
+from neuclip_scale.similarity import BatchShape, PairFeatures
 
 
 class NeuCLIP(MarginObjective):
@@ -28,6 +29,11 @@ class NeuCLIP(MarginObjective):
         self.image_npn = NormalizerPredictionNetwork(embed_dim, section.num_prototypes, eps)  # prototypes are texts
         self.text_npn = NormalizerPredictionNetwork(embed_dim, section.num_prototypes, eps)  # prototypes are images
         self.recent = RecentPairs(embed_dim, section.num_prototypes)
+
+    def estimate_flops(self, shape: BatchShape) -> int:
+        """See `MarginObjective.estimate_flops`. A restart copies embeddings and multiplies nothing."""
+        npns = self.image_npn, self.text_npn
+        return sum(npn.flops(shape.local_size, self.section.updates_per_step) for npn in npns)
 
     def estimate(
         self, pairs: PairFeatures, scale: Tensor, batch_rows: Tensor, world_index: Tensor | None
@@ -53,9 +59,11 @@ class NeuCLIP(MarginObjective):
                     learning_rate=self.section.learning_rate,
                     tile_size=self.tile_size,
                 )
-            rows[:, side] = npn(anchors, positives, temperature, index, tile_size=self.tile_size)
+            with section("npn/predict"):
+                rows[:, side] = npn(anchors, positives, temperature, index, tile_size=self.tile_size)
         if self.training:
-            self.recent.push(pairs.world_image, pairs.world_text, world_index)
+            with section("npn/restart"):  # what the next one is made from
+                self.recent.push(pairs.world_image, pairs.world_text, world_index)
         return rows, all_gather_rows(rows), {}
 
     def values(self, rows: Tensor, batch_rows: Tensor) -> Tensor:
@@ -66,6 +74,7 @@ class NeuCLIP(MarginObjective):
         every = self.section.restart_every
         return self.num_steps == 0 or (every > 0 and self.num_steps % every == 0)
 
+    @section("npn/restart")
     def _restart(self, pairs: PairFeatures, world_index: Tensor) -> None:
         """Fresh prototypes: past pairs first, then this batch, repeated as often as it takes."""
         m = self.section.num_prototypes

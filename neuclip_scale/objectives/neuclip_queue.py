@@ -11,7 +11,8 @@ from neuclip_scale.config import QueueConfig
 from neuclip_scale.distributed import all_gather_rows
 from neuclip_scale.normalizers import EmbeddingQueue, join_with_batch
 from neuclip_scale.objectives.base import MarginObjective
-from neuclip_scale.similarity import PairFeatures
+from neuclip_scale.sections import section
+from neuclip_scale.similarity import BatchShape, PairFeatures
 
 DEFAULT_SIZE = 8192
 
@@ -37,6 +38,11 @@ class NeuCLIPQueue(MarginObjective):
         self.batch_weight, self.join_batch = section.batch_weight, section.join_batch
         self.queue = EmbeddingQueue(embed_dim, section.size or min(DEFAULT_SIZE, dataset_size or DEFAULT_SIZE))
 
+    def estimate_flops(self, shape: BatchShape) -> int:
+        """See `MarginObjective.estimate_flops`; with a full queue."""
+        return self.queue.flops(shape)
+
+    @section("normalizers/queue")
     def estimate(
         self, pairs: PairFeatures, scale: Tensor, batch_rows: Tensor, world_index: Tensor | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -9,11 +9,22 @@ from torch import Tensor
 
 from neuclip_scale.distributed import all_gather_rows
 from neuclip_scale.objectives.base import Normalizers, Objective, ObjectiveOutput
-from neuclip_scale.similarity import PairFeatures, pair_gradients, pair_logsumexp
+from neuclip_scale.similarity import (
+    BatchShape,
+    PairFeatures,
+    pair_gradients,
+    pair_gradients_flops,
+    pair_logsumexp,
+    pair_logsumexp_flops,
+)
 
 
 class OpenCLIP(Objective):
     """L = 1/(2B) sum_i [ logsumexp_j s_ij/tau - s_ii/tau ] + the same with texts as anchors."""
+
+    def flops(self, shape: BatchShape) -> int:
+        """See `Objective.flops`."""
+        return pair_logsumexp_flops(shape) + pair_gradients_flops(shape)
 
     def compute(
         self, pairs: PairFeatures, scale: Tensor, world_index: Tensor | None, bias: Tensor | None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.objectives.base import Objective, ObjectiveOutput
-from neuclip_scale.similarity import PairFeatures, pair_sigmoids
+from neuclip_scale.similarity import BatchShape, PairFeatures, pair_sigmoids, pair_sigmoids_flops
 
 
 class SigLIP(Objective):
@@ -14,6 +14,10 @@ class SigLIP(Objective):
 
     It has no normalizer: every pair is a problem of its own.
     """
+
+    def flops(self, shape: BatchShape) -> int:
+        """See `Objective.flops`."""
+        return pair_sigmoids_flops(shape)
 
     def compute(
         self, pairs: PairFeatures, scale: Tensor, world_index: Tensor | None, bias: Tensor | None

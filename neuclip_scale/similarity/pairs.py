@@ -8,6 +8,32 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class BatchShape:
+    """Sizes of a contrastive step on one rank, from which its arithmetic follows."""
+
+    local_size: int
+    """b, pairs on this rank."""
+    global_size: int
+    """B, pairs over all ranks."""
+    embed_dim: int
+    """d."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one rank holds all pairs."""
+        return self.local_size == self.global_size
+
+    @property
+    def world_size(self) -> int:
+        """W."""
+        return self.global_size // self.local_size
+
+    def products(self, count: int) -> int:
+        """FLOPs of `count` products of this rank's rows with the world's, 2 b B d each."""
+        return 2 * count * self.local_size * self.global_size * self.embed_dim
+
+
+@dataclass(frozen=True)
 class PairFeatures:
     """L2-normalised embeddings of this rank's pairs and of all ranks' pairs, none of them with a graph."""
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
-from neuclip_scale.similarity.pairs import PairFeatures
+from neuclip_scale.sections import section
+from neuclip_scale.similarity.pairs import BatchShape, PairFeatures
 from neuclip_scale.similarity.tiled import DEFAULT_TILE_SIZE, TileOptions, similarity_tiles
 
 
@@ -22,6 +23,7 @@ class SigmoidSums(NamedTuple):
     text_gradient: Tensor  # [b, d], sum_i W_ij I_i
 
 
+@section("similarities/gradients")
 @torch.no_grad()
 def pair_sigmoids(
     pairs: PairFeatures, scale: Tensor, bias: Tensor, *, tile_size: int = DEFAULT_TILE_SIZE
@@ -40,6 +42,11 @@ def pair_sigmoids(
         _, _, text, _ = _sweep(pairs.text, pairs.world_image, scale, bias, columns_too=False, **options)
     positives = scale * pairs.positives() + bias
     return SigmoidSums(loss - positives.sum(), weight - pairs.local_size, image - pairs.text, text - pairs.image)
+
+
+def pair_sigmoids_flops(shape: BatchShape) -> int:
+    """FLOPs of `pair_sigmoids` on one rank: one sweep of three products, or two sweeps of two."""
+    return shape.products(3 if shape.is_whole else 4)
 
 
 def _sweep(

@@ -3,7 +3,7 @@
 Memory is O((b + B) d + tile_size^2) instead of [b, B]. Tiles are computed once for the statistics and once more for
 the gradients. When this rank holds all pairs, one sweep serves both directions: 4 products of 2 B^2 d FLOPs in all,
 against 6 for autograd through a dense loss that computes each direction's logits. With several ranks each direction
-has its own sweep over [b, B] (8 products of 2 b B d), which needs no collective in the backward pass.
+has its own sweep over [b, B] (6 products of 2 b B d), which needs no collective in the backward pass.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from neuclip_scale.similarity.pairs import PairFeatures
+from neuclip_scale.sections import section
+from neuclip_scale.similarity.pairs import BatchShape, PairFeatures
 
 DEFAULT_TILE_SIZE = 1024
 
@@ -67,6 +68,7 @@ class RowSums(NamedTuple):
     """Mean logit under the row's softmax; the derivative of log sum_j exp(k x_j) with respect to log k."""
 
 
+@section("similarities/sums")
 @torch.no_grad()
 def pair_logsumexp(
     pairs: PairFeatures, scale: Tensor, *, exclude_diagonal: bool, tile_size: int = DEFAULT_TILE_SIZE
@@ -84,6 +86,7 @@ def pair_logsumexp(
     return image_rows, text_rows
 
 
+@section("similarities/sums")
 @torch.no_grad()
 def pair_row_sums(
     pairs: PairFeatures, scales: Tensor, *, tile_size: int = DEFAULT_TILE_SIZE
@@ -98,6 +101,7 @@ def pair_row_sums(
     return image, _row_sums_sweep(pairs.text, pairs.world_image, scales[:, 1:], **options)
 
 
+@section("similarities/gradients")
 @torch.no_grad()
 def pair_gradients(
     pairs: PairFeatures,
@@ -127,6 +131,21 @@ def pair_gradients(
         pairs.text, pairs.world_image, text.local(pairs), image, columns_too=False, **options
     )
     return image_gradient, text_gradient
+
+
+def pair_logsumexp_flops(shape: BatchShape) -> int:
+    """FLOPs of `pair_logsumexp` on one rank: one product serves both directions where it holds all pairs."""
+    return shape.products(1 if shape.is_whole else 2)
+
+
+def pair_row_sums_flops(shape: BatchShape) -> int:
+    """FLOPs of `pair_row_sums` on one rank: a product for each direction."""
+    return shape.products(2)
+
+
+def pair_gradients_flops(shape: BatchShape) -> int:
+    """FLOPs of `pair_gradients` on one rank: the logits again and two gradients, or both of these per direction."""
+    return shape.products(3 if shape.is_whole else 4)
 
 
 class Shifts(NamedTuple):

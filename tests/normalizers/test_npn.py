@@ -83,3 +83,15 @@ def test_restart_replaces_prototypes_and_clears_the_accumulator() -> None:
     assert torch.equal(npn.prototype_index, torch.arange(11))
     with pytest.raises(ValueError, match=r"\(3, 5\).*\(11, 5\)"):
         npn.restart(fresh[:3])
+
+
+def test_an_anchor_without_a_foreign_prototype_predicts_eps_and_pulls_at_nothing() -> None:
+    npn, anchors, positives, log_g, index = setting()
+    npn.prototype_index.fill_(7)
+    predicted = npn(anchors, positives, 0.06, index, tile_size=4)
+    assert predicted[7] == torch.tensor(EPS, dtype=torch.float64).log()
+    others = torch.arange(13) != 7
+    torch.testing.assert_close(predicted[others], npn(anchors, positives, 0.06, tile_size=4)[others])
+    alone = slice(7, 8)
+    gradient = npn.gradient(anchors[alone], positives[alone], 0.06, log_g[alone], index[alone])
+    assert torch.equal(gradient, torch.zeros_like(gradient))

@@ -29,6 +29,11 @@ MEASURED = ("data_time", "step_time", "samples_per_second", "samples_per_second_
 """What metrics.jsonl holds of the machine, not of the run."""
 
 
+def is_measured(key: str) -> bool:
+    """Whether the machine decides on this entry of metrics.jsonl."""
+    return key in MEASURED or key.startswith("time/")
+
+
 def settings(data: Path, run_dir: Path, **overrides: Any) -> dict[str, Any]:
     """Dotted fields of a run of 6 steps of 8 pairs, a little over one epoch of the `shards` fixture."""
     values: dict[str, Any] = {
@@ -67,7 +72,7 @@ def arguments(data: Path, run_dir: Path, **overrides: Any) -> list[str]:
 def logged_steps(run_dir: Path) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl without what differs from one machine to the next."""
     lines = (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in MEASURED} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if not is_measured(key)} for line in lines]
 
 
 def assert_same(left: Any, right: Any, where: str = "") -> None:

@@ -1,0 +1,168 @@
+"""What a run has cost, over all the times it was resumed: time, arithmetic, energy, memory, and where its steps spent.
+
+Only training steps count: not evaluation, measurements of the normalizers, checkpoints or indexing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from neuclip_scale import distributed
+from neuclip_scale.config import Recipe, local_batch_size, micro_batch_size
+from neuclip_scale.models.clip import CLIP
+from neuclip_scale.objectives import Objective
+from neuclip_scale.similarity import BatchShape
+from neuclip_scale.telemetry import peak_memory_bytes
+from neuclip_scale.telemetry.devices import peak_flops
+from neuclip_scale.telemetry.energy import EnergyMeter, NoMeter, energy_meter
+from neuclip_scale.telemetry.flops import EncoderFlops, count_encoder_flops
+
+
+@dataclass(frozen=True)
+class StepArithmetic:
+    """FLOPs of a training step over all ranks."""
+
+    encoders: EncoderFlops
+    shape: BatchShape
+    num_micro_batches: int
+
+    @classmethod
+    def of(cls, model: CLIP, config: Recipe, world_size: int) -> StepArithmetic:
+        """Count for a recipe's model and batch sizes. No communication."""
+        local_size = local_batch_size(config, world_size)
+        shape = BatchShape(local_size, config.train.global_batch_size, model.embed_dim)
+        return cls(count_encoder_flops(model), shape, math.ceil(local_size / micro_batch_size(config, world_size)))
+
+    @property
+    def model_flops(self) -> int:
+        """Both towers forward and backward, nothing twice."""
+        return self.encoders.training * self.shape.global_size
+
+    @property
+    def hardware_flops(self) -> int:
+        """Both towers as they are run: with the second forward pass of gradient caching, and recomputation."""
+        return self.encoders.executed(self.num_micro_batches) * self.shape.global_size
+
+    def objective_flops(self, objective: Objective) -> int:
+        """Similarities, their gradients and normalizers; may change with the objective's epoch."""
+        return objective.flops(self.shape) * self.shape.world_size
+
+
+class RunCost:
+    """Sums over the steps of a run. Counters are equal on all ranks; times of sections are each rank's own."""
+
+    def __init__(self) -> None:
+        self.train_seconds = 0.0
+        self.device_seconds = 0.0
+        self.model_flops = 0
+        self.hardware_flops = 0
+        self.objective_flops = 0
+        self.sections: dict[str, float] = {}
+        self.since_step = 0
+        """Step after which all but the seconds were counted; above 0 for a run that older code began."""
+        # Of earlier processes of this run, over all ranks; this process's are added when they are asked for.
+        self._joules = 0.0
+        self._sources: list[str] = []
+        self._peak_memory = 0
+        self._meter: EnergyMeter = NoMeter()
+
+    @contextmanager
+    def metered(self, device: torch.device) -> Iterator[None]:
+        """Count energy inside."""
+        if isinstance(self._meter, NoMeter):  # else the same process goes on with the run
+            self._meter = energy_meter(device, local_rank=distributed.read_launch().local_rank)
+        self._meter.start()
+        try:
+            yield
+        finally:
+            self._meter.stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is not training: its energy does not count."""
+        self._meter.stop()
+        try:
+            yield
+        finally:
+            self._meter.start()
+
+    def add_step(
+        self, seconds: float, sections: Mapping[str, float], arithmetic: StepArithmetic, objective: Objective
+    ) -> None:
+        """Count one finished step."""
+        self.train_seconds += seconds
+        self.device_seconds += seconds * arithmetic.shape.world_size
+        self.model_flops += arithmetic.model_flops
+        self.hardware_flops += arithmetic.hardware_flops
+        self.objective_flops += arithmetic.objective_flops(objective)
+        for name, spent in sections.items():
+            self.sections[name] = self.sections.get(name, 0.0) + spent
+        self._meter.tick()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps (collective)."""
+        joules, sources, peak_memory = self._over_ranks()
+        return {
+            "device_seconds": self.device_seconds,
+            "model_flops": self.model_flops,
+            "hardware_flops": self.hardware_flops,
+            "objective_flops": self.objective_flops,
+            "sections": dict(self.sections),
+            "since_step": self.since_step,
+            "energy_joules": joules,
+            "energy_sources": sources,
+            "peak_memory_bytes": peak_memory,
+        }
+
+    def load(self, shared: Mapping[str, Any], num_ranks: int) -> None:
+        """Go on from what a checkpoint of `num_ranks` ranks holds, also from one without `state`'s."""
+        self.train_seconds = shared["train_seconds"]
+        state = shared.get("cost")
+        if state is None:
+            self.device_seconds, self.since_step = self.train_seconds * num_ranks, shared["step"]
+            return
+        self.device_seconds, self.since_step = state["device_seconds"], state["since_step"]
+        self.model_flops, self.hardware_flops = state["model_flops"], state["hardware_flops"]
+        self.objective_flops, self.sections = state["objective_flops"], dict(state["sections"])
+        self._joules, self._sources = state["energy_joules"], list(state["energy_sources"])
+        self._peak_memory = state["peak_memory_bytes"]
+
+    def summary(self, arithmetic: StepArithmetic, device: torch.device, precision: str) -> dict[str, Any]:
+        """What summary.json holds as `cost` (collective)."""
+        joules, sources, peak_memory = self._over_ranks()
+        whole = sum(self.sections.values())
+        largest_first = sorted(self.sections.items(), key=lambda item: -item[1])
+        cost: dict[str, Any] = {
+            "since_step": self.since_step,
+            "train_seconds": self.train_seconds,
+            "device_hours": self.device_seconds / 3600,
+            "flops_per_pair": arithmetic.encoders.training,
+            "model_flops": self.model_flops,
+            "hardware_flops": self.hardware_flops,
+            "objective_flops": self.objective_flops,
+            "energy_joules": joules,
+            "energy_source": "; ".join(sources),
+            "peak_memory_bytes": peak_memory,
+            "sections": {name: {"seconds": spent, "share": spent / whole} for name, spent in largest_first},
+        }
+        peak = peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+        if peak is not None and self.since_step == 0 and self.device_seconds:
+            cost |= {"peak_flops_per_second": peak, "mfu": self.model_flops / (self.device_seconds * peak)}
+        return cost
+
+    def _over_ranks(self) -> tuple[float, list[str], int]:
+        """Joules, their sources and the highest peak of memory over all ranks, earlier processes included."""
+        self._meter.update()
+        ranks = distributed.gather_objects((self._meter.joules, self._meter.source, peak_memory_bytes()))
+        sources = [*self._sources, *(source for _, source, _ in ranks if source)]
+        return (
+            self._joules + sum(joules for joules, _, _ in ranks),
+            list(dict.fromkeys(sources)),
+            max(self._peak_memory, *(peak for _, _, peak in ranks)),
+        )

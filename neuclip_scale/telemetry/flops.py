@@ -1,0 +1,101 @@
+"""FLOPs of the encoders, counted from the operations that torch runs and not from tables.
+
+A multiplication and an addition are two FLOPs. As everywhere where model FLOPs are reported, only matrix products,
+convolutions and attention count, and attention under a causal mask counts in full.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from neuclip_scale.models.clip import CLIP
+
+# BatchNorm refuses a single value per channel, so two pairs are the least.
+_PAIRS = 2
+
+
+@dataclass(frozen=True)
+class EncoderFlops:
+    """FLOPs of one pair through both towers."""
+
+    forward: int
+    training: int
+    """Forward and backward, nothing computed twice: model FLOPs."""
+    recomputed: int
+    """Computed again in the backward pass by gradient checkpointing."""
+
+    def executed(self, num_micro_batches: int) -> int:
+        """What a training step runs: gradient caching over several micro-batches adds a forward pass."""
+        return self.training + self.recomputed + (self.forward if num_micro_batches > 1 else 0)
+
+
+def count_encoder_flops(model: CLIP) -> EncoderFlops:
+    """Count with the model's own code on the meta device, where nothing is computed and no memory is used.
+
+    `model` is left alone: no gradient, no random number, no BatchNorm statistics. Attention is counted as its two
+    products forward and four backward; a fused kernel that computes the scores again does more. An encoder whose code
+    looks at values cannot run on the meta device; it is counted from a real batch of two pairs, which costs a copy of
+    the model and draws from forked generators.
+    """
+    checkpointing = _has_grad_checkpointing(model)
+    try:
+        return _count(_stand_in(model, torch.device("meta")), torch.device("meta"), checkpointing)
+    except (NotImplementedError, RuntimeError):
+        device = next(model.parameters()).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            return _count(_stand_in(model, device), device, checkpointing)
+
+
+def _count(model: CLIP, device: torch.device, checkpointing: bool) -> EncoderFlops:
+    images = torch.zeros(_PAIRS, 3, model.image_size, model.image_size, device=device)
+    tokens = torch.zeros(_PAIRS, model.context_length, dtype=torch.int64, device=device)
+    if checkpointing:
+        model.set_grad_checkpointing(False)
+    with torch.no_grad():
+        forward = _run(model, images, tokens)
+    training = _run(model, images, tokens)
+    executed = training
+    if checkpointing:
+        model.set_grad_checkpointing(True)
+        executed = _run(model, images, tokens)
+    return EncoderFlops(forward // _PAIRS, training // _PAIRS, (executed - training) // _PAIRS)
+
+
+def _run(model: CLIP, images: Tensor, tokens: Tensor) -> int:
+    """FLOPs of a forward pass, and of the backward pass where gradients are enabled."""
+    # The counter does not know every fused kernel (the CPU's, for one), but all of this one's products.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        output = model(images, tokens)
+        if torch.is_grad_enabled():
+            assert output.image_features is not None
+            assert output.text_features is not None
+            (output.image_features.sum() + output.text_features.sum()).backward()
+    return int(counter.get_total_flops())
+
+
+def _stand_in(model: CLIP, device: torch.device) -> CLIP:
+    """A copy of the model whose parameters and buffers are new ones on `device`."""
+    tensors: dict[int, Any] = {id(p): nn.Parameter(_moved(p, device)) for p in model.parameters()}
+    tensors |= {id(buffer): _moved(buffer, device) for buffer in model.buffers()}
+    clone = copy.deepcopy(model, tensors)  # deepcopy takes these for copies it has already made
+    for part in clone.modules():
+        part._compiled_call_impl = None  # the plain code is counted, whatever a compiler makes of it
+    return clone.train()
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.detach().to(device, copy=True)
+
+
+def _has_grad_checkpointing(model: CLIP) -> bool:
+    """Whether any part of either tower recomputes its activations."""
+    # The names that this package, timm, and transformers give to the switch.
+    switches = ("grad_checkpointing", "gradient_checkpointing")
+    return any(getattr(part, name, False) for part in model.modules() for name in switches)

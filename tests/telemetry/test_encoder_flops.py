@@ -1,0 +1,98 @@
+"""FLOPs of the encoders against formulas written from the architecture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from neuclip_scale.config import load_recipe
+from neuclip_scale.models.clip import CLIP, build_model
+from neuclip_scale.telemetry.flops import EncoderFlops, count_encoder_flops
+
+
+def model(preset: str, **fields: object) -> CLIP:
+    torch.manual_seed(0)
+    return build_model(load_recipe("demo", {"model.preset": preset, **fields}))
+
+
+def blocks(length: int, width: int, layers: int) -> int:
+    """Forward FLOPs of a transformer: 12 width^2 weights per token and layer, and the two products of attention."""
+    return layers * (2 * 12 * width**2 * length + 2 * 2 * length**2 * width)
+
+
+def vit_b_32() -> tuple[int, int]:
+    """Forward FLOPs of ViT-B-32's image tower at 224 pixels, and of its text tower at 77 tokens."""
+    patches = (224 // 32) ** 2
+    image = 2 * patches * (3 * 32 * 32) * 768 + blocks(patches + 1, 768, 12) + 2 * 768 * 512
+    return image, blocks(77, 512, 12) + 2 * 512 * 512
+
+
+def test_vit_b_32_is_the_formula_and_the_published_figure() -> None:
+    image, text = vit_b_32()
+    # docs/model_profile.csv of open_clip
+    assert image / 1e9 == pytest.approx(8.82, abs=0.005)
+    assert text / 1e9 == pytest.approx(5.96, abs=0.005)
+    counted = count_encoder_flops(model("ViT-B-32"))
+    assert counted.forward == image + text
+    # Backward, every product is done twice; but nothing needs the gradient of the pictures.
+    patch_convolution = 2 * 49 * (3 * 32 * 32) * 768
+    assert counted.training == 3 * counted.forward - patch_convolution
+    assert counted.recomputed == 0
+
+
+def test_what_a_step_runs() -> None:
+    counted = EncoderFlops(forward=10, training=30, recomputed=7)
+    assert counted.executed(num_micro_batches=1) == 37
+    assert counted.executed(num_micro_batches=2) == 47
+
+
+def test_grad_checkpointing_runs_the_blocks_once_more() -> None:
+    plain = count_encoder_flops(model("demo"))
+    again = count_encoder_flops(model("demo", **{"model.grad_checkpointing": True}))
+    assert (again.forward, again.training) == (plain.forward, plain.training)
+    # Torch stops a recomputation at the last tensor that the backward pass needs: the input of a block's last product.
+    skipped = sum(2 * 4 * width**2 * length * layers for length, width, layers in ((17, 160, 4), (16, 128, 2)))
+    whole = blocks(17, 160, 4) + blocks(16, 128, 2)
+    assert again.recomputed == whole - skipped
+
+
+@pytest.mark.parametrize("fields", [{}, {"model.dropout": 0.1, "model.grad_checkpointing": True}])
+def test_counting_leaves_the_model_and_the_generators_alone(fields: dict[str, object]) -> None:
+    counted = model("demo", **fields).train()
+    before = {name: value.clone() for name, value in counted.state_dict().items()}
+    random = torch.get_rng_state()
+    flops = count_encoder_flops(counted)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[name]) for name, value in counted.state_dict().items())
+    assert all(p.grad is None and p.device.type == "cpu" for p in counted.parameters())
+    assert count_encoder_flops(counted) == flops
+
+
+def test_batch_norm_and_its_statistics() -> None:
+    counted = model("RN50")
+    before = {name: value.clone() for name, value in counted.named_buffers()}
+    flops = count_encoder_flops(counted)
+    # open_clip's attention pooling has all 50 places as queries and keeps the first; here it is asked for alone.
+    unasked = 49 * (2 * (2048 * 2048 + 2048 * 1024) + 2 * 2 * 50 * 2048)
+    assert (flops.forward - vit_b_32()[1] + unasked) / 1e9 == pytest.approx(12.22, abs=0.01)
+    assert all(torch.equal(value, before[name]) for name, value in counted.named_buffers())
+
+
+class LooksAtValues(torch.nn.Module):
+    """A tower that cannot run on the meta device."""
+
+    def __init__(self, tower: torch.nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.tower(images)
+        return features if float(images.sum()) == 0 else -features
+
+
+def test_a_tower_that_looks_at_values_is_counted_from_a_real_batch() -> None:
+    plain, watched = model("demo"), model("demo")
+    watched.visual = LooksAtValues(watched.visual)  # type: ignore[assignment]
+    random = torch.get_rng_state()
+    assert count_encoder_flops(watched) == count_encoder_flops(plain)
+    assert torch.equal(torch.get_rng_state(), random)

@@ -1,0 +1,144 @@
+"""What a run says that it cost: sections that add up, sums over resumptions, and the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from test_resume import StoppedTrainer
+from trainer_helpers import arguments, neuclip_ranks, recipe
+
+from neuclip_scale.checkpoint import latest_checkpoint, load_all_ranks
+from neuclip_scale.commands.report import costs, shares
+from neuclip_scale.cost import RunCost
+from neuclip_scale.telemetry.flops import count_encoder_flops
+from neuclip_scale.trainer import Trainer
+
+PAIRS = 8
+
+
+def steps_of(run_dir: Path) -> Iterator[dict[str, Any]]:
+    return (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text("utf-8").splitlines())
+
+
+def assert_sections_add_up(run_dir: Path) -> None:
+    """To the step's time, but for milliseconds between the timer and the clock, and nearly all in named sections.
+
+    In the median: the scheduler may stop the process for long between two readings of the clock.
+    """
+    left, other = [], []
+    for line in steps_of(run_dir):
+        spent = sum(value for key, value in line.items() if key.startswith("time/"))
+        left.append((line["step_time"] - spent) / line["step_time"])
+        other.append(line["time/other"] / line["step_time"])
+    assert -1e-3 < median(left) < 0.02
+    assert median(other) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        ("neuclip", {"npn/restart", "npn/update", "npn/predict"}),
+        ("fastclip-v3", {"normalizers/table"}),
+        ("neuclip-queue", {"normalizers/queue"}),
+    ],
+)
+def test_sections_add_up_to_the_step(shards: Path, runs: Path, objective: str, expected: set[str]) -> None:
+    options = {"objective.name": objective, "train.micro_batch_size": 3, "evaluation.normalizer_every_steps": 3}
+    summary = Trainer(recipe(shards, runs / "run", **options)).fit()
+    common = {"data", "encode", "objective", "similarities/sums", "similarities/gradients", "replay", "backward"}
+    for line in steps_of(runs / "run"):
+        spent = {key.removeprefix("time/"): value for key, value in line.items() if key.startswith("time/")}
+        assert spent.keys() == common | expected | {"optimizer", "reduce", "other"}
+    assert_sections_add_up(runs / "run")
+    sections = summary["cost"]["sections"]
+    assert sum(section["share"] for section in sections.values()) == pytest.approx(1)
+    whole = sum(section["seconds"] for section in sections.values())
+    assert whole == pytest.approx(summary["cost"]["train_seconds"], rel=0.1)
+
+
+def test_cost_is_summed_over_a_stop(shards: Path, runs: Path) -> None:
+    config = recipe(shards, runs / "run", **{"train.micro_batch_size": 3, "objective.name": "openclip"})
+    stopped = StoppedTrainer(config).fit()["cost"]
+    trainer = Trainer(config)
+    cost = trainer.fit()["cost"]
+    encoders = count_encoder_flops(trainer.engine.module)
+    d = trainer.engine.module.embed_dim
+    for found, steps in ((stopped, 3), (cost, 6)):
+        assert found["flops_per_pair"] == encoders.training
+        assert found["model_flops"] == steps * PAIRS * encoders.training
+        assert found["hardware_flops"] == steps * PAIRS * (encoders.training + encoders.forward)
+        assert found["objective_flops"] == steps * 4 * 2 * PAIRS**2 * d
+    assert cost["since_step"] == 0
+    assert cost["train_seconds"] > stopped["train_seconds"] > 0
+    assert cost["energy_joules"] > stopped["energy_joules"] > 0
+    assert cost["device_hours"] == pytest.approx(cost["train_seconds"] / 3600)
+    assert cost["peak_memory_bytes"] > 2**20
+    assert "mfu" not in cost, "a CPU's peak is not known"
+    for name, section in stopped["sections"].items():
+        assert cost["sections"][name]["seconds"] > section["seconds"]
+
+
+def test_energy_is_of_training_alone(shards: Path, runs: Path) -> None:
+    """A machine without a counter: joules are the stated watts times the seconds of the steps."""
+    options = {"evaluation.normalizer_every_steps": 1, "checkpoint.every_steps": 1}
+    trainer = Trainer(recipe(shards, runs / "run", **options))
+    cost = trainer.fit()["cost"]
+    if not cost["energy_source"].startswith("estimate: "):
+        pytest.skip(f"this machine measures: {cost['energy_source']}")
+    watts = 10.0 * torch.get_num_threads()
+    assert f"{watts:g} W per device x seconds" in cost["energy_source"]
+    assert cost["energy_joules"] == pytest.approx(watts * cost["train_seconds"], rel=0.15)
+
+
+def test_a_checkpoint_of_older_code_goes_on(shards: Path, runs: Path) -> None:
+    config = recipe(shards, runs / "run")
+    StoppedTrainer(config).fit()
+    path = latest_checkpoint(runs / "run" / "checkpoints")
+    assert path is not None
+    shared, _ = load_all_ranks(path)
+    del shared["cost"]
+    cost = RunCost()
+    cost.load(shared, num_ranks=2)
+    assert (cost.since_step, cost.model_flops) == (3, 0)
+    assert cost.train_seconds == shared["train_seconds"] > 0
+    assert cost.device_seconds == 2 * cost.train_seconds
+    cost.load({**shared, "cost": cost.state()}, num_ranks=1)
+    assert (cost.since_step, cost.device_seconds) == (3, 2 * cost.train_seconds)
+
+
+@pytest.mark.distributed
+def test_two_ranks_together(shards: Path, runs: Path) -> None:
+    """The arithmetic of the whole group; collectives have a section of their own."""
+    options = {"train.num_steps": 2, "objective.name": "neuclip"}
+    assert neuclip_ranks(2, arguments(shards, runs / "run", **options), runs / "output") == [0, 0]
+    summary = json.loads((runs / "run" / "summary.json").read_text("utf-8"))
+    cost, d, m = summary["cost"], 128, 36
+    assert cost["model_flops"] == 2 * PAIRS * cost["flops_per_pair"]
+    similarities, npn = 6 * 2 * PAIRS**2 * d, (2 * 10 + 1) * 2 * 2 * PAIRS * m * d
+    assert cost["objective_flops"] == 2 * (similarities + npn)
+    assert cost["device_hours"] == pytest.approx(2 * cost["train_seconds"] / 3600)
+    assert cost["sections"]["communication"]["seconds"] > 0
+    assert_sections_add_up(runs / "run")
+
+
+def test_the_report_names_an_estimate(shards: Path, runs: Path) -> None:
+    summary = Trainer(recipe(shards, runs / "run", **{"train.num_steps": 2})).fit()
+    measured = {**summary, "cost": {**summary["cost"], "energy_source": "measured: RAPL", "energy_joules": 7200.0}}
+    guessed = {**summary, "cost": {**summary["cost"], "energy_source": "estimate: 10 W", "energy_joules": 3600.0}}
+    older = {key: value for key, value in summary.items() if key != "cost"}
+    console = Console(width=200, record=True)
+    console.print(costs({"a": measured, "b": guessed, "c": older}))
+    console.print(shares({"a": measured, "c": older}))
+    text = console.export_text()
+    flops = summary["cost"]["hardware_flops"] + summary["cost"]["objective_flops"]
+    assert f"{flops / 1e12:,.3g}" in text
+    assert "2 Wh " in text
+    assert "1 Wh (estimate)" in text
+    assert "npn" in text
