@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 LAYERS = {
     "config": 0,
     "files": 0,
+    "html": 0,
     "data.manifest": 0,
     "data.shards": 0,
     "sections": 1,

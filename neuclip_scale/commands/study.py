@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import tyro
@@ -69,7 +70,7 @@ def _methods(study: MethodsStudy) -> int:
     return 0
 
 
-def _write(study: MethodsStudy, documents: dict[str, object]) -> None:
+def _write(study: MethodsStudy, documents: Mapping[str, object]) -> None:
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(study).items()}
     result = {"settings": settings, "budgets": documents}
     write_json(study.output / "result.json", result)

@@ -46,7 +46,8 @@ def test_a_study_writes_rows_figures_and_a_page_and_goes_on(
     assert {row["estimator"] for row in result["gradients"]} == {*labels, "exact"}
     page = (out / "index.html").read_text("utf-8")
     assert page.count("data:image/png;base64,") == 3
-    assert "http" not in page, "self-contained"
+    assert "http:" not in page
+    assert "https:" not in page, "self-contained"
     assert "2/2 b12-shards3-seed0" in text
     assert "kept from before" not in text
 

@@ -48,7 +48,7 @@ def test_help_lists_every_field_with_its_text(capsys: pytest.CaptureFixture[str]
         in words
     )
     assert "--objective.npn.restart-every INT" in words
-    assert re.search(r"--objective\.name \{openclip,fastclip-v3,neuclip.*?\} Training objective\. \(default: ", words)
+    assert re.search(r"--objective\.name \{openclip,siglip,sogclr,.*?\} Training objective\. \(default: ", words)
 
 
 def test_an_unknown_recipe_names_the_known(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,8 +66,8 @@ def test_an_unknown_recipe_names_the_known(capsys: pytest.CaptureFixture[str]) -
             "error: optim.learnin_rate = 1: there is no such field. Did you mean optim.learning_rate?",
         ),
         (["--optim.learnin_rate", "1"], "--optim.learning-rate FLOAT"),
-        (["objective.name=fastclip-v9"], "Choose from openclip, fastclip-v3, neuclip"),
-        (["--objective.name", "fastclip-v9"], "'openclip', 'fastclip-v3', 'neuclip'"),
+        (["objective.name=fastclip-v9"], "Choose from openclip, siglip, sogclr"),
+        (["--objective.name", "fastclip-v9"], "'fastclip-v2', 'fastclip-v3',"),
         (["train.num_steps=many"], "error: train.num_steps = 'many': has type str. Give a whole number."),
         (["--train.num_steps", "many"], "--train.num-steps"),
         (["train.num_steps"], "Unrecognized options: train.num_steps"),

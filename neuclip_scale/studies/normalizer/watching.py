@@ -17,9 +17,13 @@ from neuclip_scale.config import load_recipe
 from neuclip_scale.evaluation.normalizer_error import error_statistics
 from neuclip_scale.objectives import Objective, ObjectiveOutput, create_objective
 from neuclip_scale.objectives.registry import Problem
-from neuclip_scale.similarity import PairFeatures
+from neuclip_scale.similarity import BatchShape, PairFeatures
 from neuclip_scale.studies.normalizer.estimators import Options, objective_section
 from neuclip_scale.trainer import Trainer
+
+
+class StudyStoppedError(RuntimeError):
+    """A signal ended a trajectory, which is not kept."""
 
 
 @dataclass
@@ -55,6 +59,10 @@ class Watched(Objective):
             watcher.calls += 1
         self.driver.train(self.training)
         return self.driver(pairs, scale, world_index, bias)
+
+    def flops(self, shape: BatchShape) -> int:
+        """Those of the training; watching is no part of it."""
+        return self.driver.flops(shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +101,8 @@ def watch(
         ]
         trainer.objective = Watched(trainer.objective, watchers)
         trainer.monitor.on_exact = lambda exact, output: _measure(exact, watchers, trainer, trajectory)
-        trainer.fit()
+        if trainer.fit()["status"] != "finished":
+            raise StudyStoppedError("stopped by a signal. Run the same command again: finished trajectories are kept.")
         rows = [row for watcher in watchers for row in _with_cost(watcher)]
         return rows, probe(trainer, watchers) if probe else []
 
