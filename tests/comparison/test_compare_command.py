@@ -182,6 +182,8 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         pytest.skip("no chromium on PATH")
     compare(*hostile_runs(tmp_path), output=tmp_path / "out")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    # Nothing but the page: a browser of its own accord looks for updates, and waits where there is no network.
+    options += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command = [browser, *options, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "out/index.html").as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "Comparison of 2 runs" in done.stdout, done.stderr
