@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+
+from neuclip_scale.config import ObjectiveName
 
 Budget = Literal["samples", "seconds"]
 
@@ -20,20 +22,7 @@ class MethodsStudy:
     """Recipe that all runs share."""
     data: str = ""
     """Training shards; empty takes the recipe's."""
-    methods: tuple[str, ...] = (
-        "openclip",
-        "siglip",
-        "sogclr",
-        "isogclr",
-        "fastclip-v0",
-        "fastclip-v1",
-        "fastclip-v2",
-        "fastclip-v3",
-        "rgcl-g",
-        "amorlip",
-        "neuclip",
-        "neuclip-queue",
-    )
+    methods: tuple[str, ...] = get_args(ObjectiveName)
     """Objectives."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; fewer than three give no interval worth the name."""

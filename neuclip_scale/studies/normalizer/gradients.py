@@ -79,7 +79,7 @@ class _Pairs:
         batches = list(indexed_batches(samples, trainer.tokenizer, batch_size=CHUNK, num_workers=1))
         self.images = torch.cat([batch.images for batch in batches])
         self.tokens = torch.cat([batch.tokens for batch in batches])
-        self.index = torch.cat([batch.sample_index for batch in batches])
+        self.index = torch.cat([batch.sample_index for batch in batches]).to(trainer.device)
         with torch.no_grad():
             features = [self._encode(chunk) for chunk in self._chunks(range(len(self)))]
         self.image = torch.cat([image for image, _ in features])
@@ -116,7 +116,7 @@ class _Pairs:
 
 
 def _exact_rows(data: _Pairs, scale: Tensor, eps: float) -> Tensor:
-    places = torch.arange(len(data))
+    places = torch.arange(len(data), device=data.image.device)
     rows = [
         torch.stack(
             exact_log_normalizers(

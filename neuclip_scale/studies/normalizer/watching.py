@@ -52,10 +52,10 @@ class Watched(Objective):
         """See `Objective.compute`; what the watchers compute is kept by them."""
         for watcher in self.watchers:
             watcher.objective.train(self.training)
-            began = time.perf_counter()
+            began = _now(scale)
             watcher.output = watcher.objective(pairs, scale, world_index)
             if watcher.calls:  # the first call starts NPN and queue and loads kernels
-                watcher.seconds += time.perf_counter() - began
+                watcher.seconds += _now(scale) - began
             watcher.calls += 1
         self.driver.train(self.training)
         return self.driver(pairs, scale, world_index, bias)
@@ -143,6 +143,13 @@ def _measure(exact: Tensor, watchers: list[Watcher], trainer: Trainer, trajector
             **error_statistics(watcher.output.normalizers.estimates, exact),
         }
         watcher.rows.append(row)
+
+
+def _now(tensor: Tensor) -> float:
+    """Seconds; on a GPU, when it has done what it was given."""
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+    return time.perf_counter()
 
 
 def _with_cost(watcher: Watcher) -> list[dict[str, Any]]:
