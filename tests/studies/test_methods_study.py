@@ -15,7 +15,7 @@ import pytest
 
 from neuclip_scale.config import ConfigError
 from neuclip_scale.data.synthetic import write_synthetic_shards
-from neuclip_scale.studies.methods.plan import base_recipe, planned, steps_for_samples, steps_for_seconds
+from neuclip_scale.studies.methods.plan import arms, base_recipe, planned, steps_for_samples, steps_for_seconds
 from neuclip_scale.studies.methods.running import StudyError, command, run_study
 from neuclip_scale.studies.methods.settings import MethodsStudy
 
@@ -41,6 +41,21 @@ def test_larger_batches_see_as_many_pairs_in_fewer_steps(tmp_path: Path) -> None
     assert len({run.folder for run in runs}) == len(runs)
     with pytest.raises(ConfigError, match="not a multiple of larger_factor = 7"):
         steps_for_samples(study(tmp_path, larger_factor=7), recipe)
+
+
+def test_a_variant_is_a_method_with_fields_of_its_own(tmp_path: Path) -> None:
+    text = "mix:neuclip-queue:objective.queue.batch_weight=0.5,optim.learning_rate=2e-3"
+    asked = study(tmp_path, variants=(text,), overrides=("optim.learning_rate=5e-4",))
+    recipe = base_recipe(asked)
+    run = planned(asked, recipe, "samples", steps_for_samples(asked, recipe))[3]
+    assert (run.arm.name, run.overrides["objective.name"]) == ("mix", "neuclip-queue")
+    # What the arm says wins over what holds for all: it comes last.
+    assert [word for word in command(asked, run) if "learning_rate" in word][-1] == "optim.learning_rate=2e-3"
+    for wrong in ("mix", "mix:neuclip", "mix:neuclip:lr", ":neuclip:a.b=1"):
+        with pytest.raises(ConfigError, match="not LABEL:METHOD"):
+            arms(study(tmp_path, variants=(wrong,)))
+    with pytest.raises(ConfigError, match="two arms have this name"):
+        arms(study(tmp_path, variants=("openclip:openclip:seed=1",)))
 
 
 def test_equal_wall_clock_gives_each_arm_the_steps_of_its_own_speed(tmp_path: Path) -> None:

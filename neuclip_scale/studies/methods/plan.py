@@ -20,6 +20,8 @@ class Arm:
     method: str
     factor: int = 1
     """Batch over the recipe's."""
+    changes: tuple[str, ...] = ()
+    """`section.field=value` of this arm alone."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,25 @@ class Run:
 
 
 def arms(study: MethodsStudy) -> list[Arm]:
-    """Methods as they are, then those with a larger batch."""
+    """Methods as they are, those with a larger batch, then the variants; raises `ConfigError`."""
     plain = [Arm(method, method) for method in study.methods]
     larger = [Arm(f"{m}-x{study.larger_factor}", m, study.larger_factor) for m in study.larger if m in study.methods]
-    return plain + larger
+    found = plain + larger + [_variant(text) for text in study.variants]
+    names = [arm.name for arm in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError("variants", name, "two arms have this name", "Give each a label of its own.")
+    return found
+
+
+def _variant(text: str) -> Arm:
+    """`LABEL:METHOD:section.field=value,...` as an arm."""
+    label, _, rest = text.partition(":")
+    method, _, changes = rest.partition(":")
+    parts = tuple(changes.split(","))
+    if not label or not method or not all(part.partition("=")[0] and "=" in part for part in parts):
+        raise ConfigError("variants", text, "not LABEL:METHOD:section.field=value,...", "Say what the arm changes.")
+    return Arm(label, method, changes=parts)
 
 
 def base_recipe(study: MethodsStudy) -> Recipe:

@@ -62,7 +62,7 @@ def command(study: MethodsStudy, run: Run) -> list[str]:
     data = [f"data.train={json.dumps(study.data)}"] if study.data else []
     alone = [sys.executable, "-m", "neuclip_scale"]
     program = [*shlex.split(study.launcher), "neuclip"] if study.launcher else alone
-    return [*program, "train", study.recipe, *study.overrides, *data, *own]
+    return [*program, "train", study.recipe, *study.overrides, *data, *own, *run.arm.changes]
 
 
 def _train(study: MethodsStudy, run: Run, label: str, report: Report) -> list[str]:

@@ -34,6 +34,8 @@ class MethodsStudy:
     """Methods that also train with a batch `larger_factor` times as large: as many pairs in fewer steps."""
     larger_factor: int = 4
     """Learning rates grow with its square root; the encoders' micro-batch stays the recipe's batch."""
+    variants: tuple[str, ...] = ()
+    """Further arms, `LABEL:METHOD:section.field=value,...`: a method with other options, a learning rate of its own."""
     overrides: tuple[str, ...] = ()
     """`section.field=value` for every run."""
     launcher: str = ""
