@@ -33,12 +33,12 @@ def create_loss(name: str, *, embed_dim: int, dataset_size: int | None = None, *
     """Build a loss by name; the names are those of `objective.name` in a recipe (`OBJECTIVES`).
 
     `embed_dim` d; `dataset_size` n, needed by losses that keep something per sample or count epochs; `num_epochs` is
-    the length of the run, for schedules over epochs. Other `options` are fields of `ObjectiveConfig` (tile_size, rho,
-    eps, gamma_min, ...) or of the section that belongs to the loss: `NPNConfig` (neuclip), `QueueConfig`
-    (neuclip-queue), `AmortizedConfig` (amorlip), `IndividualTemperatureConfig` (isogclr, fastclip-v2). Raises
-    `ConfigError` for an unknown name or option.
+    the length of the run, for schedules over epochs; `global_batch_size` B, from which the queue takes its size. Other
+    `options` are fields of `ObjectiveConfig` (tile_size, rho, eps, gamma_min, ...) or of the section that belongs to
+    the loss: `NPNConfig` (neuclip), `QueueConfig` (neuclip-queue), `AmortizedConfig` (amorlip),
+    `IndividualTemperatureConfig` (isogclr, fastclip-v2). Raises `ConfigError` for an unknown name or option.
     """
-    num_epochs = options.pop("num_epochs", None)
+    num_epochs, global_batch_size = options.pop("num_epochs", None), options.pop("global_batch_size", None)
     tree: dict[str, Any] = {"name": name}
     for key, value in options.items():
         section = _section_of(key, name)
@@ -46,7 +46,12 @@ def create_loss(name: str, *, embed_dim: int, dataset_size: int | None = None, *
             tree.setdefault(section, {})[key] = value
         else:
             tree[key] = value
-    problem = Problem(embed_dim=embed_dim, dataset_size=dataset_size, num_epochs=num_epochs)
+    problem = Problem(
+        embed_dim=embed_dim,
+        dataset_size=dataset_size,
+        num_epochs=num_epochs,
+        global_batch_size=global_batch_size,
+    )
     return ContrastiveLoss(create_objective(parse(ObjectiveConfig, tree), problem))
 
 

@@ -90,6 +90,7 @@ class Trainer:
                 dataset_size=self.manifest.num_samples,
                 num_epochs=self.num_steps * config.train.global_batch_size / self.manifest.num_samples,
                 seed=config.seed,
+                global_batch_size=config.train.global_batch_size,
             ),
         ).to(self.device)
         distributed.seed_everything(config.seed, offset=1 + self.rank)

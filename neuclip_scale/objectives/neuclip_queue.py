@@ -14,7 +14,17 @@ from neuclip_scale.objectives.base import MarginObjective
 from neuclip_scale.sections import section
 from neuclip_scale.similarity import BatchShape, PairFeatures
 
-DEFAULT_SIZE = 8192
+STEPS_IN_QUEUE = 32
+SIZE_WITHOUT_BATCH = 4096
+
+
+def default_size(global_batch_size: int | None, dataset_size: int | None) -> int:
+    """M: the pairs of the last 32 steps, at most the data set; 4096 where the batch is not known beforehand.
+
+    Encoders move with steps, so an embedding's age in steps is what makes it wrong (docs/method.md).
+    """
+    size = STEPS_IN_QUEUE * global_batch_size if global_batch_size else SIZE_WITHOUT_BATCH
+    return min(size, dataset_size) if dataset_size else size
 
 
 class NeuCLIPQueue(MarginObjective):
@@ -29,14 +39,14 @@ class NeuCLIPQueue(MarginObjective):
         embed_dim: int,
         section: QueueConfig,
         *,
-        dataset_size: int | None,
+        size: int,
         rho: float,
         eps: float,
         tile_size: int,
     ) -> None:
         super().__init__(rho=rho, eps=eps, tile_size=tile_size)
         self.batch_weight, self.join_batch = section.batch_weight, section.join_batch
-        self.queue = EmbeddingQueue(embed_dim, section.size or min(DEFAULT_SIZE, dataset_size or DEFAULT_SIZE))
+        self.queue = EmbeddingQueue(embed_dim, size)
 
     def estimate_flops(self, shape: BatchShape) -> int:
         """See `MarginObjective.estimate_flops`; with a full queue."""

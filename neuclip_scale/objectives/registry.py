@@ -12,7 +12,7 @@ from neuclip_scale.objectives.base import Objective
 from neuclip_scale.objectives.fastclip import FastCLIP, GammaSchedule, RGCLg, later_gamma_min
 from neuclip_scale.objectives.individual import RGCL
 from neuclip_scale.objectives.neuclip import NeuCLIP
-from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue
+from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue, default_size
 from neuclip_scale.objectives.openclip import OpenCLIP
 from neuclip_scale.objectives.siglip import SigLIP
 
@@ -27,6 +27,8 @@ class Problem:
     num_epochs: float | None = None
     """Length of the run, for schedules over epochs."""
     seed: int = 0
+    global_batch_size: int | None = None
+    """B, for what grows with it."""
 
     def size_for(self, name: str) -> int:
         """n; raises `ConfigError` where it is not known."""
@@ -113,7 +115,7 @@ def _neuclip_queue(section: ObjectiveConfig, problem: Problem) -> Objective:
     return NeuCLIPQueue(
         problem.embed_dim,
         section.queue,
-        dataset_size=problem.dataset_size,
+        size=section.queue.size or default_size(problem.global_batch_size, problem.dataset_size),
         rho=section.rho,
         eps=section.eps,
         tile_size=section.tile_size,

@@ -93,6 +93,7 @@ def watch(
             dataset_size=trainer.manifest.num_samples,
             num_epochs=trajectory.steps * trajectory.batch / trainer.manifest.num_samples,
             seed=trajectory.seed,
+            global_batch_size=trajectory.batch,
         )
         base = trainer.config.objective
         watchers = [
