@@ -84,8 +84,8 @@ class NPNConfig:
 @dataclass(frozen=True, kw_only=True)
 class QueueConfig:
     size: int = 0
-    """M, past pairs whose embeddings are negatives of the normalizers; 0 takes those of the last 32 steps, or the data
-    set where it is smaller."""
+    """M, past pairs whose embeddings are negatives of the normalizers; 0 takes those of the last 8 steps, at least 1024
+    and at most the data set."""
     join_batch: bool = True
     """Whether the batch's own negatives stand in one mean with the queue's."""
     batch_weight: float = 0.0

@@ -14,16 +14,17 @@ from neuclip_scale.objectives.base import MarginObjective
 from neuclip_scale.sections import section
 from neuclip_scale.similarity import BatchShape, PairFeatures
 
-STEPS_IN_QUEUE = 32
-SIZE_WITHOUT_BATCH = 4096
+STEPS_IN_QUEUE = 8
+SMALLEST_QUEUE = 1024
 
 
 def default_size(global_batch_size: int | None, dataset_size: int | None) -> int:
-    """M: the pairs of the last 32 steps, at most the data set; 4096 where the batch is not known beforehand.
+    """M: the pairs of the last 8 steps, at least 1024, at most the data set.
 
-    Encoders move with steps, so an embedding's age in steps is what makes it wrong (docs/method.md).
+    Encoders move with every step, so an embedding's age in steps is what makes it wrong; few negatives are what makes
+    a small batch wrong (docs/method.md).
     """
-    size = STEPS_IN_QUEUE * global_batch_size if global_batch_size else SIZE_WITHOUT_BATCH
+    size = max(SMALLEST_QUEUE, STEPS_IN_QUEUE * (global_batch_size or 0))
     return min(size, dataset_size) if dataset_size else size
 
 

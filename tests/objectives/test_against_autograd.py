@@ -170,14 +170,14 @@ def test_every_method_over_several_epochs_of_state(name: str, tile_size: int) ->
         assert reference.tau.std() > 1e-3, "the temperatures must have moved apart"
 
 
-def test_the_queues_size_is_that_of_32_steps_or_of_the_data() -> None:
+def test_the_queues_size_is_that_of_8_steps_within_bounds() -> None:
     def size(**options: Any) -> int:
         return int(create_loss("neuclip-queue", embed_dim=D, **options).objective.queue.size)
 
-    assert size(global_batch_size=8) == 256
-    assert size(global_batch_size=8, dataset_size=100) == 100
-    assert size() == 4096, "no batch known"
-    assert size(global_batch_size=8, size=7) == 7
+    assert size(global_batch_size=256) == 2048
+    assert size(global_batch_size=8) == size() == 1024
+    assert size(global_batch_size=256, dataset_size=100) == 100
+    assert size(global_batch_size=256, size=7) == 7
 
 
 def test_siglip_equals_open_clips_own_loss() -> None:

@@ -23,7 +23,7 @@ SWEEPS: dict[str, dict[str, Options]] = {
     },
     "accumulator": {"NPN, reset": {"npn": {"reset_accumulator": True}}},
     "queue": {
-        **{f"queue, M {value}": {"queue": {"size": value}} for value in (256, 1024, 4096)},
+        **{f"queue, M {value}": {"queue": {"size": value}} for value in (256, 1024, 4096, 8192)},
         "queue without batch": {"queue": {"join_batch": False}},
     },
     "mix": {f"queue, w {value}": {"queue": {"batch_weight": value}} for value in (0.1, 0.5)},

@@ -27,7 +27,7 @@ def error_over_steps(rows: list[Row], path: Path) -> None:
     save_figure(figure, path)
 
 
-def error_bars(table: list[Row], path: Path) -> None:
+def errors_side_by_side(table: list[Row], path: Path) -> None:
     """Every estimator's error beside the others', a panel for each (n, batch), with the standard error over seeds."""
     places = sorted({(row["n"], row["batch"]) for row in table})
     height = 1.2 + 0.26 * max(sum((r["n"], r["batch"]) == place for r in table) for place in places)
@@ -35,7 +35,8 @@ def error_bars(table: list[Row], path: Path) -> None:
     for axes, (n, batch) in zip([panels] if len(places) == 1 else panels, places, strict=True):
         chosen = sorted((r for r in table if (r["n"], r["batch"]) == (n, batch)), key=lambda r: -r["mse"])
         labels = [row["estimator"] for row in chosen]
-        axes.barh(labels, [r["mse"] for r in chosen], xerr=[r["mse_error"] or 0 for r in chosen], color="#9db8d9")
+        spread = [row["mse_error"] or 0 for row in chosen]
+        axes.errorbar([row["mse"] for row in chosen], labels, xerr=spread, fmt="o", color=COLOURS[0], markersize=4)
         axes.set(xscale="log", xlabel="mean squared error", title=f"n = {n:,}, B = {batch}")
         axes.tick_params(axis="y", labelsize=8)
     save_figure(figure, path)

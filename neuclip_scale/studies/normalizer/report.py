@@ -9,7 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from neuclip_scale.studies.normalizer.figures import error_bars, error_over_steps, gradient_plane
+from neuclip_scale.studies.normalizer.figures import error_over_steps, errors_side_by_side, gradient_plane
 from neuclip_scale.studies.normalizer.summary import GRADIENT_MEASURES, findings, late, summarise
 from neuclip_scale.studies.page import Page, Section
 
@@ -35,7 +35,7 @@ def write_report(result: dict[str, Any], output: Path) -> list[Path]:
     table = summarise(late(result["rows"]))
     paths = [output / "error_over_steps.png", output / "error.png"]
     error_over_steps(result["rows"], paths[0])
-    error_bars(table, paths[1])
+    errors_side_by_side(table, paths[1])
     sections = [
         Section("What the figures say", findings(table)),
         Section("Error of the log-normalizer", [TRUTH, COST], _HEADER, [_cells(row) for row in table], paths[:2]),
