@@ -62,6 +62,8 @@ def findings(table: list[Row]) -> list[str]:
         ratio = {place: place[0] / place[1] for place in places}
         most, least = max(places, key=ratio.__getitem__), min(places, key=ratio.__getitem__)
         for name in ("mini-batch", "u table", "NPN", "queue"):
+            if not {most, least} <= set(by_name[name]):
+                continue
             growth = by_name[name][most]["mse"] / by_name[name][least]["mse"]
             sentences.append(
                 f"{name}: the error at n/B = {ratio[most]:.0f} is {growth:.1f} times that at {ratio[least]:.0f}."
