@@ -112,6 +112,15 @@ def test_findings_say_when_a_claim_does_not_hold() -> None:
     assert "worse than the NPN as published in 0 of 1 settings (0.80)" in sentence
 
 
+def test_findings_compare_two_ratios_of_n_to_the_batch() -> None:
+    rows = [row("mini-batch", 0, 1, 1.0), row("mini-batch", 0, 1, 3.0, n=1000), row("queue, M 8", 0, 1, 0.1)]
+    rows += [row("NPN", 0, 1, 0.5), row("NPN", 0, 1, 0.5, n=1000)]
+    assert findings(summarise(rows)) == [
+        "mini-batch: the error at n/B = 100 is 3.0 times that at 10.",
+        "NPN: the error at n/B = 100 is 1.0 times that at 10.",
+    ]
+
+
 def test_moments_give_bias_without_what_few_draws_add() -> None:
     generator = torch.Generator().manual_seed(0)
     truth = torch.randn(400, generator=generator)
