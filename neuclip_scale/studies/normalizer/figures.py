@@ -39,6 +39,7 @@ def errors_side_by_side(table: list[Row], path: Path) -> None:
         axes.errorbar([row["mse"] for row in chosen], labels, xerr=spread, fmt="o", color=COLOURS[0], markersize=4)
         axes.set(xscale="log", xlabel="mean squared error", title=f"n = {n:,}, B = {batch}")
         axes.tick_params(axis="y", labelsize=8)
+        axes.xaxis.set_minor_formatter(lambda value, place: "")  # within one decade its labels run into each other
     save_figure(figure, path)
 
 
