@@ -114,9 +114,9 @@ def shutdown() -> None:
 def end_rank(status: int) -> None:
     """End this process with `status` if a launcher started it as one of several ranks; else do nothing.
 
-    Once DDP was used, the threads of gloo outlive `destroy_process_group` (torch 2.14 and 2.15). When the interpreter's
-    teardown meets one of them the process aborts (SIGABRT) after its work is done, and the launcher reports a failed
-    job. So a rank flushes what it has printed and leaves without that teardown. Files must be closed by now.
+    Once DDP was used, the threads of gloo outlive `destroy_process_group` (seen on torch 2.14.1). An abort of rank 0
+    (SIGABRT) at its end, seen once in CI, is thought to be the interpreter's teardown meeting one of them; a launcher
+    reports such a job as failed although its work is done. So a rank flushes what it has printed and leaves without that teardown. Files must be closed by now.
     """
     if read_launch().world_size > 1:
         sys.stdout.flush()
