@@ -116,7 +116,8 @@ def end_rank(status: int) -> None:
 
     Once DDP was used, the threads of gloo outlive `destroy_process_group` (seen on torch 2.14.1). An abort of rank 0
     (SIGABRT) at its end, seen once in CI, is thought to be the interpreter's teardown meeting one of them; a launcher
-    reports such a job as failed although its work is done. So a rank flushes what it has printed and leaves without that teardown. Files must be closed by now.
+    reports such a job as failed although its work is done. So a rank flushes what it has printed and leaves without
+    that teardown. Files must be closed by now.
     """
     if read_launch().world_size > 1:
         sys.stdout.flush()
