@@ -52,8 +52,10 @@ def main(argv: list[str]) -> int:
     labels = short_labels(list(summaries))
     evaluations = [summary["evaluation"] for summary in summaries.values()]
     console.print(score_table(dict(zip(labels, evaluations, strict=True))))
-    console.print(costs(summaries))
-    console.print(shares(summaries))
+    labelled = dict(zip(labels, summaries.values(), strict=True))
+    console.print(costs(labelled))
+    if any(summary.get("cost", {}).get("sections") for summary in summaries.values()):
+        console.print(shares(labelled))
     console.print(demo_caveat(Path(recipe.evaluation.data)))
     figures = draw(arguments.runs, arguments.output, recipe)
     write_json(arguments.output / "report.json", {"runs": summaries})
