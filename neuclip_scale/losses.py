@@ -33,12 +33,14 @@ def create_loss(name: str, *, embed_dim: int, dataset_size: int | None = None, *
     """Build a loss by name; the names are those of `objective.name` in a recipe (`OBJECTIVES`).
 
     `embed_dim` d; `dataset_size` n, needed by losses that keep something per sample or count epochs; `num_epochs` is
-    the length of the run, for schedules over epochs; `global_batch_size` B, from which the queue takes its size. Other
+    the length of the run, for schedules over epochs; `global_batch_size` B, from which the queue takes its size;
+    `encode_dataset` gives the features of all n pairs (exact). Other
     `options` are fields of `ObjectiveConfig` (tile_size, rho, eps, gamma_min, ...) or of the section that belongs to
     the loss: `NPNConfig` (neuclip), `QueueConfig` (neuclip-queue), `AmortizedConfig` (amorlip),
     `IndividualTemperatureConfig` (isogclr, fastclip-v2). Raises `ConfigError` for an unknown name or option.
     """
-    num_epochs, global_batch_size = options.pop("num_epochs", None), options.pop("global_batch_size", None)
+    known = ("num_epochs", "global_batch_size", "encode_dataset")
+    given = {key: options.pop(key) for key in known if key in options}
     tree: dict[str, Any] = {"name": name}
     for key, value in options.items():
         section = _section_of(key, name)
@@ -49,8 +51,7 @@ def create_loss(name: str, *, embed_dim: int, dataset_size: int | None = None, *
     problem = Problem(
         embed_dim=embed_dim,
         dataset_size=dataset_size,
-        num_epochs=num_epochs,
-        global_batch_size=global_batch_size,
+        **given,
     )
     return ContrastiveLoss(create_objective(parse(ObjectiveConfig, tree), problem))
 

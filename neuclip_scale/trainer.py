@@ -25,17 +25,22 @@ from neuclip_scale.data.transforms import EvalTransform, TrainTransform
 from neuclip_scale.engines import create_engine
 from neuclip_scale.evaluation.datasets import EvaluationDataError, open_set
 from neuclip_scale.evaluation.normalizer_monitor import NormalizerMonitor
+from neuclip_scale.evaluation.reference_pairs import ReferencePairs
 from neuclip_scale.evaluation.suite import evaluate_folder, find_sets
 from neuclip_scale.grad_cache import CachedFeatures, RandomState
 from neuclip_scale.models.clip import build_model
 from neuclip_scale.models.tokenizer import build_tokenizer
 from neuclip_scale.non_finite import NonFiniteLossError, check_finite
+from neuclip_scale.normalizers import DatasetFeatures
 from neuclip_scale.objectives import ObjectiveOutput, create_objective
 from neuclip_scale.objectives.registry import Problem
 from neuclip_scale.optim import clamp_temperature, create_optimizer, schedule_factor, set_learning_rates
 from neuclip_scale.run_state import RunState, StopSignal
 from neuclip_scale.sections import StepTimer, left_out, section
 from neuclip_scale.similarity import PairFeatures
+
+KEEP_PICTURES_UP_TO = 1 << 28
+"""Bytes of decoded pictures that measuring keeps in memory between two measurements rather than decode again."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +96,14 @@ class Trainer:
                 num_epochs=self.num_steps * config.train.global_batch_size / self.manifest.num_samples,
                 seed=config.seed,
                 global_batch_size=config.train.global_batch_size,
+                encode_dataset=self._encode_dataset,
+                encode_flops=self.arithmetic.encoders.forward * self.manifest.num_samples,
             ),
         ).to(self.device)
         distributed.seed_everything(config.seed, offset=1 + self.rank)
         self.tokenizer = build_tokenizer(config.model)
         look = model.image_size, model.image_mean, model.image_std
+        self.train_transform = TrainTransform(*look, config.data.crop_scale)
         self.loader = TrainLoader(
             self.manifest,
             config.data,
@@ -103,13 +111,14 @@ class Trainer:
             rank=self.rank,
             world_size=self.world_size,
             seed=config.seed,
-            transform=TrainTransform(*look, config.data.crop_scale),
+            transform=self.train_transform,
             tokenizer=self.tokenizer,
             pin_memory=self.device.type == "cuda",
         )
         self.eval_transform = EvalTransform(*look)
         self.micro_batch_size = micro_batch_size(config, self.world_size)
         self.monitor = self._normalizer_monitor()
+        self._all_pairs: ReferencePairs | None = None
         if start_from is not None:
             self.run_state.load(start_from, self.engine, self.objective, self.loader, self.manifest)
 
@@ -282,17 +291,33 @@ class Trainer:
         return num_steps
 
     def _normalizer_monitor(self) -> NormalizerMonitor:
+        section = self.config.evaluation
+        num_reference = section.normalizer_reference or self.manifest.num_samples
+        keep = 3 * 4 * self.eval_transform.image_size**2 * num_reference <= KEEP_PICTURES_UP_TO
         return NormalizerMonitor(
+            self._reference_pairs(num_reference=num_reference, keep=keep),
+            every_steps=section.normalizer_every_steps,
+            eps=self.config.objective.eps,
+        )
+
+    def _reference_pairs(self, *, num_reference: int, keep: bool) -> ReferencePairs:
+        return ReferencePairs(
             self.manifest,
             self.config.data,
-            every_steps=self.config.evaluation.normalizer_every_steps,
-            num_reference=self.config.evaluation.normalizer_reference,
-            transform=self.eval_transform,
+            num_reference=num_reference,
+            transform=self.train_transform,
             tokenizer=self.tokenizer,
             batch_size=self.micro_batch_size,
             seed=self.config.seed,
-            eps=self.config.objective.eps,
+            keep=keep,
         )
+
+    def _encode_dataset(self) -> DatasetFeatures:
+        """All pairs as the encoders stand, for an objective that asks for them; every rank encodes all."""
+        if self._all_pairs is None:
+            self._all_pairs = self._reference_pairs(num_reference=0, keep=True)
+        with self._keep_random_state():
+            return self._all_pairs.encode(self.engine)
 
     @section("reduce")
     def _reduce(self, result: StepResult, loaded: LoadedBatch, stop: bool) -> tuple[dict[str, Any], bool]:

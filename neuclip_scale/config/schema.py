@@ -18,6 +18,7 @@ ObjectiveName = Literal[
     "amorlip",
     "neuclip",
     "neuclip-queue",
+    "exact",
 ]
 
 
@@ -84,8 +85,10 @@ class NPNConfig:
 @dataclass(frozen=True, kw_only=True)
 class QueueConfig:
     size: int = 0
-    """M, past pairs whose embeddings are negatives of the normalizers; 0 takes those of the last 8 steps, at least 1024
-    and at most the data set."""
+    """M, past pairs whose embeddings are negatives of the normalizers; 0 takes those of the last 16 steps, at least
+    8192 and at most the data set."""
+    forget: bool = True
+    """Whether older pairs count less, exp(-age/h) with the horizon h that has explained the last batches best."""
     join_batch: bool = True
     """Whether the batch's own negatives stand in one mean with the queue's."""
     batch_weight: float = 0.0
@@ -138,7 +141,8 @@ class ObjectiveConfig:
     temperature_max: float = 1.0
     """Upper bound of tau."""
     rho: float = 8.5
-    """Weight of the term that keeps a learned tau from collapsing (isogclr, fastclip-v2 and v3, rgcl-g, neuclip)."""
+    """Weight of the term that keeps a learned tau from collapsing (isogclr, fastclip-v2 and v3, rgcl-g, neuclip
+    and neuclip-queue, exact)."""
     eps: float = 1e-6
     """Added to the normalizer before its logarithm."""
     gamma_min: float = 0.2
@@ -146,6 +150,8 @@ class ObjectiveConfig:
     rule of the same group, min(1, 4.177 epochs^-0.7265)."""
     gamma_decay_epochs: int = 0
     """Epochs over which gamma falls from 1 to gamma_min along a cosine; 0 takes the length of the run."""
+    exact_refresh_every: int = 1
+    """Steps between two encodings of the whole data set (exact): each takes n/B of a step's forward passes."""
     bias_init: float = -10.0
     """SigLIP's learned bias at the start (siglip)."""
     tile_size: int = 1024

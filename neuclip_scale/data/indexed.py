@@ -1,12 +1,12 @@
-"""Chosen samples of the training set without augmentation, in order: for measurements on the training data."""
+"""Chosen samples of the training set, in order: for measurements on the training data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,7 +15,7 @@ from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.manifest import Manifest
 from neuclip_scale.data.samples import SampleReader, UnusableSample
 from neuclip_scale.data.stream_dataset import Tokenizer, init_worker
-from neuclip_scale.data.transforms import ImageError, decode_image
+from neuclip_scale.data.transforms import EvalTransform, ImageError, TrainTransform, decode_image
 
 Row = tuple[Tensor, str, int, str]
 CACHED_SAMPLES = 100_000
@@ -29,9 +29,12 @@ class IndexedSamples(Dataset[Row | None]):
         manifest: Manifest,
         section: DataConfig,
         sample_indices: Sequence[int],
-        transform: Callable[[Image.Image], Tensor],
+        transform: TrainTransform | EvalTransform,
+        *,
+        seed: int = 0,
     ) -> None:
-        self._manifest, self._section = manifest, section
+        """What `transform` draws is fixed by `seed` and the sample, the same each time it is read."""
+        self._manifest, self._section, self._seed = manifest, section, seed
         self._sample_indices, self._transform = sample_indices, transform
         self._reader: SampleReader | None = None
 
@@ -49,9 +52,10 @@ class IndexedSamples(Dataset[Row | None]):
         sample_index = self._sample_indices[position]
         try:
             raw = self._reader.read(sample_index)
-            image = self._transform(decode_image(raw.image, self._section.max_image_pixels))
+            decoded = decode_image(raw.image, self._section.max_image_pixels)
         except (UnusableSample, ImageError):
             return None
+        image = self._transform(decoded, np.random.default_rng((self._seed, sample_index)))
         return image, raw.caption, sample_index, raw.uid
 
 

@@ -103,8 +103,8 @@ class EvalTransform:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """[3, image_size, image_size] float32 of an RGB picture."""
+    def __call__(self, image: Image.Image, generator: np.random.Generator | None = None) -> Tensor:
+        """[3, image_size, image_size] float32 of an RGB picture; nothing is drawn from `generator`."""
         image = _without_extreme_ratio(image)
         size, (width, height) = self.image_size, image.size
         # torchvision's rounding, so that scores agree: the long side rounded down, the crop's corner to even.

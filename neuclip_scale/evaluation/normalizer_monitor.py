@@ -6,18 +6,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from neuclip_scale import distributed
-from neuclip_scale.config import DataConfig
-from neuclip_scale.data.indexed import IndexedSamples, indexed_batches
-from neuclip_scale.data.manifest import Manifest
-from neuclip_scale.data.stream_dataset import Tokenizer
-from neuclip_scale.evaluation.normalizer_error import error_statistics, exact_log_normalizers
-from neuclip_scale.models.clip import CLIP
+from neuclip_scale.evaluation.reference_pairs import ReferencePairs
+from neuclip_scale.normalizers.exact import error_statistics, exact_log_normalizers
 from neuclip_scale.objectives import ObjectiveOutput
 from neuclip_scale.similarity import PairFeatures
 
@@ -29,31 +23,11 @@ class NormalizerMonitor:
     """Holds a step's estimates against the exact values over the training set.
 
     The anchors are rank 0's pairs of the step as the objective saw them. The truth is log(eps + g) with g over all
-    other reference pairs, encoded with the same weights in evaluation mode, without augmentation. The reference is
-    the whole training set, or `num_reference` pairs drawn once by the seed.
+    other reference pairs, augmented as in training and encoded with the same weights in evaluation mode.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        section: DataConfig,
-        *,
-        every_steps: int,
-        num_reference: int,
-        transform: Callable[[Image.Image], Tensor],
-        tokenizer: Tokenizer,
-        batch_size: int,
-        seed: int,
-        eps: float,
-    ) -> None:
-        self.every_steps = every_steps
-        self.eps = eps
-        self._section, self._tokenizer, self._batch_size = section, tokenizer, batch_size
-        total = manifest.num_samples
-        indices = np.arange(total)
-        if 0 < num_reference < total:
-            indices = np.sort(np.random.default_rng(seed).choice(total, num_reference, replace=False))
-        self._samples = IndexedSamples(manifest, section, indices.tolist(), transform)
+    def __init__(self, reference: ReferencePairs, *, every_steps: int, eps: float) -> None:
+        self.reference, self.every_steps, self.eps = reference, every_steps, eps
         self.on_exact: Callable[[Tensor, ObjectiveOutput], None] = lambda exact, output: None
         """Called with the exact values [b, 2] of each measurement, for studies that watch several estimators."""
         self._result: dict[str, Any] = {}
@@ -81,36 +55,18 @@ class NormalizerMonitor:
     def _measure(
         self, engine: Engine, pairs: PairFeatures, logit_scale: Tensor, output: ObjectiveOutput, sample_index: Tensor
     ) -> dict[str, Any]:
-        image, text, index = self._encode_reference(engine.module, engine)
-        places = torch.searchsorted(index, sample_index).clamp_max(len(index) - 1)
-        # -1: not in the reference, so nothing to leave out
-        places = torch.where(index[places] == sample_index, places, -1)
+        features = self.reference.encode(engine)
+        places = features.positions(sample_index)
         normalizers = output.normalizers
         assert normalizers is not None
         tau = 1 / logit_scale if normalizers.temperatures is None else normalizers.temperatures
         exact = torch.stack(
-            exact_log_normalizers(pairs.image, pairs.text, places, image, text, tau, eps=self.eps), 1
+            exact_log_normalizers(pairs.image, pairs.text, places, features.image, features.text, tau, eps=self.eps),
+            1,
         )  # [b, 2]
         self.on_exact(exact, output)
-        result: dict[str, Any] = {"normalizer/num_reference": len(index)}
+        result: dict[str, Any] = {"normalizer/num_reference": len(features.sample_index)}
         for suffix, rows in (("", normalizers.estimates), ("_batch", normalizers.batch_rows)):
             for name, value in error_statistics(rows, exact).items():
                 result[f"normalizer/{name}{suffix}"] = value
         return result
-
-    def _encode_reference(self, model: CLIP, engine: Engine) -> tuple[Tensor, Tensor, Tensor]:
-        """Features [n, d] of both sides and sample indices [n]."""
-        images, texts, indices = [], [], []
-        model.eval()
-        batches = indexed_batches(
-            self._samples, self._tokenizer, batch_size=self._batch_size, num_workers=self._section.num_workers
-        )
-        for batch in batches:
-            moved = batch.to(engine.device)
-            with engine.autocast():
-                encoded = model(moved.images, moved.tokens)
-            images.append(encoded.image_features)
-            texts.append(encoded.text_features)
-            indices.append(moved.sample_index)
-        model.train()
-        return torch.cat(images), torch.cat(texts), torch.cat(indices)

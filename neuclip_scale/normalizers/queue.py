@@ -1,9 +1,9 @@
-"""A queue of past embeddings as negatives of the normalizers, joined with the batch's own, sharded over the ranks."""
+"""A queue of past embeddings as negatives of the normalizers, older ones counting less, sharded over the ranks."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,28 @@ from torch import Tensor, nn
 from neuclip_scale import distributed
 from neuclip_scale.similarity import BatchShape, PairFeatures
 
+LEAST_WEIGHT = 1e-3
+"""Weights that add up to less are what rounding left when an anchor's own pair was taken out."""
+
+
+class QueueSums(NamedTuple):
+    """Weighted sums over the queue for this rank's anchors, one column for each of H horizons."""
+
+    log_sums: Tensor  # [b, 2, H], image and text anchors
+    weights: Tensor  # [b, H], what the weights of the summed entries add up to
+
+    def log_means(self) -> tuple[Tensor, Tensor]:
+        """log of the weighted means [b, 2, H], and where there is something to take a mean of [b, H]; else 0."""
+        known = self.weights > LEAST_WEIGHT
+        return torch.where(known[:, None], self.log_sums - self.weights.log()[:, None], 0.0), known
+
 
 class EmbeddingQueue(nn.Module):
     """The last M pairs of all ranks: both embeddings and the sample index; rank r keeps the slots congruent to r.
 
-    Estimate of both sides' log-normalizers, M_i the entries that are not anchor i's own pair of an earlier epoch:
+    An entry with p younger pairs in the queue weighs exp(-p / h) for a horizon of h pairs. Sums of anchor i:
 
-        a_i = log( (sum_q exp((x_i . q - s_ii)/tau) + sum_{j != i in batch} exp((s_ij - s_ii)/tau)) / (M_i + B - 1) )
+        sum_q w_q exp((x_i . q - s_ii)/tau)   and   sum_q w_q,   q no own pair of i from an earlier epoch
 
     The p-th pair ever pushed stands in slot p mod M, so the union over ranks does not depend on their number. Each rank
     sums over its slots for all ranks' anchors: work and memory per rank are those of a queue of M/W entries.
@@ -41,19 +56,28 @@ class EmbeddingQueue(nn.Module):
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def log_sums(
-        self, pairs: PairFeatures, scale: Tensor, world_index: Tensor, *, tile_size: int
-    ) -> tuple[Tensor, Tensor]:
-        """log of the sum over the queue for this rank's (image, text) anchors [b, 2], and M_i [b] (collective).
+    def sums(
+        self, pairs: PairFeatures, scale: Tensor, world_index: Tensor, horizons: Tensor, *, tile_size: int
+    ) -> QueueSums:
+        """For every horizon of `horizons` [H], in pairs; infinity lets all count alike (collective).
 
-        `scale` is 1/tau, one element. Both sides leave out the same entries. One all-gather of [B, 3].
+        `scale` is 1/tau, one element. Both sides leave out the same entries. One all-gather of [B, 3 H].
         """
         positives = (pairs.world_image * pairs.world_text).sum(-1)
-        image, count = self._sweep(pairs.world_image, self.text, positives, scale, world_index, tile_size)
-        text, _ = self._sweep(pairs.world_text, self.image, positives, scale, world_index, tile_size)
-        partial = distributed.all_gather_rows(torch.stack([image, text, count], 1))
-        partial = pairs.local_rows(partial.view(self.world_size, -1, 3).transpose(0, 1))  # [b, W, 3]
-        return torch.logsumexp(partial[..., :2], 1), partial[..., 2].sum(1)
+        weights = self._weights(horizons.to(positives))
+        image = self._sweep(pairs.world_image, self.text, positives, scale, world_index, weights, tile_size)
+        text = self._sweep(pairs.world_text, self.image, positives, scale, world_index, weights, tile_size)
+        partial = torch.stack([image, text, self._counted(world_index, weights, tile_size)], 1)  # [B, 3, H]
+        partial = distributed.all_gather_rows(partial).view(self.world_size, *partial.shape)
+        partial = pairs.local_rows(partial.transpose(0, 1))  # [b, W, 3, H]
+        return QueueSums(torch.logsumexp(partial[:, :, :2], 1), partial[:, :, 2].sum(1))
+
+    def _weights(self, horizons: Tensor) -> Tensor:
+        """w of this rank's slots in use, [M/W, H]."""
+        filled = min(int(self.pushed), self.size)  # until the queue has filled once, its first slots are in use
+        slots = torch.arange(self.rank, filled, self.world_size, device=horizons.device)
+        younger = (self.pushed - 1 - slots) % self.size
+        return torch.exp(-younger.to(horizons)[:, None] / horizons)
 
     def _sweep(
         self,
@@ -62,23 +86,32 @@ class EmbeddingQueue(nn.Module):
         positives: Tensor,
         scale: Tensor,
         world_index: Tensor,
+        weights: Tensor,
         tile_size: int,
-    ) -> tuple[Tensor, Tensor]:
-        """log sum_q exp(scale (x_i . q - s_ii)) over this rank's slots and how many of them counted, both [B]."""
-        total, count = torch.full_like(positives, -torch.inf), torch.zeros_like(positives)
-        # Until the queue has filled once, its first slots are the ones in use.
-        used = len(range(self.rank, min(int(self.pushed), self.size), self.world_size))
+    ) -> Tensor:
+        """log sum_q w_q exp(scale (x_i . q - s_ii)) over this rank's slots, [B, H]."""
+        total = positives.new_full((anchors.shape[0], weights.shape[1]), -torch.inf)
         for first in range(0, anchors.shape[0], tile_size):
             rows = slice(first, first + tile_size)
-            scaled, offset = anchors[rows] * scale, (positives[rows] * scale)[:, None]
-            for start in range(0, used, tile_size):
-                columns = slice(start, min(start + tile_size, used))
-                logits = (scaled @ negatives[columns].T).sub_(offset)
-                own = world_index[rows, None] == self.index[columns]
-                logits.masked_fill_(own, -torch.inf)
-                total[rows] = torch.logaddexp(total[rows], torch.logsumexp(logits, 1))
-                count[rows] += (columns.stop - columns.start) - own.sum(1)
-        return total, count
+            scaled, offset = anchors[rows] * scale, positives[rows] * scale
+            for start in range(0, weights.shape[0], tile_size):
+                columns = slice(start, min(start + tile_size, weights.shape[0]))
+                logits = scaled @ negatives[columns].T
+                logits.masked_fill_(world_index[rows, None] == self.index[columns], -torch.inf)
+                # Finite also for an anchor that leaves out the whole tile.
+                largest = logits.amax(1, keepdim=True).clamp_min_(torch.finfo(logits.dtype).min)
+                part = logits.sub_(largest).exp_() @ weights[columns]
+                total[rows] = torch.logaddexp(total[rows], part.log_().add_(largest).sub_(offset[:, None]))
+        return total
+
+    def _counted(self, world_index: Tensor, weights: Tensor, tile_size: int) -> Tensor:
+        """sum_q w_q over this rank's slots but each anchor's own, [B, H]."""
+        counted = weights.sum(0).repeat(world_index.shape[0], 1)
+        used = self.index[: weights.shape[0]]
+        for first in range(0, world_index.shape[0], tile_size):
+            rows, columns = (world_index[first : first + tile_size, None] == used).nonzero(as_tuple=True)
+            counted.index_add_(0, rows + first, weights[columns], alpha=-1)
+        return counted.clamp_min_(0)  # what is left of nothing may round below it
 
     @torch.no_grad()
     def push(self, pairs: PairFeatures, world_index: Tensor) -> None:
@@ -93,9 +126,9 @@ class EmbeddingQueue(nn.Module):
         self.index[places] = world_index[newest][mine]
         self.pushed += count
 
-    def flops(self, shape: BatchShape) -> int:
-        """FLOPs of `log_sums` on one rank with a full queue: two products of 2 B (M/W) d."""
-        return 2 * 2 * shape.global_size * self.image.shape[0] * shape.embed_dim
+    def flops(self, shape: BatchShape, num_horizons: int) -> int:
+        """FLOPs of `sums` on one rank with a full queue: two products of 2 B (M/W) (d + H)."""
+        return 2 * 2 * shape.global_size * self.image.shape[0] * (shape.embed_dim + num_horizons)
 
     def rank_state(self) -> dict[str, Tensor]:
         """This rank's slots."""
@@ -113,10 +146,11 @@ class EmbeddingQueue(nn.Module):
             own.copy_(whole[self.rank :: self.world_size])
 
 
-def join_with_batch(queue_sums: Tensor, queue_count: Tensor, batch_rows: Tensor, global_size: int) -> Tensor:
-    """log of the mean over queue and batch negatives together -> [b, 2].
+def join_with_batch(queue: QueueSums, batch_rows: Tensor, global_size: int) -> Tensor:
+    """log of the weighted mean over queue and batch negatives together, those of the batch weighing 1 -> [b, 2, H].
 
-    `queue_sums` [b, 2] and `queue_count` [b] from `EmbeddingQueue.log_sums`, `batch_rows` [b, 2] the batch's log g.
+    `batch_rows` [b, 2] is the batch's log g.
     """
     others = global_size - 1
-    return torch.logaddexp(queue_sums, batch_rows + math.log(others)) - (queue_count + others).log()[:, None]
+    batch = (batch_rows + math.log(others))[..., None]
+    return torch.logaddexp(queue.log_sums, batch) - (queue.weights + others).log()[:, None]

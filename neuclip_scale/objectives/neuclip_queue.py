@@ -8,21 +8,20 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.config import QueueConfig
-from neuclip_scale.distributed import all_gather_rows
-from neuclip_scale.normalizers import EmbeddingQueue, join_with_batch
+from neuclip_scale.distributed import all_gather_rows, all_reduce_sum
+from neuclip_scale.normalizers import EmbeddingQueue, HorizonChoice, horizons_up_to, join_with_batch
 from neuclip_scale.objectives.base import MarginObjective
 from neuclip_scale.sections import section
 from neuclip_scale.similarity import BatchShape, PairFeatures
 
-STEPS_IN_QUEUE = 8
-SMALLEST_QUEUE = 1024
+STEPS_IN_QUEUE = 16
+SMALLEST_QUEUE = 8192
 
 
 def default_size(global_batch_size: int | None, dataset_size: int | None) -> int:
-    """M: the pairs of the last 8 steps, at least 1024, at most the data set.
+    """M: the pairs of the last 16 steps, at least 8192, at most the data set.
 
-    Encoders move with every step, so an embedding's age in steps is what makes it wrong; few negatives are what makes
-    a small batch wrong (docs/method.md).
+    How many of them count is found while training; more than this would cost more than the NPN (docs/method.md).
     """
     size = max(SMALLEST_QUEUE, STEPS_IN_QUEUE * (global_batch_size or 0))
     return min(size, dataset_size) if dataset_size else size
@@ -31,7 +30,8 @@ def default_size(global_batch_size: int | None, dataset_size: int | None) -> int
 class NeuCLIPQueue(MarginObjective):
     """L = tau/B sum_i [ exp(-a_i)(eps + g_i) + a_i - 1 ] over both sides + 2 rho tau, a from the queue.
 
-    Nothing is learned: the queue's similarities hold for any tau, and an anchor never meets its own pair. With
+    No network: the queue's similarities hold for any tau, and an anchor never meets its own pair. Past pairs weigh
+    exp(-age/h), with the horizon h that has explained the last batches best, or alike if not `forget`. With
     `batch_weight` w, a = log((1 - w) exp(a) + w g).
     """
 
@@ -41,6 +41,7 @@ class NeuCLIPQueue(MarginObjective):
         section: QueueConfig,
         *,
         size: int,
+        global_batch_size: int,
         rho: float,
         eps: float,
         tile_size: int,
@@ -48,30 +49,42 @@ class NeuCLIPQueue(MarginObjective):
         super().__init__(rho=rho, eps=eps, tile_size=tile_size)
         self.batch_weight, self.join_batch = section.batch_weight, section.join_batch
         self.queue = EmbeddingQueue(embed_dim, size)
+        horizons = horizons_up_to(size, global_batch_size) if section.forget else torch.tensor([torch.inf])
+        self.horizon = HorizonChoice(horizons)
 
     def estimate_flops(self, shape: BatchShape) -> int:
         """See `MarginObjective.estimate_flops`; with a full queue."""
-        return self.queue.flops(shape)
+        return self.queue.flops(shape, len(self.horizon.horizons))
 
     @section("normalizers/queue")
     def estimate(
         self, pairs: PairFeatures, scale: Tensor, batch_rows: Tensor, world_index: Tensor | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """See `MarginObjective.estimate`; the batch joins the queue after its own estimate."""
+        """See `MarginObjective.estimate`; afterwards the batch judges the horizons and joins the queue."""
         if world_index is None:
             # Rows of this step count as samples of their own, so that nobody meets its own embedding.
             world_index = self.samples_seen + torch.arange(pairs.global_size, device=pairs.image.device)
-        sums, count = self.queue.log_sums(pairs, scale, world_index, tile_size=self.tile_size)
-        rows = join_with_batch(sums, count, batch_rows, pairs.global_size)
+        sums = self.queue.sums(pairs, scale, world_index, self.horizon.horizons, tile_size=self.tile_size)
+        past, known = sums.log_means()
+        best = self.horizon.best
+        rows = join_with_batch(sums, batch_rows, pairs.global_size)[..., best]
         if not self.join_batch:  # an empty queue has no mean: the batch stands in
-            rows = torch.where(count[:, None] > 0, sums - count.log()[:, None], rows)
+            rows = torch.where(known[:, None, best], past[..., best], rows)
         if self.batch_weight:
             w = self.batch_weight
             rows = torch.logaddexp(rows + math.log1p(-w), batch_rows + math.log(w)) if w < 1 else batch_rows
         rows = self.add_eps(rows)
         if self.training:
+            self._judge(self.add_eps(past), known.all(1), batch_rows)
             self.queue.push(pairs, world_index)
-        return rows, all_gather_rows(rows), {}
+        horizon = self.horizon.horizons[best].clamp_max(self.queue.size)
+        return rows, all_gather_rows(rows), {"normalizer/horizon": horizon}
+
+    def _judge(self, past: Tensor, known: Tensor, batch_rows: Tensor) -> None:
+        """Losses of all horizons on the anchors that have a past for each (collective). past [b, 2, H], known [b]."""
+        losses = torch.where(known[:, None, None], self.values(past, batch_rows[..., None]), 0.0)
+        total = all_reduce_sum(torch.cat([losses.sum((0, 1)), 2 * known.sum().to(losses).reshape(1)]))
+        self.horizon.judge(total[:-1], total[-1])
 
     def values(self, rows: Tensor, batch_rows: Tensor) -> Tensor:
         """exp(-a)(eps + g) + a - 1."""

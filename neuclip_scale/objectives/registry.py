@@ -6,15 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from neuclip_scale.config import ConfigError, ObjectiveConfig
-from neuclip_scale.normalizers import IndividualTemperatures
+from neuclip_scale.normalizers import DatasetFeatures, IndividualTemperatures
 from neuclip_scale.objectives.amorlip import AmorLIP
 from neuclip_scale.objectives.base import Objective
+from neuclip_scale.objectives.exact import Exact
 from neuclip_scale.objectives.fastclip import FastCLIP, GammaSchedule, RGCLg, later_gamma_min
 from neuclip_scale.objectives.individual import RGCL
 from neuclip_scale.objectives.neuclip import NeuCLIP
 from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue, default_size
 from neuclip_scale.objectives.openclip import OpenCLIP
 from neuclip_scale.objectives.siglip import SigLIP
+
+DEFAULT_BATCH = 256
+"""B where it is not known: the shortest horizon of a queue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,10 @@ class Problem:
     seed: int = 0
     global_batch_size: int | None = None
     """B, for what grows with it."""
+    encode_dataset: Callable[[], DatasetFeatures] | None = None
+    """Features of all n pairs as the encoders stand (collective), for `exact`."""
+    encode_flops: int = 0
+    """FLOPs of `encode_dataset` on one rank."""
 
     def size_for(self, name: str) -> int:
         """n; raises `ConfigError` where it is not known."""
@@ -116,6 +124,24 @@ def _neuclip_queue(section: ObjectiveConfig, problem: Problem) -> Objective:
         problem.embed_dim,
         section.queue,
         size=section.queue.size or default_size(problem.global_batch_size, problem.dataset_size),
+        global_batch_size=problem.global_batch_size or DEFAULT_BATCH,
+        rho=section.rho,
+        eps=section.eps,
+        tile_size=section.tile_size,
+    )
+
+
+def _exact(section: ObjectiveConfig, problem: Problem) -> Objective:
+    if problem.encode_dataset is None:
+        raise ConfigError(
+            "encode_dataset", None, "exact normalizers need features of the whole data set at every step",
+            "Give encode_dataset, a function that returns DatasetFeatures; `neuclip train` does.",
+        )  # fmt: skip
+    return Exact(
+        problem.encode_dataset,
+        encode_flops=problem.encode_flops,
+        dataset_size=problem.size_for(section.name),
+        refresh_every=section.exact_refresh_every,
         rho=section.rho,
         eps=section.eps,
         tile_size=section.tile_size,
@@ -135,6 +161,7 @@ OBJECTIVES: dict[str, Callable[[ObjectiveConfig, Problem], Objective]] = {
     "amorlip": _amorlip,
     "neuclip": _neuclip,
     "neuclip-queue": _neuclip_queue,
+    "exact": _exact,
 }
 
 

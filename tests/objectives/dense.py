@@ -151,29 +151,62 @@ class AmorLIP:
 
 
 class NeuCLIPQueue:
-    """Past embeddings in a list, cut to the last M."""
+    """Past embeddings in a list, cut to the last M; a horizon's loss is that of its own past alone on the new batch."""
 
-    def __init__(self, size: int, *, eps: float, rho: float, weight: float) -> None:
+    def __init__(self, size: int, *, eps: float, rho: float, weight: float, horizons: list[float]) -> None:
         self.size, self.eps, self.rho, self.weight = size, eps, rho, weight
+        self.horizons, self.losses = horizons, [0.0] * len(horizons)
         self.past: list[tuple[Tensor, Tensor, int]] = []
+        self.chosen: list[float] = []
+
+    def step(self, image: Tensor, text: Tensor, log_scale: Tensor, bias: Tensor, index: Tensor) -> Tensor:
+        tau = 1 / log_scale.exp()
+        g = [others((m / tau).exp()).mean(1) for m in margins(image, text)]
+        best = min(range(len(self.horizons)), key=lambda h: self.losses[h])
+        self.chosen.append(self.horizons[best])
+        loss = 2 * self.rho * tau
+        fresh = [0.0] * len(self.horizons)
+        B = len(image)
+        for side, (anchors, batch_g) in enumerate(((image, g[0]), (text, g[1]))):
+            a = torch.empty(B, dtype=torch.float64)
+            for i, anchor in enumerate(anchors.detach()):
+                own = (image[i] * text[i]).sum().detach()
+                for h, horizon in enumerate(self.horizons):
+                    total = weights = 0.0
+                    for younger, entry in enumerate(reversed(self.past)):
+                        if entry[2] != int(index[i]):
+                            w = math.exp(-younger / horizon)
+                            total += w * float(((anchor @ entry[1 - side] - own) / tau.detach()).exp())
+                            weights += w
+                    if h == best:
+                        mean = (total + (B - 1) * batch_g[i].detach()) / (weights + B - 1)
+                        a[i] = (self.eps + (1 - self.weight) * mean + self.weight * batch_g[i].detach()).log()
+                    if weights:
+                        alone, new = self.eps + total / weights, self.eps + float(batch_g[i].detach())
+                        fresh[h] += (new / alone + math.log(alone) - 1) / (2 * B)
+            loss = loss + tau * ((-a).exp() * (self.eps + batch_g) + a - 1).mean()
+        if self.past:
+            first = not any(self.losses)
+            self.losses = [new if first else 0.95 * old + 0.05 * new for old, new in zip(self.losses, fresh)]
+        self.past += [(i, t, int(n)) for i, t, n in zip(image.detach(), text.detach(), index)]
+        self.past = self.past[-self.size :]
+        return loss
+
+
+class Exact:
+    """NeuCLIP's loss with a over all n pairs of a data set whose features are given."""
+
+    def __init__(self, image: Tensor, text: Tensor, *, eps: float, rho: float) -> None:
+        self.image, self.text, self.eps, self.rho = image, text, eps, rho
 
     def step(self, image: Tensor, text: Tensor, log_scale: Tensor, bias: Tensor, index: Tensor) -> Tensor:
         tau = 1 / log_scale.exp()
         g = [others((m / tau).exp()).mean(1) for m in margins(image, text)]
         loss = 2 * self.rho * tau
-        self.rows = []
-        for side, (anchors, batch_g) in enumerate(((image, g[0]), (text, g[1]))):
-            a = torch.empty(len(anchors), dtype=torch.float64)
-            for i, anchor in enumerate(anchors.detach()):
-                negatives = [entry[1 - side] for entry in self.past if entry[2] != int(index[i])]
-                own = (image[i] * text[i]).sum().detach()
-                terms = [((anchor @ q - own) / tau.detach()).exp() for q in negatives]
-                total = torch.stack(terms).sum() if terms else torch.zeros(())
-                B = len(anchors)
-                mean = (total + (B - 1) * batch_g[i].detach()) / (len(negatives) + B - 1)
-                a[i] = (self.eps + (1 - self.weight) * mean + self.weight * batch_g[i].detach()).log()
-            self.rows.append(a)
+        own = (image * text).sum(1, keepdim=True)
+        mine = index[:, None] == torch.arange(len(self.image))
+        for anchors, negatives, batch_g in ((image, self.text, g[0]), (text, self.image, g[1])):
+            terms = ((anchors @ negatives.T - own) / tau).exp().masked_fill(mine, 0.0)
+            a = (self.eps + terms.sum(1) / (~mine).sum(1)).log().detach()
             loss = loss + tau * ((-a).exp() * (self.eps + batch_g) + a - 1).mean()
-        self.past += [(i, t, int(n)) for i, t, n in zip(image.detach(), text.detach(), index)]
-        self.past = self.past[-self.size :]
         return loss

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from neuclip_scale.losses import create_loss
+from neuclip_scale.normalizers import DatasetFeatures
 from neuclip_scale.objectives.fastclip import later_gamma_min
 from neuclip_scale.objectives.registry import OBJECTIVES
 
@@ -24,6 +25,12 @@ def batches(num_steps: int, dtype: torch.dtype = torch.float64) -> list[tuple[Te
     picks = [torch.randperm(N, generator=generator)[:B] for _ in range(num_steps)]
     drift = [1 + 0.1 * torch.randn(N, D, generator=generator, dtype=dtype) for _ in range(num_steps)]
     return [((image * d)[index], text[index], index) for index, d in zip(picks, drift)]
+
+
+def encode_dataset() -> DatasetFeatures:
+    """What an encoder that stands still would give for all N pairs."""
+    image, text = torch.randn(2, N, D, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    return DatasetFeatures(normalize(image, dim=1), normalize(text, dim=1), torch.arange(N))
 
 
 def leaves(image: Tensor, text: Tensor, log_scale: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,7 +128,9 @@ def dense_reference(name: str, loss: torch.nn.Module) -> Any:
         networks = loss.objective.networks._new_networks(0)
         return dense.AmorLIP(networks, N, EPOCHS, beta_max=0.8, decay=3)
     if name == "neuclip-queue":
-        return dense.NeuCLIPQueue(50, eps=EPS, rho=RHO, weight=0.25)
+        return dense.NeuCLIPQueue(50, eps=EPS, rho=RHO, weight=0.25, horizons=[10, 20, 40, math.inf])
+    if name == "exact":
+        return dense.Exact(*encode_dataset()[:2], eps=EPS, rho=RHO)
     return dense.FastCLIP(name, None if name == "rgcl-g" else table, eps=EPS, rho=RHO)
 
 
@@ -130,18 +139,18 @@ def dense_reference(name: str, loss: torch.nn.Module) -> Any:
     "name",
     [
         "siglip", "sogclr", "isogclr", "fastclip-v0", "fastclip-v1", "fastclip-v2", "fastclip-v3", "rgcl-g", "amorlip",
-        "neuclip-queue",
+        "neuclip-queue", "exact",
     ],
 )  # fmt: skip
 def test_every_method_over_several_epochs_of_state(name: str, tile_size: int) -> None:
     own: dict[str, Any] = {"blend_epochs": 3} if name == "amorlip" else {"rho": RHO, "eps": EPS}
     if name == "neuclip-queue":
-        own |= {"size": 50, "batch_weight": 0.25}
+        own |= {"size": 50, "batch_weight": 0.25, "global_batch_size": 10}
     if name in ("isogclr", "fastclip-v2"):
         own["temperature_init"] = TAU0
     loss = create_loss(
         name, embed_dim=D, dataset_size=N, num_epochs=EPOCHS, gamma_min=0.3, gamma_decay_epochs=3,
-        tile_size=tile_size, **own,
+        tile_size=tile_size, encode_dataset=encode_dataset, **own,
     )  # fmt: skip
     reference = dense_reference(name, loss)
     for step, (image, text, index) in enumerate(batches(14)):
@@ -165,17 +174,19 @@ def test_every_method_over_several_epochs_of_state(name: str, tile_size: int) ->
     if hasattr(reference, "table") and reference.table is not None:
         torch.testing.assert_close(loss.objective.table.rows.exp(), reference.table.u.nan_to_num(0.0))
         assert len(reference.table.gammas) == (1 if name in ("sogclr", "isogclr") else 4)
+    if isinstance(reference, dense.NeuCLIPQueue):
+        assert len(set(reference.chosen)) > 1, "the choice of the horizon must have moved"
     if isinstance(reference, dense.RGCL):
         torch.testing.assert_close(loss.objective.temperatures.rows[:, :2], reference.tau, rtol=1e-8, atol=1e-10)
         assert reference.tau.std() > 1e-3, "the temperatures must have moved apart"
 
 
-def test_the_queues_size_is_that_of_8_steps_within_bounds() -> None:
+def test_the_queues_size_is_that_of_16_steps_within_bounds() -> None:
     def size(**options: Any) -> int:
         return int(create_loss("neuclip-queue", embed_dim=D, **options).objective.queue.size)
 
-    assert size(global_batch_size=256) == 2048
-    assert size(global_batch_size=8) == size() == 1024
+    assert size(global_batch_size=1024) == 16384
+    assert size(global_batch_size=256) == size() == 8192
     assert size(global_batch_size=256, dataset_size=100) == 100
     assert size(global_batch_size=256, size=7) == 7
 
@@ -274,7 +285,7 @@ def test_losses_return_a_dict_when_asked_and_refuse_misuse() -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_evaluation_mode_leaves_the_state_alone(name: str) -> None:
-    loss = create_loss(name, embed_dim=D, dataset_size=N, num_prototypes=16)
+    loss = create_loss(name, embed_dim=D, dataset_size=N, num_prototypes=16, encode_dataset=encode_dataset)
     steps = [(normalize(i.float(), dim=1), normalize(t.float(), dim=1), index) for i, t, index in batches(3)]
     scale = torch.tensor([12.0])
     loss(*steps[0][:2], scale, sample_index=steps[0][2])
@@ -287,7 +298,13 @@ def test_evaluation_mode_leaves_the_state_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_state_dict_restores_the_trajectory(name: str) -> None:
-    options = {"dataset_size": N, "num_prototypes": 16, "restart_every": 3, "gamma_decay_epochs": 3}
+    options = {
+        "dataset_size": N,
+        "encode_dataset": encode_dataset,
+        "num_prototypes": 16,
+        "restart_every": 3,
+        "gamma_decay_epochs": 3,
+    }
     steps = [(normalize(i.float(), dim=1), normalize(t.float(), dim=1), index) for i, t, index in batches(8)]
     scale = torch.tensor([12.0])
     loss = create_loss(name, embed_dim=D, **options)
@@ -308,7 +325,7 @@ def test_a_trainers_autocast_does_not_reach_the_loss(name: str) -> None:
     values = []
     for enabled in (False, True):
         torch.manual_seed(0)
-        loss = create_loss(name, embed_dim=D, dataset_size=N, num_prototypes=16)
+        loss = create_loss(name, embed_dim=D, dataset_size=N, num_prototypes=16, encode_dataset=encode_dataset)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             values.append(loss(*features, scale, sample_index=index))
     assert torch.equal(*values)

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuclip_scale.config import ObjectiveConfig, parse
+from neuclip_scale.normalizers import DatasetFeatures
 from neuclip_scale.objectives import Objective, create_objective
 from neuclip_scale.objectives.registry import OBJECTIVES, Problem
 from neuclip_scale.similarity import (
@@ -48,7 +49,11 @@ def features(pairs: int = B) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def objective(name: str) -> Objective:
-    problem = Problem(embed_dim=D, dataset_size=40, num_epochs=3)
+    image, text = torch.randn(2, 40, D, generator=torch.Generator().manual_seed(2))
+    known = DatasetFeatures(normalize(image, dim=1), normalize(text, dim=1), torch.arange(40))
+    problem = Problem(
+        embed_dim=D, dataset_size=40, num_epochs=3, global_batch_size=B // 2, encode_dataset=lambda: known
+    )
     return create_objective(parse(ObjectiveConfig, {"name": name, **SMALL}), problem)
 
 
@@ -70,7 +75,7 @@ def test_the_least_is_four_products() -> None:
     assert objective("isogclr").flops(whole) == 5 * product
     npn = 2 * (2 * 3 + 1) * 2 * B * M * D
     assert objective("neuclip").flops(whole) == 4 * product + npn
-    assert objective("neuclip-queue").flops(whole) == 4 * product + 2 * 2 * B * B * D
+    assert objective("neuclip-queue").flops(whole) == 4 * product + 2 * 2 * B * B * (D + 2)  # two horizons
 
 
 @pytest.mark.parametrize("first", [0, 11])

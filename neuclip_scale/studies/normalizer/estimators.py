@@ -22,8 +22,14 @@ SWEEPS: dict[str, dict[str, Options]] = {
         "NPN, own kept, from batch": {"npn": {"exclude_own": False, "prototype_source": "batch"}},
     },
     "accumulator": {"NPN, reset": {"npn": {"reset_accumulator": True}}},
+    "grid": {
+        f"NPN, T_u {updates}, lr {rate}": {"npn": {"updates_per_step": updates, "learning_rate": rate}}
+        for updates in (1, 3)
+        for rate in (0.001, 0.003)
+    },
     "queue": {
-        **{f"queue, M {value}": {"queue": {"size": value}} for value in (256, 1024, 4096, 8192)},
+        **{f"plain queue, M {value}": {"queue": {"size": value, "forget": False}} for value in (1024, 8192)},
+        "queue, M 1024": {"queue": {"size": 1024}},
         "queue without batch": {"queue": {"join_batch": False}},
     },
     "mix": {f"queue, w {value}": {"queue": {"batch_weight": value}} for value in (0.1, 0.5)},

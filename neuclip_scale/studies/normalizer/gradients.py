@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.data.indexed import IndexedSamples, indexed_batches
-from neuclip_scale.evaluation.normalizer_error import exact_log_normalizers
 from neuclip_scale.normalizers import batch_log_normalizers
+from neuclip_scale.normalizers.exact import exact_log_normalizers
 from neuclip_scale.objectives.base import margin_gradients
 from neuclip_scale.similarity import PairFeatures
 from neuclip_scale.studies.normalizer.watching import Watcher, estimates, fork

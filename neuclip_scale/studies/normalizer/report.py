@@ -15,7 +15,7 @@ from neuclip_scale.studies.page import Page, Section
 
 TRUTH = (
     "The exact value of an anchor is log(eps + g), g the mean of exp((s_ij - s_ii)/tau) over every other pair of the "
-    "training set, encoded with the weights of the same step in evaluation mode without augmentation and summed in "
+    "training set, augmented as in training, encoded with the weights of the same step in evaluation mode, summed in "
     "float64. The anchors are the step's own batch as the estimators saw it, augmented and in training mode. All pairs "
     "are used, so the truth has no sampling error."
 )

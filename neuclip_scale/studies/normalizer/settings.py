@@ -34,7 +34,8 @@ class NormalizerStudy:
     restart_every: int = 100
     """T_r of the NPN, unless a sweep changes it."""
     sweeps: tuple[str, ...] = ()
-    """Further estimators: updates, restarts, rate, prototypes, source, own, accumulator, queue, mix."""
+    """Further estimators: updates, restarts, rate, grid (of both), prototypes, source, own, accumulator,
+    queue, mix."""
     gradient_batches: int = 0
     """Batches for bias and variance of the encoders' gradient at the end of each trajectory; 0 leaves it out."""
     threads: int = 0

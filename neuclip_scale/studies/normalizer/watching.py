@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.config import load_recipe
-from neuclip_scale.evaluation.normalizer_error import error_statistics
+from neuclip_scale.normalizers.exact import error_statistics
 from neuclip_scale.objectives import Objective, ObjectiveOutput, create_objective
 from neuclip_scale.objectives.registry import Problem
 from neuclip_scale.similarity import BatchShape, PairFeatures

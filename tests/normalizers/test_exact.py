@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from neuclip_scale.evaluation.normalizer_error import error_statistics, exact_log_normalizers
+from neuclip_scale.normalizers.exact import error_statistics, exact_log_normalizers
 
 
 def unit(rows: int, seed: int) -> torch.Tensor:

@@ -9,9 +9,23 @@ Source: NeuCLIP (arXiv 2511.08417), the minimiser of the reformulated loss.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class DatasetFeatures(NamedTuple):
+    """Features of the pairs that the exact values are means over, all with the same weights."""
+
+    image: Tensor  # [n, d]
+    text: Tensor  # [n, d]
+    sample_index: Tensor  # [n] dense, ascending
+
+    def positions(self, sample_index: Tensor) -> Tensor:
+        """Where each of the pairs [b] stands, -1 for one that is not here and so has nothing to leave out."""
+        places = torch.searchsorted(self.sample_index, sample_index).clamp_max(len(self.sample_index) - 1)
+        return torch.where(self.sample_index[places] == sample_index, places, -1)
 
 
 @torch.no_grad()
