@@ -91,6 +91,13 @@ def initialize(device: str = "auto", timeout_minutes: float = 30.0) -> torch.dev
     return where
 
 
+def ensure_process_group(device: torch.device) -> None:
+    """Give a single process a group of its own: sharding libraries want one. No communication."""
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
 def _export_rendezvous(launch: Launch) -> None:
     """Give torch the address of the first node of this Slurm job; a port derived from the job keeps jobs apart."""
     if "MASTER_ADDR" not in os.environ:
@@ -181,15 +188,16 @@ def seed_everything(seed: int, offset: int = 0) -> None:
     torch.manual_seed(seed + offset)
 
 
-def on_main(action: Callable[[], T]) -> T:
+def on_main(action: Callable[[], T], *, with_all: bool = False) -> T:
     """Run `action` on rank 0 and give every rank its result (collective); an error there is raised on every rank.
 
-    The result travels pickled between the ranks of this run.
+    `with_all`: the action holds collectives, so every rank runs it, and only rank 0's result counts. The result
+    travels pickled between the ranks of this run.
     """
     if world_size() == 1:
         return action()
     outcome: list[Any] = [None, None]
-    if is_main():
+    if is_main() or with_all:
         try:
             outcome[0] = action()
         except Exception as error:  # must reach the other ranks, or they wait for ever

@@ -74,9 +74,3 @@ def set_learning_rates(
             continue
         drop = TEMPERATURE_DROP if temperature_dropped else 1.0
         group["lr"] = rate * drop * (1.0 if constant_temperature else factor)
-
-
-@torch.no_grad()
-def clamp_temperature(logit_scale: nn.Parameter, temperature_min: float, temperature_max: float) -> None:
-    """Keep tau, of which `logit_scale` holds log(1/tau), inside its bounds."""
-    logit_scale.clamp_(-math.log(temperature_max), -math.log(temperature_min))

@@ -70,11 +70,14 @@ class RunState:
 
     def save(self, engine: Engine, objective: Objective, manifest: Manifest) -> None:
         """Write a checkpoint of this step (collective)."""
+        persistent = engine.module.state_dict().keys()
         positions: dict[int, int] = {}
         for part in distributed.gather_objects(self._positions):
             positions.update(part)
+        parameters = checkpoint.keep_share(engine.named_state())
         shared = {
-            **engine.state_dict(),
+            "buffers": {name: buffer for name, buffer in engine.module.named_buffers() if name in persistent},
+            "engine": engine.scalar_state(),
             "objective": objective.state_dict(),
             "recipe": dump_recipe(self.config),
             "data_fingerprint": manifest.fingerprint,
@@ -88,7 +91,11 @@ class RunState:
             "temperature_dropped": self.temperature_dropped,
             "torch_version": str(torch.__version__),
         }
-        per_rank = {"random": checkpoint.capture_rng(), "objective": objective.rank_state()}
+        per_rank = {
+            "random": checkpoint.capture_rng(),
+            "objective": objective.rank_state(),
+            "parameters": parameters,
+        }
         checkpoint.save_checkpoint(self.folder, self.step, shared, per_rank, keep=self.config.checkpoint.keep)
 
     def load(self, path: Path, engine: Engine, objective: Objective, loader: TrainLoader, manifest: Manifest) -> None:
@@ -96,11 +103,10 @@ class RunState:
         shared, ranks = checkpoint.load_all_ranks(path)
         checkpoint.check_compatible(checkpoint.saved_recipe(shared), self.config)
         self._check_same_order(shared, manifest)
-        # The optimizer's state brings the groups' old options; this recipe's hold (another weight decay, say).
-        options = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
-        engine.load_state_dict({key: shared[key] for key in engine.state_dict()})
-        for group, own in zip(engine.optimizer.param_groups, options, strict=True):
-            group.update(own)
+        checkpoint.load_parameters(engine, ranks)
+        for name, buffer in shared["buffers"].items():
+            engine.module.get_buffer(name).copy_(buffer)
+        engine.load_scalar_state(shared["engine"])
         objective.load_state_dict(shared["objective"])
         objective.load_rank_states([state["objective"] for state in ranks])
         loader.load_positions(shared["stream_positions"], num_read=shared["num_read"])

@@ -34,7 +34,7 @@ from neuclip_scale.non_finite import NonFiniteLossError, check_finite
 from neuclip_scale.normalizers import DatasetFeatures
 from neuclip_scale.objectives import ObjectiveOutput, create_objective
 from neuclip_scale.objectives.registry import Problem
-from neuclip_scale.optim import clamp_temperature, create_optimizer, schedule_factor, set_learning_rates
+from neuclip_scale.optim import schedule_factor, set_learning_rates
 from neuclip_scale.run_state import RunState, StopSignal
 from neuclip_scale.sections import StepTimer, left_out, section
 from neuclip_scale.similarity import PairFeatures
@@ -85,9 +85,7 @@ class Trainer:
         self.arithmetic = StepArithmetic.of(model, config, self.world_size)
         self.manifest = self._index_data()
         self.num_steps = self._count_steps()
-        self.engine = create_engine(
-            config.engine.name, model, create_optimizer(model, config.optim), self.device, config.train.precision
-        )
+        self.engine = create_engine(model, config, self.device)
         self.objective = create_objective(
             config.objective,
             Problem(
@@ -219,10 +217,8 @@ class Trainer:
         with section("replay"):
             self._replay(cached, output)
         with section("optimizer"):
-            grad_norm = engine.clip_grad_norm(self.config.train.max_grad_norm)
-            engine.step()
-            bounds = self.config.objective.temperature_min, self.config.objective.temperature_max
-            clamp_temperature(engine.module.logit_scale, *bounds)
+            grad_norm = engine.step(self.config.train.max_grad_norm)
+            engine.clamp_temperature(self.config.objective.temperature_min, self.config.objective.temperature_max)
         return StepResult(pairs, output, cached.logit_scale, grad_norm)
 
     def _replay(self, cached: CachedFeatures, output: ObjectiveOutput) -> None:
@@ -361,7 +357,8 @@ class Trainer:
         folder = Path(self.config.evaluation.data)
         with self._keep_random_state():
             return distributed.on_main(
-                lambda: evaluate_folder(self.engine.module, folder, self.tokenizer, self.eval_transform, self.device)
+                lambda: evaluate_folder(self.engine.module, folder, self.tokenizer, self.eval_transform, self.device),
+                with_all=self.engine.forward_is_collective,
             )
 
     def _keep_random_state(self) -> AbstractContextManager[None]:

@@ -1,7 +1,8 @@
 """Checkpoints: written under a temporary name, verified, renamed; read back only if every checksum holds.
 
-    checkpoints/step_000001000/shared.pt        written by rank 0: model, optimizer, objective, recipe, ...
-                               rank_00000.pt    of one rank: random number states, its shard of a table
+    checkpoints/step_000001000/shared.pt        written by rank 0: objective, recipe, counters, data position
+                               rank_00000.pt    of one rank: its share of the parameters and their optimizer state,
+                                                random number states, its shard of a table
                                checksums.json   format, step, world size, size and sha256 of each file
     checkpoints/latest                          for people; never trusted when resuming
 
@@ -13,6 +14,7 @@ tensors, numbers, strings, lists, tuples and dicts, read with `weights_only=True
 from __future__ import annotations
 
 from neuclip_scale.checkpoint.layout import CheckpointError, checkpoints_by_step
+from neuclip_scale.checkpoint.parameters import keep_share, load_parameters
 from neuclip_scale.checkpoint.reading import (
     latest_checkpoint,
     load_all_ranks,
@@ -28,9 +30,11 @@ __all__ = [
     "capture_rng",
     "check_compatible",
     "checkpoints_by_step",
+    "keep_share",
     "latest_checkpoint",
     "load_all_ranks",
     "load_checkpoint",
+    "load_parameters",
     "load_run_model",
     "restore_rng",
     "save_checkpoint",

@@ -73,11 +73,6 @@ def load_all_ranks(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return _load(path, SHARED_FILE, checksums), ranks
 
 
-def load_shared(path: Path) -> dict[str, Any]:
-    """Read only what all ranks share: model, optimizer, recipe. Verified as by `load_checkpoint`."""
-    return _load(Path(path), SHARED_FILE, _read_checksums(Path(path)))
-
-
 def _read_checksums(path: Path) -> dict[str, Any]:
     file = path / CHECKSUMS_FILE
     try:
@@ -115,7 +110,7 @@ def _verify_file(path: Path, name: str, checksums: Mapping[str, Any]) -> None:
 def _load(path: Path, name: str, checksums: Mapping[str, Any]) -> dict[str, Any]:
     _verify_file(path, name, checksums)
     try:
-        content = torch.load(path / name, map_location="cpu", weights_only=True)
+        content = torch.load(path / name, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of many kinds, and torch's advice to turn weights_only off must not reach the user
         kind = type(error).__name__
         raise CheckpointError(f"{path / name} is refused: not plain tensors and values ({kind}).") from error

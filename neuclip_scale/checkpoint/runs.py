@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from neuclip_scale.checkpoint.layout import CHECKSUMS_FILE, CheckpointError
-from neuclip_scale.checkpoint.reading import latest_checkpoint, load_shared
+from neuclip_scale.checkpoint.parameters import collect
+from neuclip_scale.checkpoint.reading import latest_checkpoint, load_all_ranks
 from neuclip_scale.config import ConfigError, Recipe, parse
 
 if TYPE_CHECKING:
@@ -48,10 +49,11 @@ def load_run_model(path: Path) -> tuple[CLIP, Recipe]:
     chosen = path if (path / CHECKSUMS_FILE).exists() else latest_checkpoint(path / "checkpoints")
     if chosen is None:
         raise CheckpointError(f"{path} has no intact checkpoint. Give a run folder or RUN/checkpoints/step_N.")
-    shared = load_shared(chosen)
+    shared, ranks = load_all_ranks(chosen)
     recipe = saved_recipe(shared)
     model = build_model(recipe)
-    model.load_state_dict(shared["model"])
+    values = {name: tensors["value"] for name, tensors in collect(ranks).items()}
+    model.load_state_dict({**values, **shared["buffers"]})
     return model.eval(), recipe
 
 

@@ -219,11 +219,30 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FSDPConfig:
+    replicas: int = 1
+    """Copies of the model, each sharded over world size / replicas ranks (hybrid sharding); 1 shards over all ranks."""
+    reshard_after_forward: bool = True
+    """Let a block's gathered parameters go after its forward pass: less memory, one gathering more in the backward."""
+    cpu_offload: bool = False
+    """Keep sharded parameters, gradients and optimizer state in the host's memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeedConfig:
+    config: str = "zero2"
+    """ZeRO settings: a JSON file, or the name of one in `ds_configs/` (zero0, zero1, zero2, zero3, zero2_offload,
+    zero3_offload). Batch sizes, precision, clipping and optimizer come from the recipe and may not stand in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    name: Literal["ddp"] = "ddp"
-    """How the encoders are spread over the ranks."""
+    name: Literal["ddp", "fsdp2", "deepspeed"] = "ddp"
+    """How the encoders are spread over the ranks: replicated, or sharded by FSDP2 or DeepSpeed ZeRO."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU when there is one."""
+    fsdp: FSDPConfig = field(default_factory=FSDPConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from neuclip_scale import distributed
 from neuclip_scale.data.batch import Batch
@@ -22,6 +25,9 @@ class Engine(ABC):
     Feature gradients given to `backward` are of the GLOBAL mean loss. Backends average parameter gradients over
     ranks, so `backward` multiplies by the world size, here and nowhere else.
     """
+
+    forward_is_collective = False
+    """Whether every forward pass, evaluation too, must be run by all ranks together."""
 
     def __init__(self, model: CLIP, optimizer: torch.optim.Optimizer, device: torch.device, precision: str) -> None:
         self.module = model
@@ -46,15 +52,17 @@ class Engine(ABC):
         scale_gradient: Tensor | None,
         bias_gradient: Tensor | None = None,
     ) -> None:
-        """Back-propagate feature gradients [micro, d]; those of the scalars, [1], ride in the last micro-batch only."""
+        """Back-propagate feature gradients [micro, d]; those of the scalars, [1], ride in the last micro-batch only.
+
+        In the others they are zero and not left out: ZeRO 3 adds the last step's gradient again to a parameter that
+        had no part in a step's first backward pass.
+        """
         assert output.image_features is not None
         assert output.text_features is not None
         total = (output.image_features * image_gradient).sum() + (output.text_features * text_gradient).sum()
-        if scale_gradient is not None:
-            total = total + (output.logit_scale * scale_gradient).sum()
-        if bias_gradient is not None:
-            assert output.logit_bias is not None
-            total = total + (output.logit_bias * bias_gradient).sum()
+        total = total + (output.logit_scale * (0.0 if scale_gradient is None else scale_gradient)).sum()
+        if output.logit_bias is not None:
+            total = total + (output.logit_bias * (0.0 if bias_gradient is None else bias_gradient)).sum()
         self.backward_scalar(total * distributed.world_size())
 
     @abstractmethod
@@ -62,23 +70,81 @@ class Engine(ABC):
         """Accumulate the gradients of `scalar`, through the backend's own loss scaling."""
 
     @abstractmethod
-    def clip_grad_norm(self, max_norm: float) -> Tensor:
-        """Global gradient norm before clipping, []; 0 only measures (collective where gradients are sharded)."""
+    def step(self, max_grad_norm: float) -> Tensor:
+        """Clip (0 does not), apply the optimizer, clear the gradients; returns the norm before clipping, [].
 
-    @abstractmethod
-    def step(self) -> None:
-        """Apply the optimizer and clear the gradients."""
+        Collective where gradients or parameters are sharded.
+        """
 
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """Encoders, optimizer and loss scaler as tensors and numbers on the CPU or device."""
+    @torch.no_grad()
+    def clamp_temperature(self, minimum: float, maximum: float) -> None:
+        """Keep tau, of which `logit_scale` holds log(1/tau), inside its bounds (collective where it is sharded)."""
+        local_part(self.module.logit_scale).clamp_(-math.log(maximum), -math.log(minimum))
 
-    @abstractmethod
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Whole shape of every parameter by name."""
+        return {name: tuple(parameter.shape) for name, parameter in self.module.named_parameters()}
+
+    def named_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Each parameter's name, and in full its fp32 `value` and what the optimizer keeps of it (collective).
+
+        One parameter at a time, in an order that is the same on every rank: what is not kept is gone with the next.
+        The same names and shapes under every engine, so that a run can go on under another one.
+        """
+        for name, parameter in self.module.named_parameters():
+            kept = self.optimizer.state.get(parameter, {})
+            whole = {key: full(torch.as_tensor(value)) for key, value in kept.items()}
+            yield name, {"value": full(parameter.detach()), **whole}
+
+    @torch.no_grad()
+    def load_named_state(self, read: Callable[[str], dict[str, Tensor]]) -> None:
+        """Inverse of `named_state`: `read` gives what a parameter's name stands for (no communication)."""
+        on_device = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
+        for name, parameter in self.module.named_parameters():
+            kept = read(name)
+            own = local_part(parameter)
+            own.copy_(local_part(like(parameter, kept.pop("value"))))
+            if not parameter.requires_grad:
+                continue
+            self.optimizer.state[parameter] = {
+                key: value.to(own.device if on_device else "cpu", copy=True)
+                if value.ndim == 0
+                else like(parameter, value.to(own.dtype))
+                for key, value in kept.items()
+            }
+
+    def scalar_state(self) -> dict[str, Any]:
+        """What is one for the whole model: the loss scaler's state, if there is one."""
+        return {}
+
+    def load_scalar_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `scalar_state`."""
+        del state
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision of the encoders."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, AUTOCAST_DTYPES[self.precision])
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, which shares its memory; the tensor itself where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor (collective if it is one)."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(parameter: Tensor, whole: Tensor) -> Tensor:
+    """`whole`, sharded and placed as `parameter` is; every rank has it, so nothing is sent."""
+    if not isinstance(parameter, DTensor):
+        return whole.to(parameter.device, copy=True)
+    device = local_part(parameter).device
+    # On the mesh's device first: with CPU offload the shards lie elsewhere.
+    placed = distribute_tensor(
+        whole.to(parameter.device_mesh.device_type), parameter.device_mesh, parameter.placements, src_data_rank=None
+    )
+    return placed.to(device)

@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from neuclip_scale import distributed
+from neuclip_scale.config import Recipe
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.engines.base import Engine
 from neuclip_scale.models.clip import CLIP, CLIPOutput
+from neuclip_scale.optim import create_optimizer
 
 
 class DDPEngine(Engine):
     """Every rank holds the whole model; gradients are averaged in the last micro-batch's backward."""
 
-    def __init__(self, model: CLIP, optimizer: torch.optim.Optimizer, device: torch.device, precision: str) -> None:
-        super().__init__(model, optimizer, device, precision)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    def __init__(self, model: CLIP, config: Recipe, device: torch.device) -> None:
+        super().__init__(model, create_optimizer(model, config.optim), device, config.train.precision)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.wrapped: nn.Module = model
         if distributed.world_size() > 1:
             ids = [device.index] if device.type == "cuda" else None
@@ -42,30 +44,21 @@ class DDPEngine(Engine):
         """See `Engine.backward_scalar`."""
         self.scaler.scale(scalar).backward()  # type: ignore[no-untyped-call]
 
-    def clip_grad_norm(self, max_norm: float) -> Tensor:
-        """See `Engine.clip_grad_norm`."""
-        if self.scaler.is_enabled():
-            self.scaler.unscale_(self.optimizer)
+    def step(self, max_grad_norm: float) -> Tensor:
+        """See `Engine.step`. No communication: the gradients are averaged already."""
+        self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.module.parameters() if p.grad is not None]
-        return nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else torch.inf)
-
-    def step(self) -> None:
-        """See `Engine.step`."""
+        norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm if max_grad_norm > 0 else torch.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        return norm
 
-    def state_dict(self) -> dict[str, Any]:
-        """See `Engine.state_dict`."""
-        return {
-            "model": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
+    def scalar_state(self) -> dict[str, Any]:
+        """See `Engine.scalar_state`."""
+        return {"scaler": self.scaler.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Engine.load_state_dict`."""
-        self.module.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scaler.is_enabled() and state["scaler"]:  # empty where the run was not fp16 before
+    def load_scalar_state(self, state: dict[str, Any]) -> None:
+        """See `Engine.load_scalar_state`."""
+        if self.scaler.is_enabled() and state.get("scaler"):  # absent where the run was not fp16 before
             self.scaler.load_state_dict(state["scaler"])

@@ -6,18 +6,40 @@ from collections.abc import Callable
 
 import torch
 
-from neuclip_scale.config import ConfigError
+from neuclip_scale.config import Recipe
 from neuclip_scale.engines.base import Engine
-from neuclip_scale.engines.ddp import DDPEngine
 from neuclip_scale.models.clip import CLIP
 
-ENGINES: dict[str, Callable[[CLIP, torch.optim.Optimizer, torch.device, str], Engine]] = {"ddp": DDPEngine}
+
+def _ddp(model: CLIP, config: Recipe, device: torch.device) -> Engine:
+    from neuclip_scale.engines.ddp import DDPEngine
+
+    return DDPEngine(model, config, device)
 
 
-def create_engine(
-    name: str, model: CLIP, optimizer: torch.optim.Optimizer, device: torch.device, precision: str
-) -> Engine:
-    """Build an engine around a model already on `device` (collective)."""
-    if name not in ENGINES:
-        raise ConfigError("engine.name", name, "no such engine", f"Choose from {', '.join(ENGINES)}.")
-    return ENGINES[name](model, optimizer, device, precision)
+def _fsdp2(model: CLIP, config: Recipe, device: torch.device) -> Engine:
+    from neuclip_scale.engines.fsdp2 import FSDP2Engine
+
+    return FSDP2Engine(model, config, device)
+
+
+def _deepspeed(model: CLIP, config: Recipe, device: torch.device) -> Engine:
+    from neuclip_scale.engines.deepspeed import DeepSpeedEngine
+
+    return DeepSpeedEngine(model, config, device)
+
+
+# Imported when chosen: DeepSpeed is an extra, and takes seconds to import.
+ENGINES: dict[str, Callable[[CLIP, Recipe, torch.device], Engine]] = {
+    "ddp": _ddp,
+    "fsdp2": _fsdp2,
+    "deepspeed": _deepspeed,
+}
+
+
+def create_engine(model: CLIP, config: Recipe, device: torch.device) -> Engine:
+    """Build the engine a recipe names around a model already on `device`, its optimizer too (collective).
+
+    The model's parameters may be replaced by sharded ones. Raises `ConfigError`.
+    """
+    return ENGINES[config.engine.name](model, config, device)

@@ -43,7 +43,10 @@ class NormalizerMonitor:
         if output.normalizers is None:  # siglip
             return
         began = time.perf_counter()
-        self._result = distributed.on_main(lambda: self._measure(engine, pairs, logit_scale, output, sample_index))
+        self._result = distributed.on_main(
+            lambda: self._measure(engine, pairs, logit_scale, output, sample_index),
+            with_all=engine.forward_is_collective,
+        )
         self._result["normalizer/seconds"] = time.perf_counter() - began
 
     def take_result(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -102,6 +103,18 @@ class CLIP(nn.Module):
             self.text.set_grad_checkpointing(enable)
         else:
             self.transformer.grad_checkpointing = enable
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """The towers' repeated parts, in the order they run: what sharding gathers and checkpointing recomputes.
+
+        A tower without blocks of its own kind (timm, transformers) is one block.
+        """
+        for tower in (self.visual, self.text or self.transformer):
+            transformer = tower if isinstance(tower, Transformer) else getattr(tower, "transformer", None)
+            if isinstance(transformer, Transformer):
+                yield from transformer.resblocks
+            else:
+                yield tower
 
     def compile_towers(self, **options: Any) -> None:
         """Compile each tower at its next call, in place: names in the state dict stay as they are.

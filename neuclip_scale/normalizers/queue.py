@@ -75,7 +75,7 @@ class EmbeddingQueue(nn.Module):
     def _weights(self, horizons: Tensor) -> Tensor:
         """w of this rank's slots in use, [M/W, H]."""
         filled = min(int(self.pushed), self.size)  # until the queue has filled once, its first slots are in use
-        slots = torch.arange(self.rank, filled, self.world_size, device=horizons.device)
+        slots = torch.arange(self.rank, max(filled, self.rank), self.world_size, device=horizons.device)
         younger = (self.pushed - 1 - slots) % self.size
         return torch.exp(-younger.to(horizons)[:, None] / horizons)
 

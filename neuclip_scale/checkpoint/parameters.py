@@ -1,0 +1,74 @@
+"""Parameters and optimizer state in a checkpoint: whole tensors by name, spread evenly over the ranks' files.
+
+An engine's sharding leaves no trace in them, so any engine on any number of ranks can go on from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from neuclip_scale import distributed
+from neuclip_scale.checkpoint.layout import CheckpointError
+
+if TYPE_CHECKING:
+    from neuclip_scale.engines import Engine
+
+NamedState = dict[str, dict[str, Tensor]]
+MAX_LISTED = 10
+
+
+def keep_share(named_state: Iterable[tuple[str, dict[str, Tensor]]]) -> NamedState:
+    """The parameters that this rank writes, on the CPU (collective where `named_state` is).
+
+    Each goes to the rank that has the least so far, the same on all ranks without communication.
+    """
+    loads, kept = [0] * distributed.world_size(), {}
+    for name, tensors in named_state:
+        owner = loads.index(min(loads))
+        loads[owner] += sum(tensor.nbytes for tensor in tensors.values())
+        if owner == distributed.rank():
+            kept[name] = {key: tensor.detach().cpu() for key, tensor in tensors.items()}
+    return kept
+
+
+def collect(ranks: Sequence[Mapping[str, Any]]) -> NamedState:
+    """All parameters, from all ranks' parts of a checkpoint."""
+    return {name: tensors for part in ranks for name, tensors in part["parameters"].items()}
+
+
+def load_parameters(engine: Engine, ranks: Sequence[Mapping[str, Any]]) -> None:
+    """Give `engine` the parameters and optimizer state of all ranks' parts (no communication).
+
+    Raises CheckpointError, with the differences, if names or shapes are not the model's.
+    """
+    saved = collect(ranks)
+    check_names(
+        {name: tuple(tensors["value"].shape) for name, tensors in saved.items()},
+        engine.shapes(),
+    )
+    engine.load_named_state(lambda name: dict(saved[name]))
+
+
+def check_names(saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise CheckpointError that lists what is missing, what is too much and what has another shape."""
+    both = sorted(saved.keys() & wanted.keys())
+    shapes = [f"{name} {list(saved[name])}, here {list(wanted[name])}" for name in both if saved[name] != wanted[name]]
+    problems = [
+        *_listed("missing", sorted(wanted.keys() - saved.keys())),
+        *_listed("unknown here", sorted(saved.keys() - wanted.keys())),
+        *_listed("of another shape", shapes),
+    ]
+    if problems:
+        raise CheckpointError(
+            f"the checkpoint is of another model: {'; '.join(problems)}. Use the recipe it was made by."
+        )
+
+
+def _listed(kind: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return [f"{kind}: {', '.join(names[:MAX_LISTED])}{more}"]

@@ -1,0 +1,277 @@
+"""Encoders under DeepSpeed ZeRO 0 to 3; the stage and its buffers come from a file, all else from the recipe."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from neuclip_scale import distributed
+from neuclip_scale.config import ConfigError, Recipe, local_batch_size, micro_batch_size
+from neuclip_scale.data.batch import Batch
+from neuclip_scale.engines.base import Engine
+from neuclip_scale.models.clip import CLIP, CLIPOutput
+from neuclip_scale.optim import create_optimizer, parameter_groups
+
+FROM_THE_RECIPE = {
+    "train_batch_size": "train.global_batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.micro_batch_size",
+    "gradient_clipping": "train.max_grad_norm",
+    "optimizer": "optim",
+    "scheduler": "optim",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "amp": "train.precision",
+    "torch_autocast": "train.precision",
+    "zero_allow_untested_optimizer": "engine",
+    "zero_force_ds_cpu_optimizer": "engine",
+}
+"""Entries of a DeepSpeed configuration that a ZeRO file may not hold, and who decides them."""
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class DeepSpeedEngine(Engine):
+    """`deepspeed.initialize` around the model, with its traps closed.
+
+    - Every backward pass counts as the last of a step unless told otherwise, and ZeRO 2 then keeps that one's
+      gradients only: the boundary is set before each forward pass.
+    - A tower without part in a backward pass would get its last step's gradient again under ZeRO 3: every backward
+      here runs through both towers.
+    - Precision is autocast over fp32 parameters at every stage: DeepSpeed's bf16 would round logit_scale too.
+    - The optimizer's master copy is what counts: tau is clamped there.
+    """
+
+    def __init__(self, model: CLIP, config: Recipe, device: torch.device) -> None:
+        deepspeed = _library()
+        if config.train.precision == "fp16":
+            raise ConfigError("train.precision", "fp16", "not tried with DeepSpeed", "Use bf16, or engine.name=ddp.")
+        settings = read_settings(config.engine.deepspeed.config)
+        zero = settings.get("zero_optimization", {})
+        self.stage = int(zero.get("stage", 0))
+        self.forward_is_collective = self.stage == 3
+        distributed.ensure_process_group(device)
+        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+        offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+        self._deepspeed, optimizer, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=_host_adam(model, config)
+            if offloaded and device.type == "cuda"
+            else create_optimizer(model, config.optim),
+            config=settings | _recipe_settings(config),
+        )
+        super().__init__(model, optimizer, device, config.train.precision)
+        self._max_grad_norm = config.train.max_grad_norm
+
+    def encode(self, batch: Batch) -> CLIPOutput:
+        """See `Engine.encode`; collective under ZeRO 3. DeepSpeed does the autocast."""
+        module = self._deepspeed if torch.is_grad_enabled() else self.module
+        with nullcontext() if torch.is_grad_enabled() else self.autocast():
+            return cast(CLIPOutput, module(batch.images, batch.tokens))
+
+    def micro_step(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        """See `Engine.micro_step`."""
+        self._deepspeed.set_gradient_accumulation_boundary(is_last)
+        return nullcontext()
+
+    def backward_scalar(self, scalar: Tensor) -> None:
+        """See `Engine.backward_scalar`."""
+        self._deepspeed.backward(scalar)
+
+    def step(self, max_grad_norm: float) -> Tensor:
+        """See `Engine.step`; collective. Under ZeRO DeepSpeed clips, to the norm of the recipe it was made with."""
+        if self.stage == 0:
+            parameters = [p for p in self.module.parameters() if p.grad is not None]
+            norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm if max_grad_norm > 0 else torch.inf)
+            self._deepspeed.step()
+            return norm
+        if max_grad_norm != self._max_grad_norm:
+            raise ValueError(f"max_grad_norm = {max_grad_norm}: DeepSpeed was set up with {self._max_grad_norm}.")
+        self._deepspeed.step()
+        return torch.as_tensor(self._deepspeed.get_global_grad_norm(), device=self.device, dtype=torch.float32)
+
+    @torch.no_grad()
+    def clamp_temperature(self, minimum: float, maximum: float) -> None:
+        """See `Engine.clamp_temperature`; collective."""
+        if self.stage == 0:
+            super().clamp_temperature(minimum, maximum)
+            return
+        value = self._get(self.module.logit_scale)
+        clamped = value.clamp(-math.log(maximum), -math.log(minimum))
+        if not torch.equal(value, clamped):  # equal on all ranks
+            self._set(self.module.logit_scale, clamped)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `Engine.shapes`; under ZeRO 3 a parameter itself is empty."""
+        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.module.named_parameters()}
+
+    def named_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """See `Engine.named_state`."""
+        if self.stage == 0:
+            yield from super().named_state()
+            return
+        self._link_moments()
+        step = next((torch.as_tensor(kept["step"]) for kept in self._inner.state.values() if "step" in kept), None)
+        for name, parameter in self.module.named_parameters():
+            kept = {"value": self._get(parameter)}
+            if step is not None and parameter.requires_grad:
+                kept |= {key: self._moment(parameter, key) for key in MOMENTS} | {"step": step.float().cpu()}
+            yield name, kept
+
+    @torch.no_grad()
+    def load_named_state(self, read: Callable[[str], dict[str, Tensor]]) -> None:
+        """See `Engine.load_named_state`; collective."""
+        if self.stage == 0:
+            super().load_named_state(read)
+            return
+        started = self._start_moments(read)
+        for name, parameter in self.module.named_parameters():
+            kept = read(name)
+            self._set(parameter, kept["value"])
+            for key in MOMENTS if started and parameter.requires_grad else ():
+                self._set_master(parameter, kept[key].to(self.device), key)
+
+    @property
+    def _inner(self) -> torch.optim.Optimizer:
+        """The optimizer of this rank's flat partitions, which ZeRO wraps."""
+        return cast(torch.optim.Optimizer, cast(Any, self.optimizer).optimizer)
+
+    def _start_moments(self, read: Callable[[str], dict[str, Tensor]]) -> bool:
+        """Give the flat partitions moments to be filled, as the first step would; False for a run without a step."""
+        steps = (read(name).get("step") for name, p in self.module.named_parameters() if p.requires_grad)
+        step = next((step for step in steps if step is not None), None)
+        if step is None:
+            return False
+        zero: Any = self.optimizer
+        integer = "CPUAdam" in type(self._inner).__name__
+        for part in zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups:
+            self._inner.state[part] = {
+                "step": int(step) if integer else step.clone(),
+                **{key: torch.zeros_like(part) for key in MOMENTS},
+            }
+        self._link_moments()
+        return True
+
+    def _link_moments(self) -> None:
+        """Let ZeRO 1 and 2 find the moments of every group.
+
+        DeepSpeed 0.19 links them once, after the first group's first step, when the other groups have none.
+        """
+        zero: Any = self.optimizer
+        if self.stage < 3 and self._inner.state:
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
+
+    def _get(self, parameter: nn.Parameter) -> Tensor:
+        """The whole fp32 value (collective)."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if parameter.requires_grad:
+            return cast(Tensor, safe_get_full_fp32_param(parameter))
+        with self._gathered(parameter, modify=False):
+            return parameter.detach().clone()
+
+    def _moment(self, parameter: nn.Parameter, key: str) -> Tensor:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        return cast(Tensor, safe_get_full_optimizer_state(parameter, key))
+
+    def _set(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Set the parameter that the forward pass uses and the optimizer's master copy (collective)."""
+        value = value.to(self.device)
+        with self._gathered(parameter, modify=True):
+            if self.stage < 3 or distributed.is_main():
+                parameter.detach().copy_(value)
+        if parameter.requires_grad:
+            self._set_master(parameter, value, None)
+
+    def _set_master(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        if self.stage == 3:
+            _set_partition(cast(Any, self.optimizer), parameter, value, key)
+        elif key is None:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
+
+    def _gathered(self, parameter: nn.Parameter, *, modify: bool) -> AbstractContextManager[Any]:
+        if self.stage < 3:
+            return nullcontext()
+        from deepspeed.runtime.zero import GatheredParameters
+
+        context = GatheredParameters([parameter], modifier_rank=0 if modify else None)
+        return cast(AbstractContextManager[Any], context)
+
+
+def _set_partition(zero: Any, parameter: Any, value: Tensor, key: str | None) -> None:
+    """`safe_set_full_...` of ZeRO 3, also where the ranks do not divide the parameter: the last parts are padded."""
+    part, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
+    padded = value.new_zeros(part.numel() * distributed.world_size())
+    padded[: value.numel()] = value.flatten()
+    part.copy_(padded.view(-1, part.numel())[distributed.rank()])
+
+
+def read_settings(name: str) -> dict[str, Any]:
+    """The ZeRO settings of a JSON file, or of the one called `name` in `ds_configs/`; raises `ConfigError`."""
+    field = "engine.deepspeed.config"
+    folders = [Path("ds_configs"), Path(__file__).parents[2] / "ds_configs"]
+    found = [path for path in (Path(name), *(folder / f"{name}.json" for folder in folders)) if path.is_file()]
+    if not found:
+        known = sorted(path.stem for folder in folders[::-1] for path in folder.glob("*.json"))
+        raise ConfigError(
+            field, name, "no such file", f"Give a JSON file, or one of {', '.join(dict.fromkeys(known))}."
+        )
+    try:
+        settings = json.loads(found[0].read_text("utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise ConfigError(field, name, f"{found[0]} is no JSON object ({error})", "Mend it.") from error
+    for key in settings.keys() & FROM_THE_RECIPE.keys():
+        problem = f"{found[0]} sets {key}, which the recipe decides ({FROM_THE_RECIPE[key]})"
+        raise ConfigError(field, name, problem, "Take it out of the file.")
+    return settings
+
+
+def _recipe_settings(config: Recipe) -> dict[str, Any]:
+    world_size = distributed.world_size()
+    return {
+        # What DeepSpeed calls a batch here is one backward pass: micro-batches are counted by the boundary alone.
+        "train_micro_batch_size_per_gpu": micro_batch_size(config, world_size) or local_batch_size(config, world_size),
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.train.max_grad_norm,
+        "torch_autocast": {"enabled": config.train.precision == "bf16", "dtype": "bfloat16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 60,
+    }
+
+
+def _host_adam(model: CLIP, config: Recipe) -> torch.optim.Optimizer:
+    """DeepSpeed's AdamW for optimizer state in the host's memory; compiled at its first use."""
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    section = config.optim
+    groups = parameter_groups(model.named_parameters(), section)
+    made = DeepSpeedCPUAdam(groups, lr=section.learning_rate, betas=section.betas, eps=section.eps, adamw_mode=True)
+    return cast(torch.optim.Optimizer, made)
+
+
+def _library() -> Any:
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ConfigError(
+            "engine.name",
+            "deepspeed",
+            f"DeepSpeed cannot be imported ({error})",
+            "pip install 'neuclip-scale[deepspeed]'",
+        ) from error
+    return deepspeed

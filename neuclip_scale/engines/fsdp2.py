@@ -1,0 +1,92 @@
+"""Encoders sharded with FSDP2 (`fully_shard`): parameters, gradients and optimizer state, each rank a part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+from neuclip_scale import distributed
+from neuclip_scale.config import ConfigError, Recipe
+from neuclip_scale.data.batch import Batch
+from neuclip_scale.engines.base import AUTOCAST_DTYPES, Engine, full
+from neuclip_scale.models.clip import CLIP, CLIPOutput
+from neuclip_scale.optim import create_optimizer
+
+
+class FSDP2Engine(Engine):
+    """Every block of both towers is gathered when it runs and let go afterwards; what is left is one group more.
+
+    With `engine.fsdp.replicas` R the ranks form R groups that each hold the whole model (hybrid sharding). In bf16 the
+    blocks' parameters travel and multiply in bf16; master weights, gradients' sums, embeddings, final projections and
+    logit_scale stay fp32.
+    """
+
+    forward_is_collective = True
+
+    def __init__(self, model: CLIP, config: Recipe, device: torch.device) -> None:
+        section = config.engine.fsdp
+        if config.train.precision == "fp16":
+            raise ConfigError(
+                "train.precision", "fp16", "FSDP2 here has no loss scaler", "Use bf16, or engine.name=ddp."
+            )
+        distributed.ensure_process_group(device)
+        options: dict[str, Any] = {
+            "mesh": _mesh(device, section.replicas),
+            "reshard_after_forward": section.reshard_after_forward,
+            "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda")
+            if section.cpu_offload
+            else OffloadPolicy(),
+        }
+        dtype = AUTOCAST_DTYPES.get(config.train.precision)
+        mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        for block in model.blocks():
+            fully_shard(block, mp_policy=mixed, **options)
+        fully_shard(model, **options)
+        # After sharding, which puts other parameters into the modules.
+        super().__init__(model, create_optimizer(model, config.optim), device, config.train.precision)
+        self._sharded = cast(FSDPModule, model)
+
+    def encode(self, batch: Batch) -> CLIPOutput:
+        """See `Engine.encode`; collective."""
+        with self.autocast():
+            return cast(CLIPOutput, self.module(batch.images, batch.tokens))
+
+    @contextmanager
+    def _synchronising(self, is_last: bool) -> Iterator[None]:
+        self._sharded.set_requires_gradient_sync(is_last)
+        self._sharded.set_is_last_backward(is_last)
+        yield
+
+    def micro_step(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        """See `Engine.micro_step`. Until the last micro-batch gradients are whole on every rank, not sharded."""
+        return self._synchronising(is_last)
+
+    def backward_scalar(self, scalar: Tensor) -> None:
+        """See `Engine.backward_scalar`."""
+        scalar.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, max_grad_norm: float) -> Tensor:
+        """See `Engine.step`; collective."""
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm if max_grad_norm > 0 else torch.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return full(norm)
+
+
+def _mesh(device: torch.device, replicas: int) -> DeviceMesh:
+    """All ranks in one row, or `replicas` rows of them."""
+    size = distributed.world_size()
+    if replicas == 1:
+        return init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
+    if replicas < 1 or size % replicas:
+        raise ConfigError(
+            "engine.fsdp.replicas", replicas, f"does not divide the {size} rank(s)", "Use a divisor; 1 shards over all."
+        )
+    return init_device_mesh(device.type, (replicas, size // replicas), mesh_dim_names=("replicate", "shard"))

@@ -1,0 +1,242 @@
+"""Every engine makes the updates of one process, and goes on where any other has stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from neuclip_scale import distributed
+from neuclip_scale.config import ConfigError, load_recipe
+from neuclip_scale.data.synthetic import write_synthetic_shards
+from neuclip_scale.engines.base import local_part
+
+pytestmark = pytest.mark.distributed
+STEPS = 3
+
+Overrides = dict[str, Any]
+
+# What differs between the runs of one engine. tau is driven against its bound: sharded, it must be clamped too.
+RUNS: dict[str, Overrides] = {
+    "clip": {"train.max_grad_norm": 0.5},
+    "micro clip checkpointing": {
+        "train.micro_batch_size": 3, "train.max_grad_norm": 0.5, "model.grad_checkpointing": True,
+        "objective.temperature_min": 0.0699, "optim.temperature_learning_rate": 0.05,
+    },
+    "siglip": {"objective.name": "siglip", "train.micro_batch_size": 5},
+    "openclip": {"objective.name": "openclip"},
+    "fastclip-v3": {"objective.name": "fastclip-v3", "train.micro_batch_size": 5},
+    "queue": {"objective.name": "neuclip-queue", "train.micro_batch_size": 5},
+    "exact": {"objective.name": "exact"},
+}  # fmt: skip
+
+
+def zero(name: str) -> Overrides:
+    return {"engine.name": "deepspeed", "engine.deepspeed.config": name}
+
+
+FSDP2: Overrides = {"engine.name": "fsdp2"}
+ENGINES: dict[str, tuple[int, Overrides]] = {
+    "ddp, 2 ranks": (2, {}),
+    "fsdp2, 1 rank": (1, FSDP2),
+    "fsdp2, 2 ranks": (2, FSDP2),
+    "fsdp2, 2 ranks, offload": (2, FSDP2 | {"engine.fsdp.cpu_offload": True}),
+    "fsdp2, 2 x 2 ranks": (4, FSDP2 | {"engine.fsdp.replicas": 2, "engine.fsdp.reshard_after_forward": False}),
+    "zero0, 2 ranks": (2, zero("zero0")),
+    "zero1, 2 ranks": (2, zero("zero1")),
+    "zero2, 1 rank": (1, zero("zero2")),
+    "zero2, 4 ranks": (4, zero("zero2")),
+    "zero2_offload, 2 ranks": (2, zero("zero2_offload")),
+    "zero3, 2 ranks": (2, zero("zero3")),
+    "zero3_offload, 4 ranks": (4, zero("zero3_offload")),
+}
+
+
+def overrides(folder: str, run: str, more: Overrides) -> Overrides:
+    return {
+        "run_dir": str(Path(folder) / run),
+        "data.train": str(Path(folder) / "shards"),
+        "data.num_workers": 0,
+        "data.num_streams": 4,
+        "data.shuffle_window": 8,
+        "evaluation.data": "",
+        "evaluation.normalizer_every_steps": 2,  # a forward pass outside training
+        "objective.tile_size": 5,
+        "objective.npn.num_prototypes": 40,
+        "objective.npn.restart_every": 2,
+        "objective.queue.size": 37,
+        "optim.warmup_steps": 2,
+        # Adam divides by |g| + eps: where a gradient is nearly zero, eps = 1e-6 turns rounding into whole updates.
+        "optim.eps": 1e-3,
+        "train.global_batch_size": 24,
+        "train.num_steps": STEPS,
+        "checkpoint.every_steps": 0,
+        **more,
+    }
+
+
+def train(folder: str, run: str, more: Overrides) -> dict[str, Any]:
+    from neuclip_scale.trainer import Trainer
+
+    trainer = Trainer(load_recipe("demo", overrides(folder, run, more)))
+    trainer.fit()
+    lines = (Path(folder) / run / "metrics.jsonl").read_text().splitlines() if distributed.is_main() else []
+    logged = [json.loads(line) for line in lines]
+    return {
+        "state": {
+            name: {key: tensor.clone() for key, tensor in state.items()} for name, state in trainer.engine.named_state()
+        },
+        "steps": [{key: step[key] for key in ("loss", "grad_norm", "logit_scale", "batch_digest")} for step in logged],
+        "errors": [step["normalizer/mse"] for step in logged if "normalizer/mse" in step],
+    }
+
+
+def train_all(folder: str, label: str, engine: Overrides) -> dict[str, Any]:
+    results = {}
+    for name, run in RUNS.items():
+        results[name] = train(folder, f"{label}-{name}", run | engine)
+        distributed.barrier()
+        if distributed.is_main():
+            shutil.rmtree(Path(folder) / f"{label}-{name}")
+    return results
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("engines")
+    write_synthetic_shards(path / "shards", num_samples=50, samples_per_shard=17, image_size=40, seed=1)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def single(folder: str) -> dict[str, Any]:
+    return train_all(folder, "single", {})
+
+
+def assert_same(result: dict[str, Any], expected: dict[str, Any], *, weights: float, losses: float) -> None:
+    for key in ("loss", "grad_norm", "logit_scale"):
+        mine, theirs = ([step[key] for step in run["steps"]] for run in (result, expected))
+        torch.testing.assert_close(torch.tensor(mine), torch.tensor(theirs), rtol=losses, atol=losses, msg=key)
+    assert [s["batch_digest"] for s in result["steps"]] == [s["batch_digest"] for s in expected["steps"]]
+    assert len(result["errors"]) == len(expected["errors"])  # of rank 0's own pairs, so other values
+    assert result["state"].keys() == expected["state"].keys()
+    for name, state in expected["state"].items():
+        assert result["state"][name].keys() == state.keys(), name
+        for key, tensor in state.items():
+            torch.testing.assert_close(
+                result["state"][name][key], tensor, rtol=weights, atol=weights, msg=f"{name} {key}"
+            )
+
+
+@pytest.mark.parametrize("label", ENGINES)
+def test_an_engine_makes_the_updates_of_one_process(folder: str, single: dict[str, Any], label: str) -> None:
+    """Weights and moments to 2e-5, losses and norms to 1e-5, with every kind of objective state."""
+    world_size, engine = ENGINES[label]
+    ranks = run_ranks(world_size, train_all, folder, label, engine)
+    for name in RUNS:
+        assert_same(ranks[0][name], single[name], weights=2e-5, losses=1e-5)
+
+
+@pytest.mark.parametrize(
+    "label", ["ddp, 2 ranks", "fsdp2, 2 ranks", "zero0, 2 ranks", "zero2, 4 ranks", "zero3, 2 ranks"]
+)
+def test_bf16_stays_near_fp32(folder: str, single: dict[str, Any], label: str) -> None:
+    """Weights to 1e-3, of steps of at most 1e-3 each; losses to 5e-3."""
+    world_size, engine = ENGINES[label]
+    (result, *_) = run_ranks(
+        world_size, train, folder, f"bf16 {label}", engine | RUNS["clip"] | {"train.precision": "bf16"}
+    )
+    for name, state in single["clip"]["state"].items():
+        torch.testing.assert_close(result["state"][name]["value"], state["value"], rtol=0, atol=1e-3)
+    losses = [[step["loss"] for step in run["steps"]] for run in (result, single["clip"])]
+    torch.testing.assert_close(*map(torch.tensor, losses), rtol=5e-3, atol=5e-3)
+    assert losses[0] != losses[1], "bf16 must have been used"
+
+
+CHAIN = ["ddp, 2 ranks", "zero3, 2 ranks", "fsdp2, 2 x 2 ranks", "zero1, 2 ranks", "zero2, 4 ranks", "fsdp2, 1 rank"]
+
+
+def test_a_run_goes_on_under_another_engine_and_number_of_ranks(folder: str) -> None:
+    """Six steps, each under another engine, end where one process ends; moments and step counts travel too."""
+    more = {
+        "train.num_steps": len(CHAIN),
+        "checkpoint.every_steps": 1,
+        "checkpoint.keep": 20,
+        "train.micro_batch_size": 6,
+    }
+    expected = train(folder, "unbroken", more)
+    for number, label in enumerate(CHAIN, start=1):
+        world_size, engine = ENGINES[label]
+        (result, *_) = run_ranks(world_size, train, folder, "chain", more | engine)
+        saved = sorted(Path(folder, "chain", "checkpoints").glob("step_*"))
+        assert len(saved) == len(CHAIN)
+        for path in saved[number:]:
+            shutil.rmtree(path)
+    assert_same(result, expected, weights=2e-5, losses=1e-5)
+
+
+@pytest.mark.parametrize("label", ["fsdp2, 2 ranks", "zero2, 4 ranks", "zero3, 2 ranks"])
+def test_the_same_ranks_go_on_bit_for_bit(folder: str, label: str) -> None:
+    world_size, engine = ENGINES[label]
+    more = engine | {"train.num_steps": 4, "checkpoint.every_steps": 2, "model.dropout": 0.1}
+    first = run_ranks(world_size, train, folder, f"bits {label}", more)
+    shutil.rmtree(Path(folder, f"bits {label}", "checkpoints", "step_000000004"))
+    again = run_ranks(world_size, train, folder, f"bits {label}", more)
+    for one, other in zip(first, again):
+        for name, state in one["state"].items():
+            assert all(torch.equal(tensor, other["state"][name][key]) for key, tensor in state.items()), name
+
+
+def held_bytes(folder: str, run: str, more: Overrides) -> tuple[int, int]:
+    """Bytes of parameters and of master copies and moments on this rank after a step."""
+    from neuclip_scale.trainer import Trainer
+
+    trainer = Trainer(load_recipe("demo", overrides(folder, run, more | {"train.num_steps": 1})))
+    trainer.fit()
+    engine: Any = trainer.engine
+    parameters = [getattr(p, "ds_tensor", None) for p in engine.module.parameters()]
+    parameters = [local_part(p) if part is None else part for p, part in zip(engine.module.parameters(), parameters)]
+    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    kept = [local_part(t) for state in inner.state.values() for t in state.values() if torch.is_tensor(t) and t.ndim]
+    masters = [part for part in inner.state if not any(part is p for p in engine.module.parameters())]
+    return sum(t.nbytes for t in parameters), sum(t.nbytes for t in kept + masters)
+
+
+@pytest.mark.parametrize(
+    ("label", "shared_parameters", "bytes_of_optimizer"),
+    [
+        ("fsdp2, 2 ranks", True, 8),  # the parameters are the master copy
+        ("zero1, 2 ranks", False, 12),
+        ("zero2, 4 ranks", False, 12),
+        ("zero3, 2 ranks", True, 12),
+    ],
+)
+def test_a_rank_holds_its_share(folder: str, label: str, shared_parameters: bool, bytes_of_optimizer: int) -> None:
+    """ZeRO's formula (arXiv 1910.02054) in fp32, within 2 % for what does not divide."""
+    world_size, engine = ENGINES[label]
+    N = sum(tensors["value"].numel() for tensors in train(folder, "size", {"train.num_steps": 1})["state"].values())
+    shutil.rmtree(Path(folder, "size"))
+    for parameters, optimizer in run_ranks(world_size, held_bytes, folder, f"bytes {label}", engine):
+        assert parameters == pytest.approx(4 * N / (world_size if shared_parameters else 1), rel=0.02)
+        assert optimizer == pytest.approx(bytes_of_optimizer * N / world_size, rel=0.02)
+
+
+def test_a_zero_file_may_not_decide_what_the_recipe_decides(folder: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    for text, problem in [
+        ('{"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0}', "gradient_clipping.*train.max_grad_norm"),
+        ('{"bf16": {"enabled": true}}', "bf16.*train.precision"),
+        ("[]", "no JSON object"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=problem):
+            train(folder, "never", zero(str(path)))
+    with pytest.raises(ConfigError, match="zero2_offload"):
+        train(folder, "never", zero("zero7"))
+    with pytest.raises(ConfigError, match=r"engine\.fsdp\.replicas"):
+        train(folder, "never", FSDP2 | {"engine.fsdp.replicas": 3})
