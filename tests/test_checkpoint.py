@@ -29,7 +29,7 @@ from neuclip_scale.checkpoint import (
     saved_recipe,
     verify_checkpoint,
 )
-from neuclip_scale.checkpoint.layout import CHECKSUMS_FILE, measure
+from neuclip_scale.checkpoint.layout import CHECKSUMS_FILE, FORMAT, measure
 from neuclip_scale.config import ConfigError, Recipe, dump_recipe, load_recipe, parse
 from neuclip_scale.models.clip import build_model
 
@@ -202,7 +202,7 @@ def test_checksums_must_list_the_right_files(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace('"world_size": 1', '"world_size": 2'))
     with pytest.raises(CheckpointError, match=r"does not list exactly .*rank_00001\.pt"):
         verify_checkpoint(path)
-    file.write_text(file.read_text().replace('"format": 1', '"format": 99'))
+    file.write_text(file.read_text().replace(f'"format": {FORMAT}', '"format": 99'))
     with pytest.raises(CheckpointError, match="format 99"):
         verify_checkpoint(path)
 
@@ -354,8 +354,9 @@ def test_two_ranks_save_one_checkpoint_and_fail_together(tmp_path: Path) -> None
 def test_the_model_of_a_run_folder(tmp_path: Path) -> None:
     recipe = load_recipe("demo")
     model = build_model(recipe)
-    shared = {"model": model.state_dict(), "recipe": dump_recipe(recipe)}
-    path = save_checkpoint(tmp_path / "checkpoints", 5, shared, {}, keep=1)
+    shared = {"buffers": dict(model.named_buffers()), "recipe": dump_recipe(recipe)}
+    own = {"parameters": {name: {"value": value} for name, value in model.named_parameters()}}
+    path = save_checkpoint(tmp_path / "checkpoints", 5, shared, own, keep=1)
     for given in (tmp_path, path):
         loaded, read = load_run_model(given)
         assert read == recipe

@@ -93,7 +93,8 @@ class CLIP(nn.Module):
             image_features=None if images is None else _unit_rows(self.visual(images)),
             text_features=None if tokens is None else _unit_rows(self._encode_text(tokens)),
             logit_scale=self.logit_scale.float().exp(),
-            logit_bias=None if self.logit_bias is None else self.logit_bias.float(),
+            # A copy: the parameter's own memory is gone once FSDP2 has sharded it again.
+            logit_bias=None if self.logit_bias is None else self.logit_bias.float().clone(),
         )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -36,7 +36,9 @@ class StoppedTrainer(Trainer):
 def state_of(trainer: Trainer) -> dict[str, Any]:
     """Everything that a step of this run changes."""
     return {
-        "engine": trainer.engine.state_dict(),
+        "parameters": dict(trainer.engine.named_state()),
+        "buffers": dict(trainer.engine.module.named_buffers()),
+        "engine": trainer.engine.scalar_state(),
         "objective": trainer.objective.state_dict(),
         "rank": trainer.objective.rank_state(),
         "positions": trainer.loader.positions,
