@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -57,6 +58,10 @@ class DeepSpeedEngine(Engine):
         self.stage = int(zero.get("stage", 0))
         self.forward_is_collective = self.stage == 3
         distributed.ensure_process_group(device)
+        if device.type == "cpu":
+            # Collectives through shared memory, which would be compiled at each machine's first use: gloo has its own.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        os.environ.setdefault("LOCAL_RANK", str(distributed.read_launch().local_rank))  # a single process has none
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
         offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
         self._deepspeed, optimizer, _, _ = deepspeed.initialize(

@@ -135,6 +135,7 @@ def drop_in_gradients(objective: str) -> list[torch.Tensor]:
     from torch.nn.parallel import DistributedDataParallel
 
     from neuclip_scale.losses import create_loss
+    from neuclip_scale.normalizers import DatasetFeatures
 
     torch.manual_seed(0)
     data, index = torch.randn(24, 9, dtype=torch.float64), torch.randperm(60)[:24]
@@ -153,7 +154,11 @@ def drop_in_gradients(objective: str) -> list[torch.Tensor]:
     model: torch.nn.Module = Towers().double()
     if distributed.world_size() > 1:
         model = DistributedDataParallel(model)
-    loss = create_loss(objective, embed_dim=6, dataset_size=60, num_prototypes=10, restart_every=2, tile_size=7)
+    known = normalize(torch.randn(2, 60, 6, dtype=torch.float64), dim=2)
+    loss = create_loss(
+        objective, embed_dim=6, dataset_size=60, num_prototypes=10, restart_every=2, tile_size=7,
+        encode_dataset=lambda: DatasetFeatures(*known, torch.arange(60)),
+    )  # fmt: skip
     for _ in range(3):
         model.zero_grad()
         loss(*model(data[rows]), sample_index=index[rows]).backward()
