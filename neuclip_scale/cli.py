@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "neuclip_scale.commands.evaluate",
         "Zero-shot accuracy and retrieval of a run or a model.",
     ),
+    "export": ("neuclip_scale.commands.export", "Write a run's model for open_clip, transformers or safetensors."),
     "report": ("neuclip_scale.commands.report", "Finished runs side by side: scores, cost, figures."),
     "study": (
         "neuclip_scale.commands.study",

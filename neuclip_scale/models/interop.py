@@ -117,6 +117,8 @@ def preset_from_open_clip(config: Mapping[str, Any]) -> Preset:
     model = dict(config.get("model_cfg", config))
     preprocess = config.get("preprocess_cfg", {})
     statistics = {f"image_{key}": tuple(preprocess[key]) for key in ("mean", "std") if key in preprocess}
+    for scalar in ("init_logit_scale", "init_logit_bias"):  # the weights hold what became of them
+        model.pop(scalar, None)
     vision, text = dict(model.pop("vision_cfg")), dict(model.pop("text_cfg"))
     preset = Preset(
         embed_dim=model.pop("embed_dim"),

@@ -161,6 +161,15 @@ def _encode_word(word: str) -> tuple[int, ...]:
 def _byte_pair_encoder() -> tokenizers.Tokenizer:
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
+    vocabulary, merges = byte_pair_vocabulary()
+    encoder = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>"))
+    encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    encoder.add_special_tokens([AddedToken(token, normalized=False) for token in (_START, _END)])
+    return encoder
+
+
+def byte_pair_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """CLIP's words with their ids, start and end of text last, and the merges in order."""
     merges = _read_merges(_vocabulary_path())
     # The 256 bytes as printable characters in the order of CLIP's vocabulary, then the same as ends of words.
     byte_characters = _byte_characters()
@@ -171,11 +180,7 @@ def _byte_pair_encoder() -> tokenizers.Tokenizer:
         _START,
         _END,
     ]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    encoder = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>"))
-    encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    encoder.add_special_tokens([AddedToken(token, normalized=False) for token in (_START, _END)])
-    return encoder
+    return {word: index for index, word in enumerate(words)}, merges
 
 
 def _vocabulary_path() -> Path:

@@ -1,0 +1,128 @@
+"""`neuclip export RUN --format open_clip|hf|safetensors --output DIR`"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from neuclip_scale.config import ConfigError, Recipe, dump_recipe
+from neuclip_scale.files import write_text
+
+if TYPE_CHECKING:
+    from neuclip_scale.models.clip import CLIP
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportArguments:
+    """Write the model of a run as open_clip, transformers or plain safetensors read it, with a model card."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A run folder (its newest checkpoint) or a checkpoint folder."""
+    format: Literal["open_clip", "hf", "safetensors"]
+    """open_clip: for create_model_from_pretrained("local-dir:DIR"). hf: for CLIPModel.from_pretrained("DIR"), with
+    tokenizer and image processor. safetensors: the tensors under this project's names."""
+    output: Path
+    """Folder to write; it must not hold anything yet."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns 0, 1 for a run without an intact checkpoint, 2 for bad usage."""
+    arguments = tyro.cli(ExportArguments, args=argv, prog="neuclip export")
+    if arguments.output.exists() and any(arguments.output.iterdir()):
+        print(f"error: --output {arguments.output}: not empty. Give a new folder.", file=sys.stderr)
+        return 2
+    from neuclip_scale.checkpoint import CheckpointError, load_run_model
+
+    try:
+        model, recipe = load_run_model(arguments.run)
+        _save(model, recipe, arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    write_text(arguments.output / "README.md", model_card(arguments.run, recipe, arguments.format))
+    print(f"wrote {arguments.output}")
+    return 0
+
+
+def _save(model: CLIP, recipe: Recipe, arguments: ExportArguments) -> None:
+    from neuclip_scale.models.export import save_hf, save_open_clip, save_tensors
+    from neuclip_scale.models.presets import get_preset
+
+    if arguments.format == "safetensors":
+        save_tensors(model, arguments.output / "model.safetensors")
+        return
+    for field in ("image_tower", "text_tower"):
+        if getattr(recipe.model, field):
+            raise ConfigError(
+                "format",
+                arguments.format,
+                f"the run has another tower, model.{field} = {getattr(recipe.model, field)}",
+                "Use --format safetensors.",
+            )
+    preset = dataclasses.replace(get_preset(recipe.model.preset), image_size=model.image_size)
+    (save_open_clip if arguments.format == "open_clip" else save_hf)(model, preset, arguments.output)
+
+
+USE = {
+    "open_clip": 'model, preprocess = open_clip.create_model_from_pretrained("local-dir:THIS_FOLDER")',
+    "hf": 'model = transformers.CLIPModel.from_pretrained("THIS_FOLDER")',
+    "safetensors": 'tensors = safetensors.torch.load_file("model.safetensors")',
+}
+
+
+def model_card(run: Path, recipe: Recipe, form: str) -> str:
+    """Markdown: how to load the model, what it was trained on and how, what it scores, what it has cost."""
+    path = run / "summary.json"
+    summary: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    lines = [
+        f"# {recipe.name}: {recipe.model.preset} trained by {recipe.objective.name}",
+        "",
+        f"    {USE[form]}",
+        "",
+        "## Data",
+        "",
+        f"`{recipe.data.train}`: {summary.get('dataset_size', 'an unknown number of')} pairs, "
+        f"{summary.get('samples_seen', 'unknown')} seen, {summary.get('samples_skipped', 'unknown')} skipped.",
+        "",
+        "## Results",
+        "",
+        *_scores(summary.get("evaluation", {})),
+        "",
+        "## Cost",
+        "",
+        *_cost(summary.get("cost", {})),
+        "",
+        "## Settings",
+        "",
+        "```yaml",
+        dump_recipe(recipe).strip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _scores(evaluation: dict[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for name, value in evaluation.items():
+        if isinstance(value, dict):
+            lines += _scores(value, f"{prefix}{name} ")
+        elif isinstance(value, float):
+            lines.append(f"- {prefix}{name}: {value:.4f}")
+    return lines if prefix else lines or ["Not evaluated."]
+
+
+def _cost(cost: dict[str, Any]) -> list[str]:
+    kept = {
+        name: cost[name] for name in ("device_hours", "train_seconds", "energy_joules", "energy_source") if name in cost
+    }
+    return [f"- {name}: {value}" for name, value in kept.items()] or ["Not known."]

@@ -1,0 +1,184 @@
+"""Writes a model as other libraries read it: a folder of open_clip, of transformers, or the bare tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from neuclip_scale.config import ConfigError
+from neuclip_scale.files import write_json, write_text
+from neuclip_scale.models.clip import CLIP
+from neuclip_scale.models.interop import CONFIG_FILE, WEIGHT_FILES, to_open_clip_state_dict
+from neuclip_scale.models.presets import Preset, ResNetConfig
+from neuclip_scale.models.tokenizer import CLIPTokenizer, byte_pair_vocabulary
+
+
+def save_open_clip(model: CLIP, preset: Preset, folder: Path) -> None:
+    """For `open_clip.create_model_from_pretrained("local-dir:FOLDER")`; `preset` is what the model was built from.
+
+    open_clip brings the tokenizer itself: it is CLIP's.
+    """
+    image, text = preset.image, preset.text
+    if isinstance(image, ResNetConfig):
+        vision: dict[str, Any] = {"layers": list(image.blocks), "head_width": image.width * 32 // image.heads}
+    else:
+        vision = {"layers": image.layers, "head_width": image.width // image.heads, "patch_size": image.patch_size}
+    config = {
+        "embed_dim": preset.embed_dim,
+        "quick_gelu": preset.quick_gelu,
+        "vision_cfg": {"image_size": model.image_size, "width": image.width, **vision},
+        "text_cfg": {
+            "context_length": text.context_length,
+            "vocab_size": text.vocab_size,
+            "width": text.width,
+            "heads": text.heads,
+            "layers": text.layers,
+        },
+    }
+    if model.logit_bias is not None:
+        config["init_logit_bias"] = float(model.logit_bias.detach())
+    looks = {"mean": list(model.image_mean), "std": list(model.image_std), "interpolation": "bicubic"}
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_tensors(to_open_clip_state_dict(model), folder / WEIGHT_FILES[0])
+    write_json(folder / CONFIG_FILE, {"model_cfg": config, "preprocess_cfg": {**looks, "resize_mode": "shortest"}})
+
+
+def save_hf(model: CLIP, preset: Preset, folder: Path) -> None:
+    """For `transformers.CLIPModel.from_pretrained(FOLDER)`, with tokenizer and image processor.
+
+    Raises `ConfigError` for a model that CLIPModel cannot compute: a ResNet, or one with SigLIP's bias.
+    """
+    if isinstance(preset.image, ResNetConfig):
+        raise ConfigError("format", "hf", "transformers' CLIPModel has no ResNet image tower", "Use open_clip.")
+    if model.logit_bias is not None:
+        raise ConfigError("format", "hf", "transformers' CLIPModel has no bias, which siglip learns", "Use open_clip.")
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_tensors(dict(_hf_tensors(model)), folder / "model.safetensors")
+    write_json(folder / "config.json", _hf_config(model, preset))
+    size = model.image_size
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_resize": True,
+            "size": {"shortest_edge": size},
+            "resample": 3,
+            "do_center_crop": True,
+            "crop_size": {"height": size, "width": size},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(model.image_mean),
+            "image_std": list(model.image_std),
+            "do_convert_rgb": True,
+        },
+    )
+    _save_tokenizer(model.context_length, folder)
+
+
+def save_tensors(model: CLIP, path: Path) -> None:
+    """The state dict, names and shapes as they are here, as one safetensors file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _save_tensors(model.state_dict(), path)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # transformers refuses a file that does not say it is torch's.
+    save_file(whole, path, metadata={"format": "pt"})
+
+
+def _hf_config(model: CLIP, preset: Preset) -> dict[str, Any]:
+    assert not isinstance(preset.image, ResNetConfig)
+    act = "quick_gelu" if preset.quick_gelu else "gelu"
+    start, end = CLIPTokenizer(model.context_length)("")[0, :2].tolist()
+    text = {
+        "model_type": "clip_text_model",
+        "hidden_size": preset.text.width,
+        "intermediate_size": 4 * preset.text.width,
+        "num_hidden_layers": preset.text.layers,
+        "num_attention_heads": preset.text.heads,
+        "max_position_embeddings": preset.text.context_length,
+        "vocab_size": preset.text.vocab_size,
+        "hidden_act": act,
+        "layer_norm_eps": 1e-5,
+        "projection_dim": preset.embed_dim,
+        "bos_token_id": start,
+        "eos_token_id": end,
+        "pad_token_id": end,
+    }
+    vision = {
+        "model_type": "clip_vision_model",
+        "hidden_size": preset.image.width,
+        "intermediate_size": 4 * preset.image.width,
+        "num_hidden_layers": preset.image.layers,
+        "num_attention_heads": preset.image.heads,
+        "patch_size": preset.image.patch_size,
+        "image_size": model.image_size,
+        "hidden_act": act,
+        "layer_norm_eps": 1e-5,
+        "projection_dim": preset.embed_dim,
+    }
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": preset.embed_dim,
+        "text_config": text,
+        "vision_config": vision,
+    }
+
+
+def _hf_tensors(model: CLIP) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter under transformers' name and in its shape."""
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    yield "logit_scale", state["logit_scale"].reshape([])
+    yield "text_projection.weight", state["text_projection"].T
+    yield "visual_projection.weight", state["visual.proj"].T
+    yield "text_model.embeddings.token_embedding.weight", state["token_embedding.weight"]
+    yield "text_model.embeddings.position_embedding.weight", state["positional_embedding"]
+    yield "vision_model.embeddings.class_embedding", state["visual.class_embedding"]
+    yield "vision_model.embeddings.position_embedding.weight", state["visual.positional_embedding"]
+    yield "vision_model.embeddings.patch_embedding.weight", state["visual.conv1.weight"]
+    for ours, theirs in (
+        ("ln_final", "text_model.final_layer_norm"),
+        ("visual.ln_pre", "vision_model.pre_layrnorm"),  # spelt so in transformers
+        ("visual.ln_post", "vision_model.post_layernorm"),
+    ):
+        for part in ("weight", "bias"):
+            yield f"{theirs}.{part}", state[f"{ours}.{part}"]
+    blocks = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    blocks["attn.out_proj"] = "self_attn.out_proj"
+    for tower, theirs in (("transformer", "text_model"), ("visual.transformer", "vision_model")):
+        layers = {name.split("resblocks.")[1].split(".")[0] for name in state if name.startswith(f"{tower}.resblocks.")}
+        for layer in sorted(layers, key=int):
+            ours, target = f"{tower}.resblocks.{layer}", f"{theirs}.encoder.layers.{layer}"
+            for part in ("weight", "bias"):
+                for name, other in blocks.items():
+                    yield f"{target}.{other}.{part}", state[f"{ours}.{name}.{part}"]
+                for matrix, rows in zip("qkv", state[f"{ours}.attn.in_proj_{part}"].chunk(3), strict=True):
+                    yield f"{target}.self_attn.{matrix}_proj.{part}", rows
+
+
+def _save_tokenizer(context_length: int, folder: Path) -> None:
+    words, merges = byte_pair_vocabulary()
+    start, end = "<|startoftext|>", "<|endoftext|>"  # transformers' names for the last two words
+    vocabulary = {word: index for index, word in enumerate([*list(words)[:-2], start, end])}
+    write_text(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False) + "\n")
+    write_text(folder / "merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": context_length,
+            "bos_token": start,
+            "eos_token": end,
+            "unk_token": end,
+            "pad_token": end,
+        },
+    )
