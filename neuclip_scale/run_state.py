@@ -96,7 +96,10 @@ class RunState:
             "objective": objective.rank_state(),
             "parameters": parameters,
         }
-        checkpoint.save_checkpoint(self.folder, self.step, shared, per_rank, keep=self.config.checkpoint.keep)
+        section = self.config.checkpoint
+        checkpoint.save_checkpoint(
+            self.folder, self.step, shared, per_rank, keep=section.keep, keep_every=section.keep_every_steps
+        )
 
     def load(self, path: Path, engine: Engine, objective: Objective, loader: TrainLoader, manifest: Manifest) -> None:
         """Go on from checkpoint `path`, also one saved by another number of ranks (collective)."""

@@ -351,6 +351,13 @@ def test_two_ranks_save_one_checkpoint_and_fail_together(tmp_path: Path) -> None
     assert load_all_ranks(path) == ({"from": 0}, [{"rank": 0}, {"rank": 1}])
 
 
+def test_every_so_many_stay_for_good(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40, 50, 60):
+        save_checkpoint(tmp_path, step, {"step": step}, {}, keep=1, keep_every=20)
+    assert [path.name for path in sorted(tmp_path.glob("step_*"))] == [f"step_{step:09d}" for step in (20, 40, 60)]
+    assert load_all_ranks(tmp_path / "step_000000020")[0] == {"step": 20}
+
+
 def test_the_model_of_a_run_folder(tmp_path: Path) -> None:
     recipe = load_recipe("demo")
     model = build_model(recipe)

@@ -33,9 +33,11 @@ T = TypeVar("T")
 
 
 def save_checkpoint(
-    folder: Path, step: int, shared: Mapping[str, Any], per_rank: Mapping[str, Any], *, keep: int
+    folder: Path, step: int, shared: Mapping[str, Any], per_rank: Mapping[str, Any], *, keep: int, keep_every: int = 0
 ) -> Path:
     """Write checkpoint `step` into `folder`, delete all but the newest `keep`, return its path (collective).
+
+    Steps that `keep_every` divides are not deleted.
 
     `shared` matters on rank 0 only, `per_rank` is this rank's own; `folder` must be seen by every rank. An
     existing checkpoint of the same step is replaced; later ones belong to a continuation that was given up
@@ -61,7 +63,7 @@ def save_checkpoint(
     digests = _on_all_ranks(target, write)
     _on_all_ranks(target, publish if is_main() else _nothing)
     if is_main():
-        _tidy(target, step, keep)
+        _tidy(target, step, keep, keep_every)
     return target
 
 
@@ -151,7 +153,7 @@ def _publish(partial: Path, target: Path, checksums: dict[str, Any]) -> None:
     sync_folder(target.parent)
 
 
-def _tidy(target: Path, step: int, keep: int) -> None:
+def _tidy(target: Path, step: int, keep: int, keep_every: int) -> None:
     """Set aside or delete what the new checkpoint makes obsolete; it is safe already, so errors only warn."""
     folder = target.parent
     try:
@@ -164,6 +166,8 @@ def _tidy(target: Path, step: int, keep: int) -> None:
             log.warning("%s is of a continuation that was given up; renamed to %s", later, aside.name)
         # Renamed before any file goes: a kill while deleting must not leave a torn step_N.
         for obsolete in sorted(other for other in by_step if other <= step)[:-keep]:
+            if keep_every and obsolete % keep_every == 0:
+                continue
             os.rename(by_step[obsolete], folder / f".trash-{step_folder(obsolete)}")
         _remove_leftovers(folder, ".trash-step_*", ".old-step_*")
     except OSError as error:

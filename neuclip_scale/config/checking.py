@@ -49,6 +49,8 @@ def _check_ranges(recipe: Recipe) -> None:
         "optim.learning_rate": recipe.optim.learning_rate,
         "optim.eps": recipe.optim.eps,
         "checkpoint.keep": recipe.checkpoint.keep,
+        "objective.exact_refresh_every": recipe.objective.exact_refresh_every,
+        "engine.fsdp.replicas": recipe.engine.fsdp.replicas,
     }
     not_negative = {
         "data.num_workers": recipe.data.num_workers,
@@ -56,6 +58,7 @@ def _check_ranges(recipe: Recipe) -> None:
         "train.num_steps": recipe.train.num_steps,
         "train.epochs": recipe.train.epochs,
         "train.max_grad_norm": recipe.train.max_grad_norm,
+        "checkpoint.keep_every_steps": recipe.checkpoint.keep_every_steps,
         "optim.weight_decay": recipe.optim.weight_decay,
         "optim.warmup_steps": recipe.optim.warmup_steps,
         "optim.temperature_learning_rate": recipe.optim.temperature_learning_rate,

@@ -216,6 +216,8 @@ class CheckpointConfig:
     """Steps between checkpoints; the last step is always saved. 0: only the last."""
     keep: int = 2
     """Newest checkpoints that are kept."""
+    keep_every_steps: int = 0
+    """Checkpoints of steps that this divides stay for good; 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
