@@ -235,3 +235,9 @@ def test_what_cannot_be_run(overrides: dict[str, Any], world_size: int, field: s
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 def test_the_default_runs_on_every_divisor_of_its_streams(world_size: int) -> None:
     check_recipe(recipe(), world_size)
+
+
+def test_nothing_after_the_sign_is_the_empty_text() -> None:
+    assert load_recipe("demo", ["evaluation.data="]).evaluation.data == ""
+    with pytest.raises(ConfigError, match=r"train\.num_steps"):
+        load_recipe("demo", ["train.num_steps="])

@@ -83,7 +83,8 @@ def _split_override(text: str) -> tuple[str, Any]:
     if not equals:
         raise ConfigError("override", text, "not of the form section.field=value", "Write train.num_steps=100, say.")
     try:
-        return name.strip(), yaml.safe_load(value)
+        # Nothing after the sign is the empty text, as in evaluation.data= for no evaluation; YAML's null fits no field.
+        return name.strip(), yaml.safe_load(value) if value.strip() else ""
     except yaml.YAMLError as error:
         raise ConfigError(name.strip(), value, "not a YAML value", "Quote text with special characters.") from error
 

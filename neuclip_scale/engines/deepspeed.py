@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -51,6 +53,9 @@ class DeepSpeedEngine(Engine):
 
     def __init__(self, model: CLIP, config: Recipe, device: torch.device) -> None:
         deepspeed = _library()
+        # A hundred lines of its own set-up a rank, and torch 2.14's old names of collectives at every call.
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
         if config.train.precision == "fp16":
             raise ConfigError("train.precision", "fp16", "not tried with DeepSpeed", "Use bf16, or engine.name=ddp.")
         settings = read_settings(config.engine.deepspeed.config)
