@@ -175,5 +175,6 @@ def test_a_failed_replacement_keeps_the_old_file(tmp_path: Path) -> None:
 def test_peak_memory_counts_bytes() -> None:
     script = "from neuclip_scale.telemetry.meter import peak_memory_bytes as p; b = bytearray(2**28); print(p())"
     peak = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
-    assert 2**28 < peak < 2**32
+    # Counted in KiB once too often it would be above 2**38; a child of a large process starts from that one's peak.
+    assert 2**28 < peak < 2**37
     assert peak_memory_bytes() > 0
