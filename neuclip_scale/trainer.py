@@ -39,9 +39,6 @@ from neuclip_scale.run_state import RunState, StopSignal
 from neuclip_scale.sections import StepTimer, left_out, section
 from neuclip_scale.similarity import PairFeatures
 
-KEEP_PICTURES_UP_TO = 1 << 28
-"""Bytes of decoded pictures that measuring keeps in memory between two measurements rather than decode again."""
-
 
 @dataclass(frozen=True)
 class StepResult:
@@ -288,15 +285,13 @@ class Trainer:
 
     def _normalizer_monitor(self) -> NormalizerMonitor:
         section = self.config.evaluation
-        num_reference = section.normalizer_reference or self.manifest.num_samples
-        keep = 3 * 4 * self.eval_transform.image_size**2 * num_reference <= KEEP_PICTURES_UP_TO
         return NormalizerMonitor(
-            self._reference_pairs(num_reference=num_reference, keep=keep),
+            self._reference_pairs(section.normalizer_reference),
             every_steps=section.normalizer_every_steps,
             eps=self.config.objective.eps,
         )
 
-    def _reference_pairs(self, *, num_reference: int, keep: bool) -> ReferencePairs:
+    def _reference_pairs(self, num_reference: int = 0, *, always_keep: bool = False) -> ReferencePairs:
         return ReferencePairs(
             self.manifest,
             self.config.data,
@@ -305,13 +300,13 @@ class Trainer:
             tokenizer=self.tokenizer,
             batch_size=self.micro_batch_size,
             seed=self.config.seed,
-            keep=keep,
+            always_keep=always_keep,
         )
 
     def _encode_dataset(self) -> DatasetFeatures:
         """All pairs as the encoders stand, for an objective that asks for them; every rank encodes all."""
         if self._all_pairs is None:
-            self._all_pairs = self._reference_pairs(num_reference=0, keep=True)
+            self._all_pairs = self._reference_pairs(always_keep=True)
         with self._keep_random_state():
             return self._all_pairs.encode(self.engine)
 

@@ -23,6 +23,7 @@ from neuclip_scale.checkpoint import (
     latest_checkpoint,
     load_all_ranks,
     load_checkpoint,
+    load_parameters,
     load_run_model,
     restore_rng,
     save_checkpoint,
@@ -31,6 +32,7 @@ from neuclip_scale.checkpoint import (
 )
 from neuclip_scale.checkpoint.layout import CHECKSUMS_FILE, FORMAT, measure
 from neuclip_scale.config import ConfigError, Recipe, dump_recipe, load_recipe, parse
+from neuclip_scale.engines import create_engine
 from neuclip_scale.models.clip import build_model
 
 
@@ -349,6 +351,22 @@ def test_two_ranks_save_one_checkpoint_and_fail_together(tmp_path: Path) -> None
         ({"from": 0}, None),
     ]
     assert load_all_ranks(path) == ({"from": 0}, [{"rank": 0}, {"rank": 1}])
+
+
+def test_a_checkpoint_of_another_model_lists_the_differences(tmp_path: Path) -> None:
+    recipe = load_recipe("demo")
+    engine = create_engine(build_model(recipe), recipe, torch.device("cpu"))
+    state = dict(engine.named_state())
+    del state["ln_final.weight"]
+    state["more"] = {"value": torch.zeros(2)}
+    state["text_projection"] = {"value": torch.zeros(3, 4)}
+    before = {name: tensor.clone() for name, tensor in engine.module.state_dict().items()}
+    listed = (
+        r"1 missing: ln_final\.weight\. 1 unexpected: more\. 1 of another shape: text_projection \[3, 4\] instead of"
+    )
+    with pytest.raises(CheckpointError, match=listed):
+        load_parameters(engine, [{"parameters": state}])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.module.state_dict().items())
 
 
 def test_every_so_many_stay_for_good(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from neuclip_scale import distributed
 from neuclip_scale.checkpoint.layout import CheckpointError
+from neuclip_scale.models.misfit import misfits
 
 if TYPE_CHECKING:
     from neuclip_scale.engines import Engine
 
 NamedState = dict[str, dict[str, Tensor]]
-MAX_LISTED = 10
 
 
 def keep_share(named_state: Iterable[tuple[str, dict[str, Tensor]]]) -> NamedState:
@@ -45,30 +45,7 @@ def load_parameters(engine: Engine, ranks: Sequence[Mapping[str, Any]]) -> None:
     Raises CheckpointError, with the differences, if names or shapes are not the model's.
     """
     saved = collect(ranks)
-    check_names(
-        {name: tuple(tensors["value"].shape) for name, tensors in saved.items()},
-        engine.shapes(),
-    )
-    engine.load_named_state(lambda name: dict(saved[name]))
-
-
-def check_names(saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise CheckpointError that lists what is missing, what is too much and what has another shape."""
-    both = sorted(saved.keys() & wanted.keys())
-    shapes = [f"{name} {list(saved[name])}, here {list(wanted[name])}" for name in both if saved[name] != wanted[name]]
-    problems = [
-        *_listed("missing", sorted(wanted.keys() - saved.keys())),
-        *_listed("unknown here", sorted(saved.keys() - wanted.keys())),
-        *_listed("of another shape", shapes),
-    ]
+    problems = misfits({name: tensors["value"].shape for name, tensors in saved.items()}, engine.shapes())
     if problems:
-        raise CheckpointError(
-            f"the checkpoint is of another model: {'; '.join(problems)}. Use the recipe it was made by."
-        )
-
-
-def _listed(kind: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return [f"{kind}: {', '.join(names[:MAX_LISTED])}{more}"]
+        raise CheckpointError(f"the checkpoint is of another model. {problems} Use the recipe it came from.")
+    engine.load_named_state(lambda name: dict(saved[name]))

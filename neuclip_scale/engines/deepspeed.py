@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from neuclip_scale import distributed
-from neuclip_scale.config import ConfigError, Recipe, local_batch_size, micro_batch_size
+from neuclip_scale.config import ConfigError, Recipe
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.engines.base import Engine
+from neuclip_scale.engines.zero_settings import read_settings, recipe_settings
 from neuclip_scale.models.clip import CLIP, CLIPOutput
 from neuclip_scale.optim import create_optimizer, parameter_groups
 
-FROM_THE_RECIPE = {
-    "train_batch_size": "train.global_batch_size",
-    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
-    "gradient_accumulation_steps": "train.micro_batch_size",
-    "gradient_clipping": "train.max_grad_norm",
-    "optimizer": "optim",
-    "scheduler": "optim",
-    "bf16": "train.precision",
-    "fp16": "train.precision",
-    "amp": "train.precision",
-    "torch_autocast": "train.precision",
-    "zero_allow_untested_optimizer": "engine",
-    "zero_force_ds_cpu_optimizer": "engine",
-}
-"""Entries of a DeepSpeed configuration that a ZeRO file may not hold, and who decides them."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -74,7 +58,7 @@ class DeepSpeedEngine(Engine):
             optimizer=_host_adam(model, config)
             if offloaded and device.type == "cuda"
             else create_optimizer(model, config.optim),
-            config=settings | _recipe_settings(config),
+            config=settings | recipe_settings(config),
         )
         super().__init__(model, optimizer, device, config.train.precision)
         self._max_grad_norm = config.train.max_grad_norm
@@ -226,42 +210,6 @@ def _set_partition(zero: Any, parameter: Any, value: Tensor, key: str | None) ->
     padded = value.new_zeros(part.numel() * distributed.world_size())
     padded[: value.numel()] = value.flatten()
     part.copy_(padded.view(-1, part.numel())[distributed.rank()])
-
-
-def read_settings(name: str) -> dict[str, Any]:
-    """The ZeRO settings of a JSON file, or of the one called `name` in `ds_configs/`; raises `ConfigError`."""
-    field = "engine.deepspeed.config"
-    folders = [Path("ds_configs"), Path(__file__).parents[2] / "ds_configs"]
-    found = [path for path in (Path(name), *(folder / f"{name}.json" for folder in folders)) if path.is_file()]
-    if not found:
-        known = sorted(path.stem for folder in folders[::-1] for path in folder.glob("*.json"))
-        raise ConfigError(
-            field, name, "no such file", f"Give a JSON file, or one of {', '.join(dict.fromkeys(known))}."
-        )
-    try:
-        settings = json.loads(found[0].read_text("utf-8"))
-        if not isinstance(settings, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        raise ConfigError(field, name, f"{found[0]} is no JSON object ({error})", "Mend it.") from error
-    for key in settings.keys() & FROM_THE_RECIPE.keys():
-        problem = f"{found[0]} sets {key}, which the recipe decides ({FROM_THE_RECIPE[key]})"
-        raise ConfigError(field, name, problem, "Take it out of the file.")
-    return settings
-
-
-def _recipe_settings(config: Recipe) -> dict[str, Any]:
-    world_size = distributed.world_size()
-    return {
-        # What DeepSpeed calls a batch here is one backward pass: micro-batches are counted by the boundary alone.
-        "train_micro_batch_size_per_gpu": micro_batch_size(config, world_size) or local_batch_size(config, world_size),
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.train.max_grad_norm,
-        "torch_autocast": {"enabled": config.train.precision == "bf16", "dtype": "bfloat16"},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 1 << 60,
-    }
 
 
 def _host_adam(model: CLIP, config: Recipe) -> torch.optim.Optimizer:

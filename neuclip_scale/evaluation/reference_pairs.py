@@ -18,6 +18,9 @@ from neuclip_scale.normalizers import DatasetFeatures
 if TYPE_CHECKING:
     from neuclip_scale.engines import Engine
 
+KEEP_UP_TO = 1 << 28
+"""Bytes of decoded pictures that stay in memory rather than be decoded again."""
+
 
 class ReferencePairs:
     """The whole training set, or `num_reference` pairs of it drawn once by the seed.
@@ -36,16 +39,17 @@ class ReferencePairs:
         tokenizer: Tokenizer,
         batch_size: int,
         seed: int,
-        keep: bool = False,
+        always_keep: bool = False,
     ) -> None:
-        """`keep` holds the decoded pairs in memory after the first time, 4 bytes a pixel and channel."""
+        """Decoded pairs stay in memory after the first time if they are small together, or with `always_keep`."""
         total = manifest.num_samples
         indices = np.arange(total)
         if 0 < num_reference < total:
             indices = np.sort(np.random.default_rng(seed).choice(total, num_reference, replace=False))
         self._samples = IndexedSamples(manifest, section, indices.tolist(), transform, seed=seed)
         self._tokenizer, self._batch_size, self._num_workers = tokenizer, batch_size, section.num_workers
-        self._keep, self._kept = keep, list[Batch]()
+        pictures = 3 * 4 * transform.image_size**2 * len(indices)
+        self._keep, self._kept = always_keep or pictures <= KEEP_UP_TO, list[Batch]()
 
     @torch.no_grad()
     def encode(self, engine: Engine) -> DatasetFeatures:

@@ -13,7 +13,7 @@ from neuclip_scale.config import ConfigError
 from neuclip_scale.files import write_json, write_text
 from neuclip_scale.models.clip import CLIP
 from neuclip_scale.models.interop import CONFIG_FILE, WEIGHT_FILES, to_open_clip_state_dict
-from neuclip_scale.models.presets import Preset, ResNetConfig
+from neuclip_scale.models.presets import Preset, ResNetConfig, TextTransformerConfig, VisionTransformerConfig
 from neuclip_scale.models.tokenizer import CLIPTokenizer, byte_pair_vocabulary
 
 
@@ -95,42 +95,40 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _hf_config(model: CLIP, preset: Preset) -> dict[str, Any]:
-    assert not isinstance(preset.image, ResNetConfig)
-    act = "quick_gelu" if preset.quick_gelu else "gelu"
+    image, text = preset.image, preset.text
+    assert not isinstance(image, ResNetConfig)
     start, end = CLIPTokenizer(model.context_length)("")[0, :2].tolist()
-    text = {
-        "model_type": "clip_text_model",
-        "hidden_size": preset.text.width,
-        "intermediate_size": 4 * preset.text.width,
-        "num_hidden_layers": preset.text.layers,
-        "num_attention_heads": preset.text.heads,
-        "max_position_embeddings": preset.text.context_length,
-        "vocab_size": preset.text.vocab_size,
-        "hidden_act": act,
-        "layer_norm_eps": 1e-5,
-        "projection_dim": preset.embed_dim,
-        "bos_token_id": start,
-        "eos_token_id": end,
-        "pad_token_id": end,
-    }
-    vision = {
-        "model_type": "clip_vision_model",
-        "hidden_size": preset.image.width,
-        "intermediate_size": 4 * preset.image.width,
-        "num_hidden_layers": preset.image.layers,
-        "num_attention_heads": preset.image.heads,
-        "patch_size": preset.image.patch_size,
-        "image_size": model.image_size,
-        "hidden_act": act,
-        "layer_norm_eps": 1e-5,
-        "projection_dim": preset.embed_dim,
-    }
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "projection_dim": preset.embed_dim,
-        "text_config": text,
-        "vision_config": vision,
+        "text_config": {
+            **_hf_tower(text, preset),
+            "model_type": "clip_text_model",
+            "max_position_embeddings": text.context_length,
+            "vocab_size": text.vocab_size,
+            "bos_token_id": start,
+            "eos_token_id": end,
+            "pad_token_id": end,
+        },
+        "vision_config": {
+            **_hf_tower(image, preset),
+            "model_type": "clip_vision_model",
+            "patch_size": image.patch_size,
+            "image_size": model.image_size,
+        },
+    }
+
+
+def _hf_tower(tower: VisionTransformerConfig | TextTransformerConfig, preset: Preset) -> dict[str, Any]:
+    return {
+        "hidden_size": tower.width,
+        "intermediate_size": 4 * tower.width,
+        "num_hidden_layers": tower.layers,
+        "num_attention_heads": tower.heads,
+        "hidden_act": "quick_gelu" if preset.quick_gelu else "gelu",
+        "layer_norm_eps": 1e-5,
+        "projection_dim": preset.embed_dim,
     }
 
 

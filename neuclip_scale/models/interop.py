@@ -16,6 +16,7 @@ from torch import Tensor
 
 from neuclip_scale.config import ConfigError
 from neuclip_scale.models.clip import CLIP, create_model
+from neuclip_scale.models.misfit import misfits
 from neuclip_scale.models.presets import (
     Preset,
     ResNetConfig,
@@ -30,7 +31,6 @@ WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _SCALARS = ("logit_scale", "logit_bias")
 # Sizes that OpenAI's archives store beside the parameters, and a mask that older open_clip versions saved.
 _NOT_PARAMETERS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
-_MAX_LISTED = 10
 
 
 def to_open_clip_state_dict(model: CLIP) -> dict[str, Tensor]:
@@ -51,22 +51,9 @@ def load_open_clip_state_dict(model: CLIP, state_dict: Mapping[str, Tensor]) -> 
         if name in given:
             given[name] = given[name].reshape(1)
     wanted = model.state_dict()
-    problems = [
-        *_listed("missing", sorted(wanted.keys() - given.keys())),
-        *_listed("unexpected", sorted(given.keys() - wanted.keys())),
-        *_listed(
-            "of another shape",
-            [
-                f"{name} {list(given[name].shape)} instead of {list(wanted[name].shape)}"
-                for name in sorted(wanted.keys() & given.keys())
-                if given[name].shape != wanted[name].shape
-            ],
-        ),
-    ]
+    problems = misfits(*({name: tensor.shape for name, tensor in each.items()} for each in (given, wanted)))
     if problems:
-        raise ValueError(
-            "state dict: does not fit the model. " + " ".join(problems) + " Build the model from the same preset."
-        )
+        raise ValueError(f"state dict: does not fit the model. {problems} Build the model from the same preset.")
     model.load_state_dict(given)
 
 
@@ -159,10 +146,3 @@ def _find_weights(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise FileNotFoundError(f"{path}: neither a weights file nor a folder with {' or '.join(WEIGHT_FILES)}.")
-
-
-def _listed(kind: str, items: list[str]) -> list[str]:
-    if not items:
-        return []
-    more = f" and {len(items) - _MAX_LISTED} more" if len(items) > _MAX_LISTED else ""
-    return [f"{len(items)} {kind}: {', '.join(items[:_MAX_LISTED])}{more}."]
