@@ -341,8 +341,7 @@ class Trainer:
         if not last and config.evaluation.every_steps and step % config.evaluation.every_steps == 0:
             with self.run_state.cost.paused():
                 scores = self._evaluate()
-            for name, value in _flat(scores):
-                logger.log_scalars(step, {f"eval/{name}": value})
+            logger.log_tree(step, "eval", scores)
 
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate on rank 0 while the others wait (collective)."""
@@ -369,8 +368,7 @@ class Trainer:
         with state.cost.paused():
             evaluation = self._evaluate() if finished else {}
         cost = state.cost.summary(self.arithmetic, self.device, self.config.train.precision)
-        for name, value in _flat(evaluation):
-            logger.log_scalars(state.step, {f"eval/{name}": value})
+        logger.log_tree(state.step, "eval", evaluation)
         samples = state.step * self.config.train.global_batch_size
         summary = {
             "status": "finished" if finished else "stopped",
@@ -397,17 +395,6 @@ class Trainer:
         if distributed.is_main():
             files.write_json(self.run_dir / "summary.json", summary)
         return summary
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """Numbers of a nested dict by path."""
-    rows: list[tuple[str, float]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{key}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            rows.append((prefix + key, float(value)))
-    return rows
 
 
 __all__ = ["NonFiniteLossError", "StepResult", "Trainer"]

@@ -89,6 +89,14 @@ class RunLogger:
         # Flushed each time, so that a job killed at its time limit keeps its curves.
         self._tensorboard.flush()
 
+    def log_tree(self, step: int, name: str, tree: Mapping[str, Any]) -> None:
+        """The numbers of a nested dict as scalars called by their path below `name`."""
+        for key, value in tree.items():
+            if isinstance(value, Mapping):
+                self.log_tree(step, f"{name}/{key}", value)
+            elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                self.log_scalars(step, {f"{name}/{key}": float(value)})
+
     def message(self, text: str) -> None:
         """Print one line on the console."""
         if self._metrics is not None:
