@@ -25,7 +25,8 @@ ObjectiveName = Literal[
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     preset: str = "ViT-B-32"
-    """Architecture: a name from `neuclip_scale.models.presets` (ViT-B-32, ViT-B-16, ViT-L-14, ViT-H-14, RN50, demo)."""
+    """Architecture: a name from `neuclip_scale.models.presets`: ViT-B-32, ViT-B-16, ViT-L-14, ViT-H-14, RN50 (each also
+    with -quickgelu), demo, toy."""
     image_tower: str = ""
     """A timm model name that replaces the preset's image tower; empty keeps the preset's."""
     text_tower: str = ""

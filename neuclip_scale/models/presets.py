@@ -100,6 +100,8 @@ PRESETS: dict[str, Preset] = {
     # Sized by measurement for the demo: forward and backward of 256 pairs in about half a second on two CPU
     # cores, most of it matrix products. Patches of 4 pixels would cost four times as much.
     "demo": dataclasses.replace(_vit(128, (8, 160, 4, 5), (128, 2, 2), context_length=16), image_size=32),
+    # A seventh of the demo's products: for studies of many runs on a laptop.
+    "toy": dataclasses.replace(_vit(64, (8, 80, 2, 5), (64, 1, 2), context_length=16), image_size=32),
 }
 
 

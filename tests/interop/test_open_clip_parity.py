@@ -13,7 +13,7 @@ from neuclip_scale.models.interop import load_open_clip_state_dict, to_open_clip
 from neuclip_scale.models.presets import PRESETS
 
 RUN = ["ViT-B-32", "ViT-B-16-quickgelu", "RN50", "RN50-quickgelu"]
-OPEN_CLIP_NAMES = sorted(set(PRESETS) - {"demo"})
+OPEN_CLIP_NAMES = sorted(set(PRESETS) - {"demo", "toy"})
 
 
 def _shapes(state_dict: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

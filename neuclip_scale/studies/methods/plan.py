@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from neuclip_scale.config import ConfigError, Recipe, load_recipe
-from neuclip_scale.studies.methods.settings import MethodsStudy
+from neuclip_scale.studies.methods.settings import Budget, MethodsStudy
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,40 @@ def base_recipe(study: MethodsStudy) -> Recipe:
     return recipe
 
 
-def planned(study: MethodsStudy, recipe: Recipe, budget: str, steps: dict[str, int]) -> list[Run]:
-    """All runs of one budget; `steps` are those of each arm. Seed by seed, so that a killed study has whole seeds."""
+def planned(
+    study: MethodsStudy, recipe: Recipe, budget: Budget, steps: dict[str, int], rates: Mapping[str, float] | None = None
+) -> list[Run]:
+    """All runs of one budget; `steps` and `rates` (learning rates that were chosen) are those of each arm.
+
+    Seed by seed, so that a killed study has whole seeds.
+    """
     runs = []
     for seed in study.seeds:
         for arm in arms(study):
             folder = study.output / "runs" / budget / arm.name / f"seed{seed}"
-            runs.append(Run(arm, seed, budget, folder, _overrides(study, recipe, arm, seed, folder, steps[arm.name])))
+            overrides = _overrides(recipe, arm, seed, folder, steps[arm.name], (rates or {}).get(arm.name))
+            runs.append(Run(arm, seed, budget, folder, overrides))
     return runs
+
+
+def tuning_runs(study: MethodsStudy, recipe: Recipe, steps: dict[str, int]) -> dict[str, dict[float, Run]]:
+    """Arm -> learning rate -> the run that tries it. An arm that names its own learning rate keeps it; raises
+    `ConfigError` for a tuning seed that is one of the study's.
+    """
+    if study.learning_rates and study.tuning_seed in study.seeds:
+        raise ConfigError(
+            "tuning_seed", study.tuning_seed, "is one of the seeds that are reported", "Take one that is not."
+        )
+    found: dict[str, dict[float, Run]] = {}
+    for arm in arms(study):
+        if any(change.startswith("optim.learning_rate=") for change in arm.changes):
+            continue
+        for rate in study.learning_rates:
+            folder = study.output / "runs" / "tuning" / arm.name / f"lr{rate:g}"
+            num_steps = study.tuning_steps // arm.factor or steps[arm.name]
+            overrides = _overrides(recipe, arm, study.tuning_seed, folder, num_steps, rate)
+            found.setdefault(arm.name, {})[rate] = Run(arm, study.tuning_seed, "tuning", folder, overrides)
+    return found
 
 
 def steps_for_samples(study: MethodsStudy, recipe: Recipe) -> dict[str, int]:
@@ -102,9 +129,7 @@ def steps_for_seconds(
     return steps, seconds
 
 
-def _overrides(
-    study: MethodsStudy, recipe: Recipe, arm: Arm, seed: int, folder: Path, num_steps: int
-) -> dict[str, Any]:
+def _overrides(recipe: Recipe, arm: Arm, seed: int, folder: Path, num_steps: int, rate: float | None) -> dict[str, Any]:
     train, optim, growth = recipe.train, recipe.optim, math.sqrt(arm.factor)
     values: dict[str, Any] = {
         "name": arm.name,
@@ -113,11 +138,13 @@ def _overrides(
         "objective.name": arm.method,
         "train.num_steps": num_steps,
     }
+    if rate is not None:
+        values["optim.learning_rate"] = rate * growth
     if arm.factor > 1:
         values |= {
             "train.global_batch_size": train.global_batch_size * arm.factor,
             "train.micro_batch_size": train.micro_batch_size or train.global_batch_size,
-            "optim.learning_rate": optim.learning_rate * growth,
+            "optim.learning_rate": (rate or optim.learning_rate) * growth,
             "optim.temperature_learning_rate": optim.temperature_learning_rate * growth,
             "optim.warmup_steps": max(1, optim.warmup_steps // arm.factor),
         }

@@ -26,6 +26,13 @@ class MethodsStudy:
     """Objectives; `exact` encodes the whole data set at every step and is left out unless it is named."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; fewer than three give no interval worth the name."""
+    learning_rates: tuple[float, ...] = ()
+    """Peak learning rates of the encoders to choose from: before the budgets every arm trains with each of them and
+    `tuning_seed`, and goes on with the one whose held-out scores have the best mean. Empty: the recipe's for all."""
+    tuning_seed: int = 1000
+    """Seed of the runs that choose the learning rate; none of `seeds`, so that no arm is reported on what chose it."""
+    tuning_steps: int = 0
+    """Steps of these runs; 0 takes those of equal samples."""
     budgets: tuple[Budget, ...] = ("samples", "seconds")
     """samples: every run sees as many pairs. seconds: every run trains as long, at the speed it had in the first."""
     seconds: float = 0.0
@@ -38,6 +45,8 @@ class MethodsStudy:
     """Further arms, `LABEL:METHOD:section.field=value,...`: a method with other options, a learning rate of its own."""
     overrides: tuple[str, ...] = ()
     """`section.field=value` for every run."""
+    jobs: int = 1
+    """Runs trained at a time on this machine, each with an equal part of the CPU's threads."""
     launcher: str = ""
     """Words before `neuclip`, such as `torchrun --no-python --nproc-per-node 8`."""
     json: Path | None = None
