@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neuclip_scale.config import ConfigError, Recipe, load_recipe
     from neuclip_scale.losses import create_loss
-    from neuclip_scale.models.clip import build_model
-    from neuclip_scale.models.interop import load_pretrained
+    from neuclip_scale.models.building import build_model
+    from neuclip_scale.models.loading import load_pretrained
     from neuclip_scale.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -33,8 +33,8 @@ _HOMES = {
     "Recipe": "neuclip_scale.config",
     "load_recipe": "neuclip_scale.config",
     "create_loss": "neuclip_scale.losses",
-    "build_model": "neuclip_scale.models.clip",
-    "load_pretrained": "neuclip_scale.models.interop",
+    "build_model": "neuclip_scale.models.building",
+    "load_pretrained": "neuclip_scale.models.loading",
     "Trainer": "neuclip_scale.trainer",
 }
 

@@ -1,64 +1,86 @@
-"""Parameter groups, AdamW, and learning rates as stateless functions of the step."""
+"""Parameter groups, optimizers, and learning rates as stateless functions of the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
 
-from neuclip_scale.config import OptimConfig
+from neuclip_scale.config import ConfigError, OptimConfig
+from neuclip_scale.models.clip import CLIP
+from neuclip_scale.models.layers import parameter_layers
+from neuclip_scale.models.timm_library import import_timm
 
 TEMPERATURE_DROP = 1 / 3
 """Factor on tau's learning rate once tau is small (FastCLIP, arXiv 2407.01445)."""
 
+TEMPERATURE = "temperature"
+"""Name of the group of logit_scale and logit_bias."""
 
-def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], section: OptimConfig
-) -> list[dict[str, object]]:
-    """Three groups, `name` decay, no_decay and temperature, each with its peak learning rate in `peak_lr`.
+
+def parameter_groups(model: CLIP, section: OptimConfig) -> list[dict[str, Any]]:
+    """Groups of trained parameters with `name`, `weight_decay`, and their peak learning rate in `peak_lr`.
 
     Weight decay goes to tensors of two and more dimensions outside norms, as in open_clip; logit_scale and
-    logit_bias have their own group without it.
+    logit_bias have their own group without it. Towers and layers that differ in neither share a group.
     """
-    decay, no_decay, temperature = [], [], []
-    for name, parameter in named_parameters:
+    layers = parameter_layers(model)
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    temperature = []
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name in ("logit_scale", "logit_bias"):
+        if name not in layers:
             temperature.append(parameter)
-        elif parameter.ndim < 2:
-            no_decay.append(parameter)
-        else:
-            decay.append(parameter)
-    rate = section.learning_rate
-    groups: list[dict[str, object]] = [
-        {"name": "decay", "params": decay, "weight_decay": section.weight_decay, "peak_lr": rate},
-        {"name": "no_decay", "params": no_decay, "weight_decay": 0.0, "peak_lr": rate},
-        {
-            "name": "temperature",
-            "params": temperature,
-            "weight_decay": 0.0,
-            "peak_lr": section.temperature_learning_rate or rate,
-        },
-    ]
-    return [group for group in groups if group["params"]]
+            continue
+        layer = layers[name]
+        tower = section.image if layer.tower == "image" else section.text
+        rate = section.learning_rate * tower.learning_rate_factor * tower.layer_decay ** (layer.last - layer.number)
+        # Under ZeRO 3 the parameter itself is empty.
+        is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+        decay = section.weight_decay * tower.weight_decay_factor if is_matrix else 0.0
+        group = groups.setdefault((rate, decay), {"params": [], "weight_decay": decay, "peak_lr": rate})
+        group["params"].append(parameter)
+    found = [{"name": f"encoders {number}", **group} for number, group in enumerate(groups.values())]
+    rate = section.temperature_learning_rate or section.learning_rate
+    return [*found, {"name": TEMPERATURE, "params": temperature, "weight_decay": 0.0, "peak_lr": rate}]
 
 
-def create_optimizer(model: nn.Module, section: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW over `parameter_groups`; fused on GPUs."""
-    groups = parameter_groups(model.named_parameters(), section)
-    on_gpu = next(model.parameters()).device.type == "cuda"
-    return torch.optim.AdamW(groups, lr=section.learning_rate, betas=section.betas, eps=section.eps, fused=on_gpu)
+def create_optimizer(model: CLIP, section: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer `section.name` over `parameter_groups`; raises `ConfigError` for an unknown one."""
+    groups = parameter_groups(model, section)
+    if section.name == "adamw":
+        on_gpu = next(model.parameters()).device.type == "cuda"
+        return torch.optim.AdamW(groups, lr=section.learning_rate, betas=section.betas, eps=section.eps, fused=on_gpu)
+    library = import_timm(f"optim.name={section.name}").optim
+    known = [str(name) for name in library.list_optimizers()]
+    if section.name not in known:
+        remedy = f"Choose adamw or one of timm's: {', '.join(known)}."
+        raise ConfigError("optim.name", section.name, "timm has no such optimizer", remedy)
+    info = library.get_optimizer_info(section.name)
+    options: dict[str, Any] = {}
+    if info.has_betas and info.num_betas == 2:
+        options["betas"] = section.betas
+    if info.has_eps:
+        options["eps"] = section.eps
+    if info.has_momentum:
+        options["momentum"] = section.momentum
+    made: torch.optim.Optimizer = library.create_optimizer_v2(
+        groups, section.name, lr=section.learning_rate, weight_decay=0.0, filter_bias_and_bn=False, **options
+    )
+    return made
 
 
 def schedule_factor(step: int, num_steps: int, section: OptimConfig) -> float:
-    """Factor on the peak learning rate at `step` (0-based): linear warm-up, then cosine to zero or constant."""
+    """Factor on the peak learning rate at `step` (0-based) of `num_steps`: linear warm-up, then the schedule."""
     if step < section.warmup_steps:
         return (step + 1) / section.warmup_steps
     if section.schedule == "constant":
         return 1.0
+    if section.schedule == "cooldown":
+        rest = (num_steps - step) / (section.cooldown_steps + 1)
+        return float(min(1.0, max(0.0, rest)) ** section.cooldown_power)
     progress = (step - section.warmup_steps) / max(1, num_steps - section.warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
@@ -69,7 +91,7 @@ def set_learning_rates(
     """Apply the schedule to every group, to tau's unless it is constant; tau's falls to a third once it was small."""
     for group in optimizer.param_groups:
         rate = group["peak_lr"]
-        if group["name"] != "temperature":
+        if group["name"] != TEMPERATURE:
             group["lr"] = rate * factor
             continue
         drop = TEMPERATURE_DROP if temperature_dropped else 1.0

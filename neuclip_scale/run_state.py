@@ -33,6 +33,7 @@ class RunState:
         self.cost = RunCost()
         self.temperature_dropped = False
         self._positions: dict[int, int] = {}
+        self._pending: checkpoint.PendingSave | None = None
 
     def find_start(self) -> Path | None:
         """The checkpoint that `resume` asks for, or None for a fresh run (collective)."""
@@ -68,8 +69,20 @@ class RunState:
         # FastCLIP's rule is one-way: tau may rise again, its learning rate does not.
         self.temperature_dropped |= tau <= self.config.optim.temperature_drop_at
 
-    def save(self, engine: Engine, objective: Objective, manifest: Manifest) -> None:
-        """Write a checkpoint of this step (collective)."""
+    @property
+    def save_is_written(self) -> bool:
+        """Whether a checkpoint waits for the other ranks to be written too (no communication)."""
+        return self._pending is not None and self._pending.is_written
+
+    def finish_save(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one (collective)."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.finish()
+
+    def start_save(self, engine: Engine, objective: Objective, manifest: Manifest) -> None:
+        """Begin to write a checkpoint of this step, which `finish_save` finishes (collective)."""
+        self.finish_save()
         persistent = engine.module.state_dict().keys()
         positions: dict[int, int] = {}
         for part in distributed.gather_objects(self._positions):
@@ -93,12 +106,17 @@ class RunState:
         }
         per_rank = {
             "random": checkpoint.capture_rng(),
-            "objective": objective.rank_state(),
+            "objective": checkpoint.snapshot(objective.rank_state()),
             "parameters": parameters,
         }
         section = self.config.checkpoint
-        checkpoint.save_checkpoint(
-            self.folder, self.step, shared, per_rank, keep=section.keep, keep_every=section.keep_every_steps
+        self._pending = checkpoint.start_save(
+            self.folder,
+            self.step,
+            checkpoint.snapshot(shared) if distributed.is_main() else {},
+            per_rank,
+            keep=section.keep,
+            keep_every=section.keep_every_steps,
         )
 
     def load(self, path: Path, engine: Engine, objective: Objective, loader: TrainLoader, manifest: Manifest) -> None:

@@ -28,7 +28,8 @@ from neuclip_scale.evaluation.normalizer_monitor import NormalizerMonitor
 from neuclip_scale.evaluation.reference_pairs import ReferencePairs
 from neuclip_scale.evaluation.suite import evaluate_folder, find_sets
 from neuclip_scale.grad_cache import CachedFeatures, RandomState
-from neuclip_scale.models.clip import build_model
+from neuclip_scale.models.building import plan_model
+from neuclip_scale.models.pretrained import pretrained_values
 from neuclip_scale.models.tokenizer import build_tokenizer
 from neuclip_scale.non_finite import NonFiniteLossError, check_finite
 from neuclip_scale.normalizers import DatasetFeatures
@@ -78,10 +79,12 @@ class Trainer:
         # Equal weights on every rank; what the ranks draw afterwards (dropout) differs. Before the data are indexed,
         # which can take hours: a model that cannot be built is an error of the first minute.
         distributed.seed_everything(config.seed)
-        model = build_model(config).to(self.device)
+        model = plan_model(config)
         self.arithmetic = StepArithmetic.of(model, config, self.world_size)
         self.manifest = self._index_data()
         self.num_steps = self._count_steps()
+        if start_from is None:
+            model.starting_values = pretrained_values(config.model, model)
         self.engine = create_engine(model, config, self.device)
         self.objective = create_objective(
             config.objective,
@@ -172,7 +175,11 @@ class Trainer:
                 batch = loaded.batch.to(self.device, non_blocking=True)
             result = self.train_step(batch, self.monitor if self.monitor.is_due(state.step + 1) else None)
             metrics, stopping = self._reduce(result, loaded, stop.requested)
-        check_finite(metrics, result.pairs, batch, state.step + 1, self.run_dir, config.train.precision)
+        try:
+            check_finite(metrics, result.pairs, batch, state.step + 1, self.run_dir, config.train.precision)
+        except NonFiniteLossError:  # of numbers that are equal on all ranks
+            state.finish_save()
+            raise
         state.advance(loaded, tau=1 / metrics["logit_scale"])
         skips.add(loaded.skipped)
         # Counts of all ranks, equal on all ranks: they stop together.
@@ -216,6 +223,7 @@ class Trainer:
         with section("optimizer"):
             grad_norm = engine.step(self.config.train.max_grad_norm)
             engine.clamp_temperature(self.config.objective.temperature_min, self.config.objective.temperature_max)
+            engine.update_average(self.run_state.step + 1)
         return StepResult(pairs, output, cached.logit_scale, grad_norm)
 
     def _replay(self, cached: CachedFeatures, output: ObjectiveOutput) -> None:
@@ -318,12 +326,15 @@ class Trainer:
         """
         names = list(result.output.metrics)
         values = [result.output.loss, *(result.output.metrics[name] / self.world_size for name in names)]
-        flags = result.output.loss.new_tensor([float(stop), loaded.num_read, len(loaded.skipped)])
+        counts = [stop, self.run_state.save_is_written, loaded.num_read, len(loaded.skipped)]
+        flags = result.output.loss.new_tensor(counts, dtype=result.output.loss.dtype)
         packed = torch.cat([torch.stack([v.reshape(()) for v in values]), flags])
         local = torch.stack([result.logit_scale.reshape(()), result.grad_norm.reshape(()).to(packed)])
         numbers = torch.cat([distributed.all_reduce_sum(packed), local]).tolist()
         loss, *means = numbers[: 1 + len(names)]
-        stopping, num_read, num_skipped, scale, grad_norm = numbers[1 + len(names) :]
+        stopping, num_written, num_read, num_skipped, scale, grad_norm = numbers[1 + len(names) :]
+        if num_written == self.world_size:
+            self.run_state.finish_save()
         self.run_state.count(int(num_read), int(num_skipped))
         digests = distributed.all_gather_rows(loaded.stream_digests.to(self.device))
         metrics: dict[str, Any] = {"loss": loss, "logit_scale": scale, "grad_norm": grad_norm}
@@ -337,7 +348,9 @@ class Trainer:
         due = config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0
         if due or stopping or last:
             with self.run_state.cost.paused():
-                self.run_state.save(self.engine, self.objective, self.manifest)
+                self.run_state.start_save(self.engine, self.objective, self.manifest)
+                if stopping or last or not config.checkpoint.background:
+                    self.run_state.finish_save()
         if not last and config.evaluation.every_steps and step % config.evaluation.every_steps == 0:
             with self.run_state.cost.paused():
                 scores = self._evaluate()
@@ -349,7 +362,7 @@ class Trainer:
             return {}
 
         folder = Path(self.config.evaluation.data)
-        with self._keep_random_state():
+        with self._keep_random_state(), self.engine.averaged():
             return distributed.on_main(
                 lambda: evaluate_folder(self.engine.module, folder, self.tokenizer, self.eval_transform, self.device),
                 with_all=self.engine.forward_is_collective,

@@ -33,7 +33,7 @@ from neuclip_scale.checkpoint import (
 from neuclip_scale.checkpoint.layout import CHECKSUMS_FILE, FORMAT, measure
 from neuclip_scale.config import ConfigError, Recipe, dump_recipe, load_recipe, parse
 from neuclip_scale.engines import create_engine
-from neuclip_scale.models.clip import build_model
+from neuclip_scale.models.building import build_model
 
 
 def content(step: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from neuclip_scale.config import NPNConfig, ObjectiveConfig
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.grad_cache import CachedFeatures
-from neuclip_scale.models.clip import CLIP, CLIPOutput, create_model
+from neuclip_scale.models.building import create_model
+from neuclip_scale.models.clip import CLIP, CLIPOutput
 from neuclip_scale.models.presets import get_preset
 from neuclip_scale.objectives import create_objective
 from neuclip_scale.objectives.registry import Problem

@@ -41,6 +41,7 @@ LAYERS = {
     "non_finite": 4,
     "run_state": 4,
     "trainer": 4,
+    "planning": 4,
     "studies": 4,
     "cli": 5,
     "commands": 5,

@@ -243,7 +243,7 @@ def measure(options: Npn) -> dict[str, Any]:
     """Everything that --json holds, but for the options."""
     import torch
 
-    from neuclip_scale.models.clip import create_model
+    from neuclip_scale.models.building import create_model
     from neuclip_scale.models.presets import get_preset
     from neuclip_scale.telemetry.flops import count_encoder_flops
 

@@ -6,6 +6,7 @@
                                checksums.json   format, step, world size, size and sha256 of each file
     checkpoints/latest                          for people; never trusted when resuming
 
+Bytes are written by a thread while training goes on; the rename comes when all ranks have written.
 A kill at any moment leaves every finished checkpoint whole. Hidden folders are its traces: `.tmp-step_N` was
 being written, `.trash-step_N` deleted, `.old-step_N` replaced; the next save clears them away. Files hold
 tensors, numbers, strings, lists, tuples and dicts, read with `weights_only=True`: loading runs no code.
@@ -23,10 +24,11 @@ from neuclip_scale.checkpoint.reading import (
 )
 from neuclip_scale.checkpoint.rng import capture_rng, restore_rng
 from neuclip_scale.checkpoint.runs import check_compatible, load_run_model, saved_recipe
-from neuclip_scale.checkpoint.writing import save_checkpoint
+from neuclip_scale.checkpoint.writing import PendingSave, save_checkpoint, snapshot, start_save
 
 __all__ = [
     "CheckpointError",
+    "PendingSave",
     "capture_rng",
     "check_compatible",
     "checkpoints_by_step",
@@ -39,5 +41,7 @@ __all__ = [
     "restore_rng",
     "save_checkpoint",
     "saved_recipe",
+    "snapshot",
+    "start_save",
     "verify_checkpoint",
 ]

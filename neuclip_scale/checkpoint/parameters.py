@@ -21,7 +21,7 @@ NamedState = dict[str, dict[str, Tensor]]
 
 
 def keep_share(named_state: Iterable[tuple[str, dict[str, Tensor]]]) -> NamedState:
-    """The parameters that this rank writes, on the CPU (collective where `named_state` is).
+    """Copies of the parameters that this rank writes, on the CPU (collective where `named_state` is).
 
     Each goes to the rank that has the least so far, the same on all ranks without communication.
     """
@@ -30,7 +30,7 @@ def keep_share(named_state: Iterable[tuple[str, dict[str, Tensor]]]) -> NamedSta
         owner = loads.index(min(loads))
         loads[owner] += sum(tensor.nbytes for tensor in tensors.values())
         if owner == distributed.rank():
-            kept[name] = {key: tensor.detach().cpu() for key, tensor in tensors.items()}
+            kept[name] = {key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}
     return kept
 
 

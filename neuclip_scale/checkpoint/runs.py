@@ -43,7 +43,7 @@ def load_run_model(path: Path) -> tuple[CLIP, Recipe]:
 
     Raises CheckpointError if `path` holds no intact checkpoint.
     """
-    from neuclip_scale.models.clip import build_model
+    from neuclip_scale.models.building import fill, plan_model
 
     path = Path(path)
     chosen = path if (path / CHECKSUMS_FILE).exists() else latest_checkpoint(path / "checkpoints")
@@ -51,7 +51,7 @@ def load_run_model(path: Path) -> tuple[CLIP, Recipe]:
         raise CheckpointError(f"{path} has no intact checkpoint. Give a run folder or RUN/checkpoints/step_N.")
     shared, ranks = load_all_ranks(chosen)
     recipe = saved_recipe(shared)
-    model = build_model(recipe)
+    model = fill(plan_model(recipe))  # its own weights follow: not the pretrained ones, which may be gone
     values = {name: tensors["value"] for name, tensors in collect(ranks).items()}
     model.load_state_dict({**values, **shared["buffers"]})
     return model.eval(), recipe

@@ -7,9 +7,10 @@ import hashlib
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, Generic, NamedTuple, TypeVar, cast
 
 import torch
 
@@ -37,51 +38,114 @@ def save_checkpoint(
 ) -> Path:
     """Write checkpoint `step` into `folder`, delete all but the newest `keep`, return its path (collective).
 
-    Steps that `keep_every` divides are not deleted.
+    What `start_save` starts, finished at once.
+    """
+    return start_save(folder, step, shared, per_rank, keep=keep, keep_every=keep_every).finish()
 
-    `shared` matters on rank 0 only, `per_rank` is this rank's own; `folder` must be seen by every rank. An
-    existing checkpoint of the same step is replaced; later ones belong to a continuation that was given up
-    and are renamed to `superseded-step_N`. Raises CheckpointError on every rank if any rank failed: the
-    partial checkpoint is then removed and the earlier ones are as they were.
+
+def start_save(
+    folder: Path, step: int, shared: Mapping[str, Any], per_rank: Mapping[str, Any], *, keep: int, keep_every: int = 0
+) -> PendingSave:
+    """Begin to write checkpoint `step` into `folder` behind the caller's back (collective).
+
+    It is one only once `PendingSave.finish` has returned; then all but the newest `keep` and those of steps that
+    `keep_every` divides are deleted.
+
+    `shared` matters on rank 0 only, `per_rank` is this rank's own, and no tensor in them may change until then (see
+    `snapshot`); `folder` must be seen by every rank. An existing checkpoint of the same step is replaced; later ones
+    belong to a continuation that was given up and are renamed to `superseded-step_N`. Raises CheckpointError on every
+    rank if any rank failed: the partial checkpoint is then removed and the earlier ones are as they were.
     """
     if keep < 1:
         raise ValueError(f"keep = {keep}: the checkpoint just written must stay. Keep at least 1.")
     target = Path(folder) / step_folder(step)
+    _raise_together(target, _attempt(target, _prepare if is_main() else _nothing))
     contents = {rank_file(rank()): per_rank}
     if is_main():
         contents[SHARED_FILE] = shared
-
-    def write(partial: Path) -> dict[str, Any]:
-        return {name: _write(partial / name, content) for name, content in contents.items()}
-
-    def publish(partial: Path) -> None:
-        files = dict(sorted(item for written in digests for item in written.items()))
-        checksums = {"format": FORMAT, "step": step, "world_size": world_size(), "files": files}
-        _publish(partial, target, checksums)
-
-    _on_all_ranks(target, _prepare if is_main() else _nothing)
-    digests = _on_all_ranks(target, write)
-    _on_all_ranks(target, publish if is_main() else _nothing)
-    if is_main():
-        _tidy(target, step, keep, keep_every)
-    return target
+    return PendingSave(target, step, contents, keep, keep_every)
 
 
-def _on_all_ranks(target: Path, action: Callable[[Path], T]) -> list[T]:
-    """Run `action` on the temporary folder (collective): all ranks get all results, or all ranks raise."""
-    partial = target.with_name(f".tmp-{target.name}")
-    result, problem, cause = None, None, None
+class PendingSave:
+    """A checkpoint that a thread of each rank is writing."""
+
+    def __init__(
+        self, target: Path, step: int, contents: Mapping[str, Mapping[str, Any]], keep: int, keep_every: int
+    ) -> None:
+        self._target, self._step, self._keep, self._keep_every = target, step, keep, keep_every
+        self._outcome: _Outcome[dict[str, Any]] | None = None
+
+        def write(partial: Path) -> dict[str, Any]:
+            return {name: _write(partial / name, content) for name, content in contents.items()}
+
+        def run() -> None:
+            self._outcome = _attempt(target, write)
+
+        # A daemon: a run that fails meanwhile must not wait for it, and loses this checkpoint as a kill would.
+        self._thread = threading.Thread(target=run, name=f"write {target.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank's bytes are on the disk, or have failed to get there (no communication)."""
+        return not self._thread.is_alive()
+
+    def finish(self) -> Path:
+        """Wait for all ranks, give the checkpoint its name, tidy up; returns its path (collective).
+
+        Raises CheckpointError.
+        """
+        self._thread.join()
+        assert self._outcome is not None
+        digests = _raise_together(self._target, self._outcome)
+
+        def publish(partial: Path) -> None:
+            files = dict(sorted(item for written in digests for item in written.items()))
+            checksums = {"format": FORMAT, "step": self._step, "world_size": world_size(), "files": files}
+            _publish(partial, self._target, checksums)
+
+        _raise_together(self._target, _attempt(self._target, publish if is_main() else _nothing))
+        if is_main():
+            _tidy(self._target, self._step, self._keep, self._keep_every)
+        return self._target
+
+
+class _Outcome(NamedTuple, Generic[T]):
+    value: T | None
+    problem: str
+    cause: Exception | None
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f".tmp-{target.name}")
+
+
+def _attempt(target: Path, action: Callable[[Path], T]) -> _Outcome[T]:
+    """Run `action` on the temporary folder; an error is kept for `_raise_together`."""
     try:
-        result = action(partial)
-    except Exception as error:  # raised below on all ranks: raised on this one alone, the others would wait for it
-        problem, cause = f"rank {rank()}: {_explain(error)}", error
-    outcomes: list[Any] = gather_objects((result, problem))
+        return _Outcome(action(_partial(target)), "", None)
+    except Exception as error:  # raised on this rank alone, the others would wait for it
+        return _Outcome(None, f"rank {rank()}: {_explain(error)}", error)
+
+
+def _raise_together(target: Path, outcome: _Outcome[T]) -> list[T]:
+    """All ranks get all ranks' results, or all ranks raise (collective)."""
+    outcomes: list[Any] = gather_objects((outcome.value, outcome.problem))
     problems = [text for _, text in outcomes if text]
     if problems:
         if is_main():
-            shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"cannot write checkpoint {target}: {'; '.join(problems)}") from cause
+            shutil.rmtree(_partial(target), ignore_errors=True)
+        raise CheckpointError(f"cannot write checkpoint {target}: {'; '.join(problems)}") from outcome.cause
     return [value for value, _ in outcomes]
+
+
+def snapshot(value: Any) -> Any:
+    """A copy of `value` on the CPU that stays as it is while training goes on."""
+    if isinstance(value, Mapping):
+        return {key: snapshot(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(snapshot(item) for item in value)
+    return value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
 
 def _nothing(partial: Path) -> None:

@@ -97,7 +97,7 @@ def _device(name: str) -> torch.device:
 
 def _load(path: Path, preset: str) -> tuple[CLIP, Tokenizer]:
     from neuclip_scale.checkpoint import load_run_model
-    from neuclip_scale.models.interop import load_pretrained
+    from neuclip_scale.models.loading import load_pretrained
     from neuclip_scale.models.tokenizer import CLIPTokenizer, build_tokenizer
 
     if (path / "checkpoints").is_dir() or (path / "checksums.json").is_file():

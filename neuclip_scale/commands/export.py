@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ def main(argv: list[str]) -> int:
 
 def _save(model: CLIP, recipe: Recipe, arguments: ExportArguments) -> None:
     from neuclip_scale.models.export import save_hf, save_open_clip, save_tensors
-    from neuclip_scale.models.presets import get_preset
+    from neuclip_scale.models.presets import preset_of
 
     if arguments.format == "safetensors":
         save_tensors(model, arguments.output / "model.safetensors")
@@ -68,8 +67,8 @@ def _save(model: CLIP, recipe: Recipe, arguments: ExportArguments) -> None:
                 f"the run has another tower, model.{field} = {getattr(recipe.model, field)}",
                 "Use --format safetensors.",
             )
-    preset = dataclasses.replace(get_preset(recipe.model.preset), image_size=model.image_size)
-    (save_open_clip if arguments.format == "open_clip" else save_hf)(model, preset, arguments.output)
+    save = save_open_clip if arguments.format == "open_clip" else save_hf
+    save(model, preset_of(recipe.model), arguments.output)
 
 
 USE = {

@@ -48,6 +48,11 @@ def _check_ranges(recipe: Recipe) -> None:
         "objective.individual.max_gradient": recipe.objective.individual.max_gradient,
         "optim.learning_rate": recipe.optim.learning_rate,
         "optim.eps": recipe.optim.eps,
+        "optim.image.learning_rate_factor": recipe.optim.image.learning_rate_factor,
+        "optim.text.learning_rate_factor": recipe.optim.text.learning_rate_factor,
+        "optim.image.layer_decay": recipe.optim.image.layer_decay,
+        "optim.text.layer_decay": recipe.optim.text.layer_decay,
+        "optim.cooldown_power": recipe.optim.cooldown_power,
         "checkpoint.keep": recipe.checkpoint.keep,
         "objective.exact_refresh_every": recipe.objective.exact_refresh_every,
         "engine.fsdp.replicas": recipe.engine.fsdp.replicas,
@@ -60,6 +65,10 @@ def _check_ranges(recipe: Recipe) -> None:
         "train.max_grad_norm": recipe.train.max_grad_norm,
         "checkpoint.keep_every_steps": recipe.checkpoint.keep_every_steps,
         "optim.weight_decay": recipe.optim.weight_decay,
+        "optim.image.weight_decay_factor": recipe.optim.image.weight_decay_factor,
+        "optim.text.weight_decay_factor": recipe.optim.text.weight_decay_factor,
+        "optim.cooldown_steps": recipe.optim.cooldown_steps,
+        "model.unlocked_layers": recipe.model.unlocked_layers,
         "optim.warmup_steps": recipe.optim.warmup_steps,
         "optim.temperature_learning_rate": recipe.optim.temperature_learning_rate,
         "objective.eps": recipe.objective.eps,
@@ -68,6 +77,8 @@ def _check_ranges(recipe: Recipe) -> None:
         "objective.queue.size": recipe.objective.queue.size,
         "objective.amortized.blend_epochs": recipe.objective.amortized.blend_epochs,
         "model.image_size": recipe.model.image_size,
+        "model.image_layers": recipe.model.image_layers,
+        "model.text_layers": recipe.model.text_layers,
         "objective.npn.restart_every": recipe.objective.npn.restart_every,
         "checkpoint.every_steps": recipe.checkpoint.every_steps,
         "evaluation.every_steps": recipe.evaluation.every_steps,
@@ -101,6 +112,9 @@ def _check_fractions(recipe: Recipe) -> None:
             raise ConfigError(name, value, "not a fraction", "Give a number from 0 to 1.")
     if recipe.model.dropout == 1.0:
         raise ConfigError("model.dropout", 1.0, "would drop everything", "Give a number below 1.")
+    for name, value in {"optim.ema_decay": recipe.optim.ema_decay, "optim.momentum": recipe.optim.momentum}.items():
+        if not 0.0 <= value < 1.0:
+            raise ConfigError(name, value, "not in [0, 1)", "Give a fraction below 1, 0 for none.")
     betas = {"optim.betas": recipe.optim.betas, "objective.individual.betas": recipe.objective.individual.betas}
     for name, pair in betas.items():
         for i, beta in enumerate(pair):
@@ -153,6 +167,14 @@ def _check_length_and_temperature(recipe: Recipe) -> None:
             objective.initial_temperature,
             f"outside [{objective.temperature_min}, {objective.temperature_max}]",
             "Move it inside, or move objective.temperature_min or temperature_max.",
+        )
+    optim = recipe.optim
+    if (optim.schedule == "cooldown") != (optim.cooldown_steps > 0):
+        raise ConfigError(
+            "optim.cooldown_steps",
+            optim.cooldown_steps,
+            f"does not go with optim.schedule = {optim.schedule}",
+            "The schedule cooldown needs steps for it, and the others have none.",
         )
     if recipe.train.precision == "fp16" and recipe.engine.device == "cpu":
         raise ConfigError(

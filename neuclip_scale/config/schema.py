@@ -33,6 +33,18 @@ class ModelConfig:
     """A transformers encoder (name or local folder) that replaces the preset's text tower; empty keeps the preset's."""
     image_size: int = 0
     """Input resolution in pixels; 0 takes the preset's."""
+    image_layers: int = 0
+    """Transformer blocks of the preset's image tower; 0 takes the preset's."""
+    text_layers: int = 0
+    """Transformer blocks of the preset's text tower; 0 takes the preset's."""
+    pretrained: str = ""
+    """Weights to start from: an open_clip or transformers CLIP folder, or a weights file of open_clip."""
+    pretrained_towers: Literal["both", "image", "text"] = "both"
+    """What of them: both towers and their temperature, or one tower."""
+    lock: Literal["", "image", "text"] = ""
+    """A tower that is not trained, as in LiT; empty trains both."""
+    unlocked_layers: int = 0
+    """Last layers of the locked tower that train nevertheless; the projection with the final norm is one."""
     dropout: float = 0.0
     """Dropout inside the transformer blocks of both towers."""
     grad_checkpointing: bool = False
@@ -172,19 +184,43 @@ PUBLISHED_TEMPERATURES = {"siglip": 0.1, "isogclr": 0.03, "fastclip-v2": 0.03}
 
 
 @dataclass(frozen=True, kw_only=True)
+class TowerOptimConfig:
+    learning_rate_factor: float = 1.0
+    """Factor on optim.learning_rate for this tower."""
+    weight_decay_factor: float = 1.0
+    """Factor on optim.weight_decay for this tower."""
+    layer_decay: float = 1.0
+    """Each layer's learning rate is this times that of the layer after it; 1 for equal ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
+    name: str = "adamw"
+    """adamw (torch's, fused on GPUs), or one of timm's: lamb, lion, muon, adopt, adafactorbv, ... ZeRO 1 to 3 run adamw
+    only: an optimizer that looks at whole matrices or norms would be wrong on their slices."""
     learning_rate: float = 5e-4
     """Peak learning rate of the encoders."""
+    image: TowerOptimConfig = field(default_factory=TowerOptimConfig)
+    text: TowerOptimConfig = field(default_factory=TowerOptimConfig)
     betas: tuple[float, float] = (0.9, 0.98)
-    """AdamW's decay rates."""
+    """Decay rates of Adam and of the optimizers that have two such rates."""
+    momentum: float = 0.9
+    """Momentum of the optimizers that have one (sgd, muon)."""
     eps: float = 1e-6
-    """AdamW's epsilon."""
+    """Epsilon of Adam and of the optimizers that have one."""
+    ema_decay: float = 0.0
+    """Decay of a running average of the weights, which is then what is evaluated; 0 keeps none. Early in a run it is
+    min(ema_decay, (1 + step)/(10 + step))."""
     weight_decay: float = 0.2
     """Applied to tensors of two and more dimensions, as in open_clip: not to biases, gains and logit_scale."""
     warmup_steps: int = 500
     """Steps of linear warm-up."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after warm-up."""
+    schedule: Literal["cosine", "constant", "cooldown"] = "cosine"
+    """Learning rate after warm-up: falling along a cosine, constant, or constant with a cooldown to zero at the end."""
+    cooldown_steps: int = 0
+    """Last steps of the run in which `cooldown` falls."""
+    cooldown_power: float = 1.0
+    """The fall is (rest of the cooldown) to this power; 1 is a straight line."""
     temperature_learning_rate: float = 0.0
     """Peak learning rate of log(1/tau) and SigLIP's bias; 0 takes the encoders'."""
     temperature_schedule: Literal["encoders", "constant"] = "encoders"
@@ -215,6 +251,8 @@ class TrainConfig:
 class CheckpointConfig:
     every_steps: int = 1000
     """Steps between checkpoints; the last step is always saved. 0: only the last."""
+    background: bool = True
+    """Train on while a checkpoint is written; costs the host a copy of what each rank writes."""
     keep: int = 2
     """Newest checkpoints that are kept."""
     keep_every_steps: int = 0
@@ -227,6 +265,8 @@ class FSDPConfig:
     """Copies of the model, each sharded over world size / replicas ranks (hybrid sharding); 1 shards over all ranks."""
     reshard_after_forward: bool = True
     """Let a block's gathered parameters go after its forward pass: less memory, one gathering more in the backward."""
+    accumulate_sharded: bool = False
+    """Reduce gradients after every micro-batch and keep this rank's part of the sum: less memory, more traffic."""
     cpu_offload: bool = False
     """Keep sharded parameters, gradients and optimizer state in the host's memory."""
 

@@ -9,13 +9,16 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from neuclip_scale import distributed
 from neuclip_scale.data.batch import Batch
+from neuclip_scale.engines.averaging import WeightAverage
 from neuclip_scale.models.clip import CLIP, CLIPOutput
 
+AVERAGE = "ema"
+"""Name of a parameter's running average in `named_state`."""
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -35,6 +38,8 @@ class Engine(ABC):
         self.optimizer = optimizer
         self.device = device
         self.precision = precision
+        self.average: WeightAverage | None = None
+        """A running average of the weights, where the recipe asks for one."""
 
     @abstractmethod
     def encode(self, batch: Batch) -> CLIPOutput:
@@ -91,21 +96,36 @@ class Engine(ABC):
         One parameter at a time, in an order that is the same on every rank: what is not kept is gone with the next.
         The same names and shapes under every engine, so that a run can go on under another one.
         """
+        average = self.average.parts if self.average else {}
         for name, parameter in self.module.named_parameters():
-            kept = self.optimizer.state.get(parameter, {})
-            whole = {key: full(torch.as_tensor(value)) for key, value in kept.items()}
-            yield name, {"value": full(parameter.detach()), **whole}
+            kept = self._state_of(parameter)
+            if name in average:
+                kept[AVERAGE] = self.whole(parameter, average[name])
+            yield name, kept
 
     @torch.no_grad()
     def load_named_state(self, read: Callable[[str], dict[str, Tensor]]) -> None:
-        """Inverse of `named_state`: `read` gives what a parameter's name stands for (no communication)."""
-        on_device = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
+        """Inverse of `named_state`: `read` gives what a parameter's name stands for. Collective under ZeRO."""
+        average = self.average.parts if self.average else {}
         for name, parameter in self.module.named_parameters():
             kept = read(name)
-            own = local_part(parameter)
-            own.copy_(local_part(like(parameter, kept.pop("value"))))
-            if not parameter.requires_grad:
-                continue
+            averaged = kept.pop(AVERAGE, kept["value"])  # a run that kept none begins here
+            if name in average:
+                average[name].copy_(self.part(parameter, averaged))
+            self._load_state_of(parameter, kept)
+
+    def _state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """The parameter's value, whole, and what the optimizer keeps of it (collective where it is sharded)."""
+        kept = self.optimizer.state.get(parameter, {})
+        whole = {key: full(torch.as_tensor(value)) for key, value in kept.items()}
+        return {"value": full(parameter.detach()), **whole}
+
+    def _load_state_of(self, parameter: nn.Parameter, kept: dict[str, Tensor]) -> None:
+        """Inverse of `_state_of`."""
+        own = local_part(parameter)
+        own.copy_(self.part(parameter, kept.pop("value")))
+        if parameter.requires_grad:
+            on_device = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
             self.optimizer.state[parameter] = {
                 key: value.to(own.device if on_device else "cpu", copy=True)
                 if value.ndim == 0
@@ -114,12 +134,44 @@ class Engine(ABC):
             }
 
     def scalar_state(self) -> dict[str, Any]:
-        """What is one for the whole model: the loss scaler's state, if there is one."""
-        return {}
+        """What is one for the whole model: the loss scaler's state, and the steps that optimizers count by group."""
+        steps = [group["step"] for group in self.optimizer.param_groups if "step" in group]
+        return {"group_step": max(map(float, steps))} if steps else {}
 
     def load_scalar_state(self, state: dict[str, Any]) -> None:
         """Inverse of `scalar_state`."""
-        del state
+        for group in self.optimizer.param_groups if "group_step" in state else ():
+            group["step"] = torch.tensor(state["group_step"])
+
+    def start_average(self, decay: float) -> None:
+        """Keep a running average of the trained weights from here on."""
+        self.average = WeightAverage(self.parts(), decay)
+
+    def update_average(self, step: int) -> None:
+        """Take the weights after `step` steps into the average, if there is one."""
+        if self.average is not None:
+            self.average.update(self.parts(), step)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the module holds the averaged weights, if there are any."""
+        return nullcontext() if self.average is None else self.average.in_place_of(self.parts())
+
+    def parts(self) -> dict[str, Tensor]:
+        """What this rank holds of each trained parameter, sharing its memory."""
+        named = self.module.named_parameters()
+        return {name: local_part(parameter.detach()) for name, parameter in named if parameter.requires_grad}
+
+    def part(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
+        """What this rank holds of a tensor shaped as `parameter`."""
+        return local_part(like(parameter, whole))
+
+    def whole(self, parameter: nn.Parameter, part: Tensor) -> Tensor:
+        """The tensor of which every rank gives its part (collective where it is sharded)."""
+        if not isinstance(parameter, DTensor):
+            return part
+        on_mesh = part.to(parameter.device_mesh.device_type)
+        layout = parameter.device_mesh, parameter.placements
+        return full(DTensor.from_local(on_mesh, *layout, shape=parameter.shape, stride=parameter.stride()))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision of the encoders."""

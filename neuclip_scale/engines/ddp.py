@@ -13,6 +13,7 @@ from neuclip_scale import distributed
 from neuclip_scale.config import Recipe
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.engines.base import Engine
+from neuclip_scale.models.building import fill
 from neuclip_scale.models.clip import CLIP, CLIPOutput
 from neuclip_scale.optim import create_optimizer
 
@@ -21,6 +22,7 @@ class DDPEngine(Engine):
     """Every rank holds the whole model; gradients are averaged in the last micro-batch's backward."""
 
     def __init__(self, model: CLIP, config: Recipe, device: torch.device) -> None:
+        fill(model).to(device)
         super().__init__(model, create_optimizer(model, config.optim), device, config.train.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.wrapped: nn.Module = model
@@ -56,9 +58,10 @@ class DDPEngine(Engine):
 
     def scalar_state(self) -> dict[str, Any]:
         """See `Engine.scalar_state`."""
-        return {"scaler": self.scaler.state_dict()}
+        return super().scalar_state() | {"scaler": self.scaler.state_dict()}
 
     def load_scalar_state(self, state: dict[str, Any]) -> None:
         """See `Engine.load_scalar_state`."""
+        super().load_scalar_state(state)
         if self.scaler.is_enabled() and state.get("scaler"):  # absent where the run was not fp16 before
             self.scaler.load_state_dict(state["scaler"])

@@ -18,6 +18,7 @@ from neuclip_scale.config import ConfigError, Recipe
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.engines.base import Engine
 from neuclip_scale.engines.zero_settings import read_settings, recipe_settings
+from neuclip_scale.models.building import fill, filled_blocks
 from neuclip_scale.models.clip import CLIP, CLIPOutput
 from neuclip_scale.optim import create_optimizer, parameter_groups
 
@@ -46,19 +47,32 @@ class DeepSpeedEngine(Engine):
         zero = settings.get("zero_optimization", {})
         self.stage = int(zero.get("stage", 0))
         self.forward_is_collective = self.stage == 3
+        if self.stage > 0 and config.optim.name != "adamw":
+            raise ConfigError(
+                "optim.name",
+                config.optim.name,
+                f"ZeRO {self.stage} gives an optimizer slices of flattened parameters, where norms would be wrong",
+                "Use adamw, the file zero0, or engine.name=ddp or fsdp2.",
+            )
         distributed.ensure_process_group(device)
         if device.type == "cpu":
             # Collectives through shared memory, which would be compiled at each machine's first use: gloo has its own.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         os.environ.setdefault("LOCAL_RANK", str(distributed.read_launch().local_rank))  # a single process has none
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+        settings |= recipe_settings(config)
+        if self.stage == 3:
+            for part in filled_blocks(model):  # sharded at once: no rank ever has the whole model
+                deepspeed.zero.Init(module=part, config_dict_or_path=settings)
+        else:
+            fill(model).to(device)
         offloaded = zero.get("offload_optimizer", {}).get("device", "none") != "none"
         self._deepspeed, optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=_host_adam(model, config)
             if offloaded and device.type == "cuda"
             else create_optimizer(model, config.optim),
-            config=settings | recipe_settings(config),
+            config=settings,
         )
         super().__init__(model, optimizer, device, config.train.precision)
         self._max_grad_norm = config.train.max_grad_norm
@@ -103,45 +117,70 @@ class DeepSpeedEngine(Engine):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """See `Engine.shapes`; under ZeRO 3 a parameter itself is empty."""
-        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self.module.named_parameters()}
+        return {name: whole_shape(parameter) for name, parameter in self.module.named_parameters()}
 
     def named_state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """See `Engine.named_state`."""
-        if self.stage == 0:
-            yield from super().named_state()
-            return
-        self._link_moments()
-        step = next((torch.as_tensor(kept["step"]) for kept in self._inner.state.values() if "step" in kept), None)
-        for name, parameter in self.module.named_parameters():
-            kept = {"value": self._get(parameter)}
-            if step is not None and parameter.requires_grad:
-                kept |= {key: self._moment(parameter, key) for key in MOMENTS} | {"step": step.float().cpu()}
-            yield name, kept
+        if self.stage > 0:
+            self._link_moments()
+        yield from super().named_state()
 
-    @torch.no_grad()
     def load_named_state(self, read: Callable[[str], dict[str, Tensor]]) -> None:
         """See `Engine.load_named_state`; collective."""
+        if self.stage > 0:
+            self._start_moments(read)
+        super().load_named_state(read)
+
+    def _state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         if self.stage == 0:
-            super().load_named_state(read)
+            return super()._state_of(parameter)
+        kept = {"value": self._get(parameter)}
+        step = next((torch.as_tensor(state["step"]) for state in self._inner.state.values() if "step" in state), None)
+        if step is not None and parameter.requires_grad:
+            kept |= {key: self._moment(parameter, key) for key in MOMENTS} | {"step": step.float().cpu()}
+        return kept
+
+    def _load_state_of(self, parameter: nn.Parameter, kept: dict[str, Tensor]) -> None:
+        if self.stage == 0:
+            super()._load_state_of(parameter, kept)
             return
-        started = self._start_moments(read)
-        for name, parameter in self.module.named_parameters():
-            kept = read(name)
-            self._set(parameter, kept["value"])
-            for key in MOMENTS if started and parameter.requires_grad else ():
-                self._set_master(parameter, kept[key].to(self.device), key)
+        self._set(parameter, kept["value"])
+        for key in MOMENTS if "step" in kept and parameter.requires_grad else ():
+            self._set_master(parameter, kept[key].to(self.device), key)
+
+    def parts(self) -> dict[str, Tensor]:
+        """See `Engine.parts`."""
+        if self.stage < 3:
+            return super().parts()
+        named: Any = self.module.named_parameters()
+        return {name: parameter.ds_tensor.detach() for name, parameter in named if parameter.requires_grad}
+
+    def part(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
+        """See `Engine.part`. ZeRO 3 cuts the flat tensor, the last part padded."""
+        if self.stage < 3:
+            return super().part(parameter, whole)
+        own = cast(Any, parameter).ds_tensor
+        return _own_part(whole.to(own.device), own.numel())
+
+    def whole(self, parameter: nn.Parameter, part: Tensor) -> Tensor:
+        """See `Engine.whole`."""
+        if self.stage < 3:
+            return super().whole(parameter, part)
+        shape = whole_shape(parameter)
+        gathered = distributed.all_gather_rows(part.to(self.device))
+        return gathered[: math.prod(shape)].view(shape)
 
     @property
     def _inner(self) -> torch.optim.Optimizer:
         """The optimizer of this rank's flat partitions, which ZeRO wraps."""
         return cast(torch.optim.Optimizer, cast(Any, self.optimizer).optimizer)
 
-    def _start_moments(self, read: Callable[[str], dict[str, Tensor]]) -> bool:
-        """Give the flat partitions moments to be filled, as the first step would; False for a run without a step."""
+    def _start_moments(self, read: Callable[[str], dict[str, Tensor]]) -> None:
+        """Give the flat partitions moments to be filled, as the first step would; none for a run without a step."""
         steps = (read(name).get("step") for name, p in self.module.named_parameters() if p.requires_grad)
         step = next((step for step in steps if step is not None), None)
         if step is None:
-            return False
+            return
         zero: Any = self.optimizer
         integer = "CPUAdam" in type(self._inner).__name__
         for part in zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups:
@@ -150,7 +189,6 @@ class DeepSpeedEngine(Engine):
                 **{key: torch.zeros_like(part) for key in MOMENTS},
             }
         self._link_moments()
-        return True
 
     def _link_moments(self) -> None:
         """Let ZeRO 1 and 2 find the moments of every group.
@@ -204,12 +242,22 @@ class DeepSpeedEngine(Engine):
         return cast(AbstractContextManager[Any], context)
 
 
+def whole_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Shape of a parameter that ZeRO 3 may have emptied."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def _set_partition(zero: Any, parameter: Any, value: Tensor, key: str | None) -> None:
     """`safe_set_full_...` of ZeRO 3, also where the ranks do not divide the parameter: the last parts are padded."""
     part, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=key)
-    padded = value.new_zeros(part.numel() * distributed.world_size())
-    padded[: value.numel()] = value.flatten()
-    part.copy_(padded.view(-1, part.numel())[distributed.rank()])
+    part.copy_(_own_part(value, part.numel()))
+
+
+def _own_part(whole: Tensor, size: int) -> Tensor:
+    """This rank's `size` elements of a tensor that ZeRO 3 has flattened, padded and cut."""
+    padded = whole.new_zeros(size * distributed.world_size())
+    padded[: whole.numel()] = whole.flatten()
+    return padded.view(-1, size)[distributed.rank()]
 
 
 def _host_adam(model: CLIP, config: Recipe) -> torch.optim.Optimizer:
@@ -217,7 +265,7 @@ def _host_adam(model: CLIP, config: Recipe) -> torch.optim.Optimizer:
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     section = config.optim
-    groups = parameter_groups(model.named_parameters(), section)
+    groups = parameter_groups(model, section)
     made = DeepSpeedCPUAdam(groups, lr=section.learning_rate, betas=section.betas, eps=section.eps, adamw_mode=True)
     return cast(torch.optim.Optimizer, made)
 

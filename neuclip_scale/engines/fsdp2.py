@@ -15,6 +15,7 @@ from neuclip_scale import distributed
 from neuclip_scale.config import ConfigError, Recipe
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.engines.base import AUTOCAST_DTYPES, Engine, full
+from neuclip_scale.models.building import filled_blocks
 from neuclip_scale.models.clip import CLIP, CLIPOutput
 from neuclip_scale.optim import create_optimizer
 
@@ -45,12 +46,12 @@ class FSDP2Engine(Engine):
         }
         dtype = AUTOCAST_DTYPES.get(config.train.precision)
         mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-        for block in model.blocks():
-            fully_shard(block, mp_policy=mixed, **options)
-        fully_shard(model, **options)
+        for part in filled_blocks(model):  # sharded at once: no rank ever has the whole model
+            fully_shard(part, mp_policy=MixedPrecisionPolicy() if part is model else mixed, **options)
         # After sharding, which puts other parameters into the modules.
         super().__init__(model, create_optimizer(model, config.optim), device, config.train.precision)
         self._sharded = cast(FSDPModule, model)
+        self._accumulate_sharded = section.accumulate_sharded
 
     def encode(self, batch: Batch) -> CLIPOutput:
         """See `Engine.encode`; collective."""
@@ -59,12 +60,14 @@ class FSDP2Engine(Engine):
 
     @contextmanager
     def _synchronising(self, is_last: bool) -> Iterator[None]:
-        self._sharded.set_requires_gradient_sync(is_last)
+        self._sharded.set_requires_gradient_sync(is_last or self._accumulate_sharded)
         self._sharded.set_is_last_backward(is_last)
         yield
 
     def micro_step(self, *, is_last: bool) -> AbstractContextManager[Any]:
-        """See `Engine.micro_step`. Until the last micro-batch gradients are whole on every rank, not sharded."""
+        """See `Engine.micro_step`. Until the last micro-batch gradients are whole on every rank, unless the recipe has
+        them reduced in each.
+        """
         return self._synchronising(is_last)
 
     def backward_scalar(self, scalar: Tensor) -> None:

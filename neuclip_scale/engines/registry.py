@@ -38,8 +38,12 @@ ENGINES: dict[str, Callable[[CLIP, Recipe, torch.device], Engine]] = {
 
 
 def create_engine(model: CLIP, config: Recipe, device: torch.device) -> Engine:
-    """Build the engine a recipe names around a model already on `device`, its optimizer too (collective).
+    """Build the engine a recipe names around a model on the CPU or planned on the meta device, and its optimizer
+    (collective).
 
-    The model's parameters may be replaced by sharded ones. Raises `ConfigError`.
+    The model's parameters may be replaced by sharded ones, on `device`. Raises `ConfigError`.
     """
-    return ENGINES[config.engine.name](model, config, device)
+    engine = ENGINES[config.engine.name](model, config, device)
+    if config.optim.ema_decay:
+        engine.start_average(config.optim.ema_decay)
+    return engine

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuclip_scale.config import ConfigError, ModelConfig, Recipe
-from neuclip_scale.models.presets import CLIP_IMAGE_MEAN, CLIP_IMAGE_STD, Preset, ResNetConfig, get_preset
+from neuclip_scale.config import ConfigError
+from neuclip_scale.models.presets import CLIP_IMAGE_MEAN, CLIP_IMAGE_STD
 from neuclip_scale.models.resnet import ModifiedResNet
-from neuclip_scale.models.text import TextTransformer, TransformersTower, encode_tokens
+from neuclip_scale.models.text import TextTransformer, TransformersTower, encode_tokens, reset_text_parameters
 from neuclip_scale.models.transformer import LayerNorm, Transformer
 from neuclip_scale.models.vision import TimmTower, VisionTransformer
 
@@ -67,6 +67,10 @@ class CLIP(nn.Module):
             raise ConfigError("objective.temperature_init", temperature_init, "must be above zero", "CLIP's is 0.07.")
         self.embed_dim, self.image_size, self.context_length = embed_dim, image_size, text.context_length
         self.image_mean, self.image_std = image_mean, image_std
+        self.at_rest: Literal["", "image", "text"] = ""
+        """A tower that stays in evaluation mode."""
+        self.starting_values: dict[str, Tensor] = {}
+        """Pretrained values, by name, that `building.filled_blocks` gives a planned model instead of initial ones."""
         self.visual = visual
         self.text: TransformersTower | None = None
         if isinstance(text, TransformersTower):
@@ -78,10 +82,19 @@ class CLIP(nn.Module):
             self.ln_final: LayerNorm = text.ln_final
             self.text_projection: nn.Parameter = text.text_projection
         # One element and not zero dimensions, which DeepSpeed and FSDP2 cannot shard.
-        self.logit_scale = nn.Parameter(torch.full((1,), -math.log(temperature_init)))
-        self.logit_bias: nn.Parameter | None = None
-        if logit_bias_init is not None:
-            self.logit_bias = nn.Parameter(torch.full((1,), float(logit_bias_init)))
+        self.logit_scale = nn.Parameter(torch.empty(1))
+        self.logit_bias = None if logit_bias_init is None else nn.Parameter(torch.empty(1))
+        self._scalars = -math.log(temperature_init), logit_bias_init
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initial values of what is not in a tower of its own."""
+        if self.text is None:
+            reset_text_parameters(self)
+        log_scale, bias = self._scalars
+        nn.init.constant_(self.logit_scale, log_scale)
+        if self.logit_bias is not None and bias is not None:
+            nn.init.constant_(self.logit_bias, bias)
 
     def forward(self, images: Tensor | None = None, tokens: Tensor | None = None) -> CLIPOutput:
         """Encode pictures [N, 3, H, W] (normalised), token ids [N, L], or both.
@@ -96,6 +109,14 @@ class CLIP(nn.Module):
             # A copy: the parameter's own memory is gone once FSDP2 has sharded it again.
             logit_bias=None if self.logit_bias is None else self.logit_bias.float().clone(),
         )
+
+    def train(self, mode: bool = True) -> CLIP:
+        """As `nn.Module.train`, but for the tower at rest."""
+        super().train(mode)
+        if mode and self.at_rest:
+            tower = self.visual if self.at_rest == "image" else self.text or self.transformer
+            tower.eval()
+        return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only block inputs for the backward pass of both towers, or (False) everything."""
@@ -131,85 +152,3 @@ class CLIP(nn.Module):
 
 def _unit_rows(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=-1)
-
-
-def build_model(config: Recipe) -> CLIP:
-    """The untrained model of a recipe, on the CPU in float32; the caller seeds torch before.
-
-    Uses `config.model`, and of `config.objective` the initial temperature and SigLIP's bias. Raises `ConfigError` for
-    an unknown name or a combination that does not exist.
-    """
-    model = create_model(
-        get_preset(config.model.preset),
-        image_tower=config.model.image_tower,
-        text_tower=config.model.text_tower,
-        image_size=config.model.image_size,
-        dropout=config.model.dropout,
-        temperature_init=config.objective.initial_temperature,
-        logit_bias_init=config.objective.bias_init if config.objective.name == "siglip" else None,
-    )
-    _prepare(model, config.model)
-    return model
-
-
-def create_model(
-    preset: Preset,
-    *,
-    image_tower: str = "",
-    text_tower: str = "",
-    image_size: int = 0,
-    dropout: float = 0.0,
-    temperature_init: float = 0.07,
-    logit_bias_init: float | None = None,
-) -> CLIP:
-    """The untrained model of a preset; a timm `image_tower` or transformers `text_tower` replaces the
-    preset's own.
-
-    `image_size` 0 takes the preset's, also for a timm tower. `logit_bias_init` adds SigLIP's bias. Raises
-    `ConfigError`.
-    """
-    if not 0.0 <= dropout < 1.0:
-        raise ConfigError("model.dropout", dropout, "not in [0, 1)", "Give a fraction below 1, 0 for none.")
-    image_size = image_size or preset.image_size
-    visual: ImageTower
-    if image_tower:
-        visual = TimmTower(image_tower, preset.embed_dim, image_size, dropout=dropout)
-    elif isinstance(preset.image, ResNetConfig):
-        if dropout:
-            raise ConfigError(
-                "model.dropout", dropout, "the ResNet image tower has no transformer blocks", "Set it to 0."
-            )
-        visual = ModifiedResNet(preset.image, preset.embed_dim, image_size)
-    else:
-        visual = VisionTransformer(
-            preset.image, preset.embed_dim, image_size, quick_gelu=preset.quick_gelu, dropout=dropout
-        )
-    text: TextTower
-    if text_tower:
-        text = TransformersTower(text_tower, preset.embed_dim, preset.text.context_length, dropout=dropout)
-    else:
-        text = TextTransformer(preset.text, preset.embed_dim, quick_gelu=preset.quick_gelu, dropout=dropout)
-    return CLIP(
-        visual,
-        text,
-        embed_dim=preset.embed_dim,
-        image_size=image_size,
-        image_mean=preset.image_mean,
-        image_std=preset.image_std,
-        temperature_init=temperature_init,
-        logit_bias_init=logit_bias_init,
-    )
-
-
-def _prepare(model: CLIP, config: ModelConfig) -> None:
-    if config.grad_checkpointing:
-        model.set_grad_checkpointing()
-    if config.compile:
-        if config.grad_checkpointing and isinstance(model.visual, ModifiedResNet):
-            raise ConfigError(
-                "model.compile",
-                True,
-                "torch.compile cannot trace a ResNet's checkpoints, which hold back its batch statistics",
-                "Turn off model.compile or model.grad_checkpointing.",
-            )
-        model.compile_towers()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from neuclip_scale.config import ConfigError
 from neuclip_scale.files import write_json, write_text
 from neuclip_scale.models.clip import CLIP
+from neuclip_scale.models.hf import to_hf
 from neuclip_scale.models.interop import CONFIG_FILE, WEIGHT_FILES, to_open_clip_state_dict
 from neuclip_scale.models.presets import Preset, ResNetConfig, TextTransformerConfig, VisionTransformerConfig
 from neuclip_scale.models.tokenizer import CLIPTokenizer, byte_pair_vocabulary
@@ -57,7 +57,7 @@ def save_hf(model: CLIP, preset: Preset, folder: Path) -> None:
     if model.logit_bias is not None:
         raise ConfigError("format", "hf", "transformers' CLIPModel has no bias, which siglip learns", "Use open_clip.")
     folder.mkdir(parents=True, exist_ok=True)
-    _save_tensors(dict(_hf_tensors(model)), folder / "model.safetensors")
+    _save_tensors(dict(to_hf(model.state_dict())), folder / "model.safetensors")
     write_json(folder / "config.json", _hf_config(model, preset))
     size = model.image_size
     write_json(
@@ -130,37 +130,6 @@ def _hf_tower(tower: VisionTransformerConfig | TextTransformerConfig, preset: Pr
         "layer_norm_eps": 1e-5,
         "projection_dim": preset.embed_dim,
     }
-
-
-def _hf_tensors(model: CLIP) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter under transformers' name and in its shape."""
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    yield "logit_scale", state["logit_scale"].reshape([])
-    yield "text_projection.weight", state["text_projection"].T
-    yield "visual_projection.weight", state["visual.proj"].T
-    yield "text_model.embeddings.token_embedding.weight", state["token_embedding.weight"]
-    yield "text_model.embeddings.position_embedding.weight", state["positional_embedding"]
-    yield "vision_model.embeddings.class_embedding", state["visual.class_embedding"]
-    yield "vision_model.embeddings.position_embedding.weight", state["visual.positional_embedding"]
-    yield "vision_model.embeddings.patch_embedding.weight", state["visual.conv1.weight"]
-    for ours, theirs in (
-        ("ln_final", "text_model.final_layer_norm"),
-        ("visual.ln_pre", "vision_model.pre_layrnorm"),  # spelt so in transformers
-        ("visual.ln_post", "vision_model.post_layernorm"),
-    ):
-        for part in ("weight", "bias"):
-            yield f"{theirs}.{part}", state[f"{ours}.{part}"]
-    blocks = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
-    blocks["attn.out_proj"] = "self_attn.out_proj"
-    for tower, theirs in (("transformer", "text_model"), ("visual.transformer", "vision_model")):
-        layers = {name.split("resblocks.")[1].split(".")[0] for name in state if name.startswith(f"{tower}.resblocks.")}
-        for layer in sorted(layers, key=int):
-            ours, target = f"{tower}.resblocks.{layer}", f"{theirs}.encoder.layers.{layer}"
-            for part in ("weight", "bias"):
-                for name, other in blocks.items():
-                    yield f"{target}.{other}.{part}", state[f"{ours}.{name}.{part}"]
-                for matrix, rows in zip("qkv", state[f"{ours}.attn.in_proj_{part}"].chunk(3), strict=True):
-                    yield f"{target}.self_attn.{matrix}_proj.{part}", rows
 
 
 def _save_tokenizer(context_length: int, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""open_clip's checkpoints in and out of our models.
+"""open_clip's checkpoints in and out of our models, and transformers' in.
 
 Parameter names are the same on both sides (see `models.clip`). What differs is the shape of `logit_scale` and
 `logit_bias`: no dimension in open_clip, one here.
@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.config import ConfigError
-from neuclip_scale.models.clip import CLIP, create_model
+from neuclip_scale.models.clip import CLIP
+from neuclip_scale.models.hf import HF_NAME, from_hf, preset_from_hf
 from neuclip_scale.models.misfit import misfits
 from neuclip_scale.models.presets import (
     Preset,
     ResNetConfig,
     TextTransformerConfig,
     VisionTransformerConfig,
-    get_preset,
 )
 
 CONFIG_FILE = "open_clip_config.json"
+HF_FILE = "model.safetensors"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 _SCALARS = ("logit_scale", "logit_bias")
@@ -40,16 +41,19 @@ def to_open_clip_state_dict(model: CLIP) -> dict[str, Tensor]:
     }
 
 
+def from_open_clip(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inverse of `to_open_clip_state_dict`, also for what OpenAI and older versions saved."""
+    kept = {name: tensor for name, tensor in state_dict.items() if name not in _NOT_PARAMETERS}
+    return {name: tensor.reshape(1) if name in _SCALARS else tensor for name, tensor in kept.items()}
+
+
 def load_open_clip_state_dict(model: CLIP, state_dict: Mapping[str, Tensor]) -> None:
     """Copy a state dict of open_clip into `model`.
 
     Every name and shape must match; otherwise `ValueError` lists what is missing, unexpected or of another
     shape and the model is left as it was.
     """
-    given = {name: tensor for name, tensor in state_dict.items() if name not in _NOT_PARAMETERS}
-    for name in _SCALARS:
-        if name in given:
-            given[name] = given[name].reshape(1)
+    given = from_open_clip(state_dict)
     wanted = model.state_dict()
     problems = misfits(*({name: tensor.shape for name, tensor in each.items()} for each in (given, wanted)))
     if problems:
@@ -57,27 +61,19 @@ def load_open_clip_state_dict(model: CLIP, state_dict: Mapping[str, Tensor]) -> 
     model.load_state_dict(given)
 
 
-def load_pretrained(path: str | Path, *, preset: str = "") -> CLIP:
-    """The model of an open_clip checkpoint, in evaluation mode, float32, on the CPU.
+def read_weights(path: Path) -> tuple[dict[str, Tensor], Preset | None]:
+    """Tensors under our names, and the architecture that the JSON beside them tells, if there is one.
 
-    `path` is a folder as open_clip pushes to the hub (`open_clip_config.json` and weights), or a weights file
-    (.safetensors, or a pickle, of which only tensors are read). The architecture is `preset`, else what
-    `open_clip_config.json` beside the weights says. Raises `ConfigError` for an unknown or unsupported
-    architecture, `FileNotFoundError`, and `ValueError` when the weights do not fit.
+    Raises `ConfigError` for an architecture that has no counterpart here, `FileNotFoundError`, `ValueError`.
     """
-    path = Path(path)
-    weights = _find_weights(path)
+    weights = find_weights(path)
     state_dict = read_state_dict(weights)
-    config_path = weights.parent / CONFIG_FILE
-    if preset:
-        architecture = get_preset(preset)
-    elif config_path.is_file():
-        architecture = preset_from_open_clip(json.loads(config_path.read_text("utf-8")))
-    else:
-        raise ConfigError("preset", preset, f"{path} has no {CONFIG_FILE} that names the architecture", "Give preset=.")
-    model = create_model(architecture, logit_bias_init=0.0 if "logit_bias" in state_dict else None)
-    load_open_clip_state_dict(model, state_dict)
-    return model.eval()
+    if HF_NAME in state_dict:
+        config = weights.parent / "config.json"
+        return from_hf(state_dict), preset_from_hf(json.loads(config.read_bytes())) if config.is_file() else None
+    config = weights.parent / CONFIG_FILE
+    found = preset_from_open_clip(json.loads(config.read_bytes())) if config.is_file() else None
+    return from_open_clip(state_dict), found
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -139,10 +135,12 @@ def _image_config(vision: dict[str, Any]) -> VisionTransformerConfig | ResNetCon
     return ResNetConfig(width=width, blocks=(first, second, third, fourth), heads=width * 32 // head_width)
 
 
-def _find_weights(path: Path) -> Path:
+def find_weights(path: Path) -> Path:
+    """The weights file at `path` or in the folder `path`; raises `FileNotFoundError`."""
     if path.is_file():
         return path
-    for name in WEIGHT_FILES:
+    for name in (*WEIGHT_FILES, HF_FILE):
         if (path / name).is_file():
             return path / name
-    raise FileNotFoundError(f"{path}: neither a weights file nor a folder with {' or '.join(WEIGHT_FILES)}.")
+    names = f"{', '.join(WEIGHT_FILES)} or {HF_FILE}"
+    raise FileNotFoundError(f"{path}: neither a weights file nor a folder with {names}.")

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 from dataclasses import dataclass, field
 
-from neuclip_scale.config import ConfigError
+from neuclip_scale.config import ConfigError, ModelConfig
 
 # Channel statistics of CLIP's own training set; every model trained from scratch in open_clip uses them too.
 CLIP_IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -103,6 +103,21 @@ PRESETS: dict[str, Preset] = {
     # A seventh of the demo's products: for studies of many runs on a laptop.
     "toy": dataclasses.replace(_vit(64, (8, 80, 2, 5), (64, 1, 2), context_length=16), image_size=32),
 }
+
+
+def preset_of(config: ModelConfig) -> Preset:
+    """The preset that a recipe names, with the sizes it sets itself; raises `ConfigError`."""
+    preset = get_preset(config.preset)
+    image, text = preset.image, preset.text
+    if config.image_layers:
+        if isinstance(image, ResNetConfig):
+            raise ConfigError(
+                "model.image_layers", config.image_layers, "a ResNet counts no such layers", "Set it to 0."
+            )
+        image = dataclasses.replace(image, layers=config.image_layers)
+    if config.text_layers:
+        text = dataclasses.replace(text, layers=config.text_layers)
+    return dataclasses.replace(preset, image=image, text=text, image_size=config.image_size or preset.image_size)
 
 
 def get_preset(name: str) -> Preset:

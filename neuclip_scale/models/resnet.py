@@ -34,7 +34,6 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(planes)
         self.conv3 = nn.Conv2d(planes, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        nn.init.zeros_(self.bn3.weight)  # each block starts as its skip
         self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         self.downsample: nn.Sequential | None = None
         if stride > 1 or in_channels != out_channels:
@@ -42,6 +41,11 @@ class Bottleneck(nn.Module):
             self.downsample.add_module("-1", nn.AvgPool2d(stride))
             self.downsample.add_module("0", nn.Conv2d(in_channels, out_channels, 1, bias=False))
             self.downsample.add_module("1", nn.BatchNorm2d(out_channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initial values, after those of the parts: each block starts as its skip."""
+        nn.init.zeros_(self.bn3.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -60,13 +64,19 @@ class AttentionPool(nn.Module):
     def __init__(self, size: int, channels: int, embed_dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.positional_embedding = nn.Parameter(torch.randn(size**2 + 1, channels) / channels**0.5)
+        self.positional_embedding = nn.Parameter(torch.empty(size**2 + 1, channels))
         self.k_proj = nn.Linear(channels, channels)
         self.q_proj = nn.Linear(channels, channels)
         self.v_proj = nn.Linear(channels, channels)
         self.c_proj = nn.Linear(channels, embed_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initial values, after those of the parts."""
+        std = self.k_proj.in_features**-0.5
+        nn.init.normal_(self.positional_embedding, std=std)
         for layer in (self.k_proj, self.q_proj, self.v_proj, self.c_proj):
-            nn.init.normal_(layer.weight, std=channels**-0.5)
+            nn.init.normal_(layer.weight, std=std)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(2).transpose(1, 2)  # [N, HW, C]

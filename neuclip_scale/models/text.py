@@ -6,14 +6,14 @@ Every tower maps token ids [N, L] to features [N, embed_dim], not yet of unit le
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from neuclip_scale.config import ConfigError
 from neuclip_scale.models.presets import TextTransformerConfig
-from neuclip_scale.models.transformer import LayerNorm, ResidualAttentionBlock, Transformer
+from neuclip_scale.models.transformer import LayerNorm, Transformer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -33,8 +33,7 @@ class TextTransformer(nn.Module):
     """CLIP's causal text transformer with open_clip's parameter names.
 
     Initial values (Radford et al. 2021, section 2.5 and its released code): tokens normal 0.02, positions
-    0.01; in the blocks, attention input width ** -0.5, perceptron input (2 width) ** -0.5, and both matrices
-    that write to the residual stream width ** -0.5 (2 layers) ** -0.5; projection width ** -0.5.
+    0.01, projection width ** -0.5, and the blocks' of `transformer.ResidualAttentionBlock`.
     """
 
     def __init__(
@@ -45,22 +44,22 @@ class TextTransformer(nn.Module):
         self.context_length, self.vocab_size = config.context_length, config.vocab_size
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, width))
-        self.transformer = Transformer(width, layers, config.heads, causal=True, quick_gelu=quick_gelu, dropout=dropout)
+        self.transformer = Transformer(
+            width, layers, config.heads, causal=True, quick_gelu=quick_gelu, dropout=dropout, scaled=True
+        )
         self.ln_final = LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, embed_dim))
-
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.positional_embedding, std=0.01)
-        nn.init.normal_(self.text_projection, std=width**-0.5)
-        for module in self.transformer.resblocks:
-            block = cast(ResidualAttentionBlock, module)
-            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
-            nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
-            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.mlp.c_proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
+        reset_text_parameters(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return encode_tokens(self, tokens)
+
+
+def reset_text_parameters(parts: TextTransformerParts) -> None:
+    """Initial values of what is not in the text tower's blocks."""
+    nn.init.normal_(parts.token_embedding.weight, std=0.02)
+    nn.init.normal_(parts.positional_embedding, std=0.01)
+    nn.init.normal_(parts.text_projection, std=len(parts.text_projection) ** -0.5)
 
 
 def encode_tokens(parts: TextTransformerParts, tokens: Tensor) -> Tensor:

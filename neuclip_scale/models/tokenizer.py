@@ -122,7 +122,7 @@ class HuggingFaceTokenizer:
 
 
 def build_tokenizer(config: ModelConfig) -> Tokenizer:
-    """The tokenizer of the text tower that `clip.build_model` builds for this configuration."""
+    """The tokenizer of the text tower that `building.build_model` builds for this configuration."""
     context_length = get_preset(config.preset).text.context_length
     if not config.text_tower:
         return CLIPTokenizer(context_length)

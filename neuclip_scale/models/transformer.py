@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,9 +39,14 @@ class Attention(nn.Module):
             raise ValueError(f"width = {width}: not a multiple of heads = {heads}. Change one of them.")
         self.heads, self.causal = heads, causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initial values, after those of `out_proj`."""
         nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.in_proj_bias)
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,15 +73,33 @@ class MLP(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Attention, then a perceptron, each normed before, dropped out after, and added back."""
+    """Attention, then a perceptron, each normed before, dropped out after, and added back.
 
-    def __init__(self, width: int, heads: int, *, causal: bool, quick_gelu: bool, dropout: float) -> None:
+    `scaled_for` layers, if given, the matrices start as in CLIP's text tower (Radford et al. 2021, section 2.5 and its
+    released code): normal, attention input width ** -0.5, perceptron input (2 width) ** -0.5, and both that write to
+    the residual stream width ** -0.5 (2 layers) ** -0.5.
+    """
+
+    def __init__(
+        self, width: int, heads: int, *, causal: bool, quick_gelu: bool, dropout: float, scaled_for: int = 0
+    ) -> None:
         super().__init__()
+        self.width, self.scaled_for = width, scaled_for
         self.ln_1 = LayerNorm(width)
         self.attn = Attention(width, heads, causal=causal)
         self.ln_2 = LayerNorm(width)
         self.mlp = MLP(width, quick_gelu=quick_gelu)
         self.dropout = nn.Dropout(dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initial values, after those of the parts."""
+        if self.scaled_for:
+            to_residual = self.width**-0.5 * (2 * self.scaled_for) ** -0.5
+            nn.init.normal_(self.attn.in_proj_weight, std=self.width**-0.5)
+            nn.init.normal_(self.attn.out_proj.weight, std=to_residual)
+            nn.init.normal_(self.mlp.c_fc.weight, std=(2 * self.width) ** -0.5)
+            nn.init.normal_(self.mlp.c_proj.weight, std=to_residual)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.dropout(self.attn(self.ln_1(x)))
@@ -84,8 +109,8 @@ class ResidualAttentionBlock(nn.Module):
 class Transformer(nn.Module):
     """A stack of `layers` residual attention blocks, [N, L, width] -> [N, L, width].
 
-    With `grad_checkpointing` set, only the blocks' inputs are kept for the backward pass and each block is
-    run again there, with the same dropout.
+    `scaled` gives the blocks the initial values of CLIP's text tower. With `grad_checkpointing` set, only the
+    blocks' inputs are kept for the backward pass and each block is run again there, with the same dropout.
     """
 
     def __init__(
@@ -97,12 +122,13 @@ class Transformer(nn.Module):
         causal: bool = False,
         quick_gelu: bool = False,
         dropout: float = 0.0,
+        scaled: bool = False,
     ) -> None:
         super().__init__()
         self.grad_checkpointing = False
+        options: dict[str, Any] = {"causal": causal, "quick_gelu": quick_gelu, "dropout": dropout}
         self.resblocks = nn.ModuleList(
-            ResidualAttentionBlock(width, heads, causal=causal, quick_gelu=quick_gelu, dropout=dropout)
-            for _ in range(layers)
+            ResidualAttentionBlock(width, heads, **options, scaled_for=layers if scaled else 0) for _ in range(layers)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from neuclip_scale.config import ConfigError
 from neuclip_scale.models.batch_norm import has_batch_norm
 from neuclip_scale.models.presets import VisionTransformerConfig
+from neuclip_scale.models.timm_library import import_timm
 from neuclip_scale.models.transformer import LayerNorm, Transformer
 
 
@@ -47,14 +48,19 @@ class VisionTransformer(nn.Module):
                 f"Use {lower or patch} or {lower + patch}.",
             )
         num_patches = (image_size // patch) ** 2
-        scale = width**-0.5
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
-        self.class_embedding = nn.Parameter(scale * torch.randn(width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn(num_patches + 1, width))
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty(num_patches + 1, width))
         self.ln_pre = LayerNorm(width)
         self.transformer = Transformer(width, config.layers, config.heads, quick_gelu=quick_gelu, dropout=dropout)
         self.ln_post = LayerNorm(width)
-        self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
+        self.proj = nn.Parameter(torch.empty(width, embed_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initial values of what is not in a part."""
+        for parameter in (self.class_embedding, self.positional_embedding, self.proj):
+            nn.init.normal_(parameter, std=len(self.class_embedding) ** -0.5)
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         self.transformer.grad_checkpointing = enable
@@ -78,7 +84,7 @@ class TimmTower(nn.Module):
 
     def __init__(self, name: str, embed_dim: int, image_size: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        timm = _import_timm()
+        timm = import_timm("model.image_tower")
         if not timm.is_model(name):
             close = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
             remedy = f"Did you mean {', '.join(close)}?" if close else "See timm.list_models()."
@@ -112,14 +118,6 @@ class TimmTower(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         projection = cast(nn.Linear, self.head.proj)
         return self.head(self.trunk(images.to(projection.weight.dtype)))
-
-
-def _import_timm() -> ModuleType:
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError("model.image_tower needs timm: pip install 'timm>=1.0.20'.") from error
-    return timm
 
 
 def _create_trunk(timm: ModuleType, name: str, image_size: int, dropout: float) -> Any:

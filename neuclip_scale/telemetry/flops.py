@@ -48,7 +48,7 @@ def count_encoder_flops(model: CLIP) -> EncoderFlops:
     try:
         return _count(_stand_in(model, torch.device("meta")), torch.device("meta"), checkpointing)
     except (NotImplementedError, RuntimeError):
-        device = next(model.parameters()).device
+        device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             return _count(_stand_in(model, device), device, checkpointing)
 
@@ -91,6 +91,8 @@ def _stand_in(model: CLIP, device: torch.device) -> CLIP:
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.is_meta:  # has no values to copy
+        return torch.zeros_like(tensor, device=device)
     return tensor.detach().to(device, copy=True)
 
 

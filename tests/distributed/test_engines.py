@@ -26,13 +26,16 @@ RUNS: dict[str, Overrides] = {
     "clip": {"train.max_grad_norm": 0.5},
     "micro clip checkpointing": {
         "train.micro_batch_size": 3, "train.max_grad_norm": 0.5, "model.grad_checkpointing": True,
-        "objective.temperature_min": 0.0699, "optim.temperature_learning_rate": 0.05,
+        "objective.temperature_min": 0.0699, "optim.temperature_learning_rate": 0.05, "optim.ema_decay": 0.5,
     },
     "siglip": {"objective.name": "siglip", "train.micro_batch_size": 5},
-    "openclip": {"objective.name": "openclip"},
+    "openclip": {
+        "objective.name": "openclip", "model.lock": "image", "model.unlocked_layers": 2,
+        "optim.image.layer_decay": 0.5, "optim.text.learning_rate_factor": 0.5, "optim.text.weight_decay_factor": 3.0,
+    },
     "fastclip-v3": {"objective.name": "fastclip-v3", "train.micro_batch_size": 5},
     "queue": {"objective.name": "neuclip-queue", "train.micro_batch_size": 5},
-    "exact": {"objective.name": "exact"},
+    "exact": {"objective.name": "exact", "model.lock": "text", "optim.ema_decay": 0.5},
 }  # fmt: skip
 
 
@@ -46,7 +49,12 @@ ENGINES: dict[str, tuple[int, Overrides]] = {
     "fsdp2, 1 rank": (1, FSDP2),
     "fsdp2, 2 ranks": (2, FSDP2),
     "fsdp2, 2 ranks, offload": (2, FSDP2 | {"engine.fsdp.cpu_offload": True}),
-    "fsdp2, 2 x 2 ranks": (4, FSDP2 | {"engine.fsdp.replicas": 2, "engine.fsdp.reshard_after_forward": False}),
+    "fsdp2, 2 x 2 ranks": (
+        4,
+        FSDP2
+        | {"engine.fsdp.replicas": 2, "engine.fsdp.reshard_after_forward": False}
+        | {"engine.fsdp.accumulate_sharded": True},
+    ),
     "zero0, 2 ranks": (2, zero("zero0")),
     "zero1, 2 ranks": (2, zero("zero1")),
     "zero2, 1 rank": (1, zero("zero2")),
@@ -159,6 +167,20 @@ def test_bf16_stays_near_fp32(folder: str, single: dict[str, Any], label: str) -
     losses = [[step["loss"] for step in run["steps"]] for run in (result, single["clip"])]
     torch.testing.assert_close(*map(torch.tensor, losses), rtol=5e-3, atol=5e-3)
     assert losses[0] != losses[1], "bf16 must have been used"
+
+
+@pytest.mark.parametrize("name", ["lamb", "lion", "muon", "sgd"])
+def test_optimizers_of_timm_are_the_same_on_shards(folder: str, name: str) -> None:
+    """lamb looks at norms and muon at whole matrices: where a rank has a part of either they must not use the part."""
+    more = {"optim.name": name, "optim.learning_rate": 1e-3, "checkpoint.every_steps": 2, "train.num_steps": 4}
+    expected = train(folder, f"{name} single", more)
+    (result, *_) = run_ranks(2, train, folder, name, more | FSDP2)
+    assert_same(result, expected, weights=5e-5, losses=1e-5)
+    shutil.rmtree(Path(folder, name, "checkpoints", "step_000000004"))
+    (again, *_) = run_ranks(1, train, folder, name, more)  # goes on from step 2 under ddp
+    assert_same(again, expected, weights=5e-5, losses=1e-5)
+    with pytest.raises(ConfigError, match="norms would be wrong"):
+        train(folder, "never", more | zero("zero2"))
 
 
 CHAIN = ["ddp, 2 ranks", "zero3, 2 ranks", "fsdp2, 2 x 2 ranks", "zero1, 2 ranks", "zero2, 4 ranks", "fsdp2, 1 rank"]

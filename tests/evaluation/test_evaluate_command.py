@@ -32,7 +32,7 @@ def weights(tmp_path: Path) -> Path:
     from safetensors.torch import save_file
 
     from neuclip_scale.config import ModelConfig, Recipe
-    from neuclip_scale.models.clip import build_model
+    from neuclip_scale.models.building import build_model
     from neuclip_scale.models.interop import to_open_clip_state_dict
 
     torch.manual_seed(0)

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from neuclip_scale.config import ConfigError
-from neuclip_scale.models.clip import CLIP, create_model
+from neuclip_scale.models.building import create_model
+from neuclip_scale.models.clip import CLIP
 from neuclip_scale.models.interop import (
     load_open_clip_state_dict,
     load_pretrained,

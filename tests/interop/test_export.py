@@ -14,8 +14,9 @@ from neuclip_scale import cli
 from neuclip_scale.checkpoint import save_checkpoint
 from neuclip_scale.config import Recipe, dump_recipe, load_recipe
 from neuclip_scale.data.transforms import EvalTransform
-from neuclip_scale.models.clip import CLIP, build_model
-from neuclip_scale.models.interop import load_pretrained
+from neuclip_scale.models.building import build_model
+from neuclip_scale.models.clip import CLIP
+from neuclip_scale.models.loading import load_pretrained
 from neuclip_scale.models.tokenizer import CLIPTokenizer
 
 TEXTS = ["a red balloon", "caf\u00e9 \u2615, twice", "a very long caption " * 9]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neuclip_scale.models.clip import CLIP, create_model
+from neuclip_scale.models.building import create_model
+from neuclip_scale.models.clip import CLIP
 from neuclip_scale.models.interop import load_open_clip_state_dict, to_open_clip_state_dict
 from neuclip_scale.models.presets import PRESETS
 

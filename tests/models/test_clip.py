@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.config import ConfigError, ModelConfig, ObjectiveConfig, Recipe
-from neuclip_scale.models.clip import CLIP, build_model, create_model
+from neuclip_scale.models.building import build_model, create_model
+from neuclip_scale.models.clip import CLIP
 from neuclip_scale.models.presets import PRESETS, get_preset
 from neuclip_scale.models.tokenizer import CLIPTokenizer
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.config import ConfigError, ModelConfig, Recipe
-from neuclip_scale.models.clip import build_model, create_model
+from neuclip_scale.models.building import build_model, create_model
 from neuclip_scale.models.presets import PRESETS
 from neuclip_scale.models.text import TransformersTower
 from neuclip_scale.models.tokenizer import build_tokenizer

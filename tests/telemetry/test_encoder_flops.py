@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from neuclip_scale.config import load_recipe
-from neuclip_scale.models.clip import CLIP, build_model
+from neuclip_scale.models.building import build_model
+from neuclip_scale.models.clip import CLIP
 from neuclip_scale.telemetry.flops import EncoderFlops, count_encoder_flops
 
 

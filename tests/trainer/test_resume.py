@@ -206,8 +206,8 @@ def test_resume_from_a_path_with_other_learning_rates(shards: Path, finished: Pa
     trainer = Trainer(recipe(shards, runs / "run", **options))
     trainer.fit()
     groups = {group["name"]: group for group in trainer.engine.optimizer.param_groups}
-    assert groups["decay"]["weight_decay"] == 0.3
-    assert groups["decay"]["betas"] == (0.8, 0.9)
+    assert {group["weight_decay"] for group in groups.values()} == {0.3, 0.0}
+    assert groups["encoders 0"]["betas"] == (0.8, 0.9)
     assert groups["temperature"]["lr"] == 2e-5
     (line,) = (json.loads(line) for line in (runs / "run" / "metrics.jsonl").read_text().splitlines())
     assert (line["step"], line["lr"]) == (3, 3e-5)

@@ -1,0 +1,107 @@
+"""Names and shapes of CLIP's parameters in transformers' CLIPModel, there and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from neuclip_scale.models.presets import Preset, TextTransformerConfig, VisionTransformerConfig
+
+HF_NAME = "text_model.embeddings.token_embedding.weight"
+"""A name by which such a state dict is known."""
+_TOWERS = {"text_model": "", "vision_model": "visual."}
+"""Prefix in transformers -> prefix here."""
+_BLOCK = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+_REST = {
+    "logit_scale": "logit_scale",
+    "text_projection.weight": "text_projection",
+    "visual_projection.weight": "visual.proj",
+    HF_NAME: "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    "text_model.final_layer_norm.weight": "ln_final.weight",
+    "text_model.final_layer_norm.bias": "ln_final.bias",
+    "vision_model.pre_layrnorm.weight": "visual.ln_pre.weight",  # spelt so in transformers
+    "vision_model.pre_layrnorm.bias": "visual.ln_pre.bias",
+    "vision_model.post_layernorm.weight": "visual.ln_post.weight",
+    "vision_model.post_layernorm.bias": "visual.ln_post.bias",
+}
+_TRANSPOSED = ("text_projection", "visual.proj")
+_IN_A_BLOCK = re.compile(r"(text_model|vision_model)\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
+
+
+def to_hf(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter of a CLIP state dict under transformers' name and in its shape."""
+    for theirs, ours in _REST.items():
+        tensor = state[ours]
+        yield theirs, tensor.reshape([]) if ours == "logit_scale" else tensor.T if ours in _TRANSPOSED else tensor
+    for tower, prefix in _TOWERS.items():
+        blocks = f"{prefix}transformer.resblocks."
+        for number in sorted({int(name[len(blocks) :].split(".")[0]) for name in state if name.startswith(blocks)}):
+            target = f"{tower}.encoder.layers.{number}"
+            for part in ("weight", "bias"):
+                for theirs, ours in _BLOCK.items():
+                    yield f"{target}.{theirs}.{part}", state[f"{blocks}{number}.{ours}.{part}"]
+                joint = state[f"{blocks}{number}.attn.in_proj_{part}"]
+                for matrix, rows in zip("qkv", joint.chunk(3), strict=True):
+                    yield f"{target}.self_attn.{matrix}_proj.{part}", rows
+
+
+def from_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inverse of `to_hf`; what CLIPModel's state dict holds beside parameters is left out."""
+    found: dict[str, Tensor] = {}
+    joint: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        match = _IN_A_BLOCK.fullmatch(name)
+        if match:
+            tower, number, theirs, part = match.groups()
+            block = f"{_TOWERS[tower]}transformer.resblocks.{number}"
+            if theirs in _BLOCK:
+                found[f"{block}.{_BLOCK[theirs]}.{part}"] = tensor
+            else:
+                joint.setdefault(f"{block}.attn.in_proj_{part}", {})[theirs] = tensor
+        elif name in _REST:
+            ours = _REST[name]
+            found[ours] = tensor.reshape(1) if ours == "logit_scale" else tensor.T if ours in _TRANSPOSED else tensor
+    for ours, parts in joint.items():
+        found[ours] = torch.cat([parts[f"self_attn.{matrix}_proj"] for matrix in "qkv"])
+    return found
+
+
+def preset_from_hf(config: Mapping[str, dict[str, object]]) -> Preset:
+    """The architecture in the config.json of a CLIPModel."""
+    text, vision = config["text_config"], config["vision_config"]
+
+    def size(section: Mapping[str, object], name: str, default: int) -> int:
+        return int(section.get(name, default))  # type: ignore[call-overload, no-any-return]
+
+    return Preset(
+        embed_dim=size(config, "projection_dim", 512),
+        image=VisionTransformerConfig(
+            patch_size=size(vision, "patch_size", 32),
+            width=size(vision, "hidden_size", 768),
+            layers=size(vision, "num_hidden_layers", 12),
+            heads=size(vision, "num_attention_heads", 12),
+        ),
+        text=TextTransformerConfig(
+            width=size(text, "hidden_size", 512),
+            layers=size(text, "num_hidden_layers", 12),
+            heads=size(text, "num_attention_heads", 8),
+            context_length=size(text, "max_position_embeddings", 77),
+            vocab_size=size(text, "vocab_size", 49408),
+        ),
+        image_size=size(vision, "image_size", 224),
+        # transformers' own default is OpenAI's.
+        quick_gelu=text.get("hidden_act", "quick_gelu") == "quick_gelu",
+    )
