@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Zero-shot accuracy and retrieval of a run or a model.",
     ),
     "export": ("neuclip_scale.commands.export", "Write a run's model for open_clip, transformers or safetensors."),
+    "checkpoint": ("neuclip_scale.commands.checkpoint", "Verify and list a checkpoint, or write its tensors anew."),
     "report": ("neuclip_scale.commands.report", "Finished runs side by side: scores, cost, figures."),
     "study": (
         "neuclip_scale.commands.study",

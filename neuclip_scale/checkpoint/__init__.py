@@ -14,6 +14,7 @@ tensors, numbers, strings, lists, tuples and dicts, read with `weights_only=True
 
 from __future__ import annotations
 
+from neuclip_scale.checkpoint.inspecting import convert, describe
 from neuclip_scale.checkpoint.layout import CheckpointError, checkpoints_by_step
 from neuclip_scale.checkpoint.parameters import keep_share, load_parameters
 from neuclip_scale.checkpoint.reading import (
@@ -23,7 +24,7 @@ from neuclip_scale.checkpoint.reading import (
     verify_checkpoint,
 )
 from neuclip_scale.checkpoint.rng import capture_rng, restore_rng
-from neuclip_scale.checkpoint.runs import check_compatible, load_run_model, saved_recipe
+from neuclip_scale.checkpoint.runs import check_compatible, find_checkpoint, load_run_model, saved_recipe
 from neuclip_scale.checkpoint.writing import PendingSave, save_checkpoint, snapshot, start_save
 
 __all__ = [
@@ -32,6 +33,9 @@ __all__ = [
     "capture_rng",
     "check_compatible",
     "checkpoints_by_step",
+    "convert",
+    "describe",
+    "find_checkpoint",
     "keep_share",
     "latest_checkpoint",
     "load_all_ranks",

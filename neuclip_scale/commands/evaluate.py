@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -40,6 +40,8 @@ class EvaluateArguments:
     """Pictures or texts encoded at a time."""
     preset: str = ""
     """Architecture of a bare weights file (ViT-B-32, ...); runs and open_clip folders say it themselves."""
+    weights: Literal["auto", "last", "ema"] = "auto"
+    """Of a run: those of the last step, their running average, or the average where the run kept one."""
     figures: Path | None = None
     """Also draw a page of results of each retrieval set, and the run's loss, into this folder."""
 
@@ -62,7 +64,7 @@ def main(argv: list[str]) -> int:
 
     try:
         device = _device(arguments.device)
-        model, tokenizer = _load(arguments.model, arguments.preset)
+        model, tokenizer = _load(arguments)
         model.to(device)
         transform = EvalTransform(model.image_size, model.image_mean, model.image_std)
         result = evaluate_folder(model, arguments.data, tokenizer, transform, device, arguments.batch_size)
@@ -95,16 +97,17 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _load(path: Path, preset: str) -> tuple[CLIP, Tokenizer]:
+def _load(arguments: EvaluateArguments) -> tuple[CLIP, Tokenizer]:
+    path = arguments.model
     from neuclip_scale.checkpoint import load_run_model
     from neuclip_scale.models.loading import load_pretrained
     from neuclip_scale.models.tokenizer import CLIPTokenizer, build_tokenizer
 
     if (path / "checkpoints").is_dir() or (path / "checksums.json").is_file():
-        model, recipe = load_run_model(path)
+        model, recipe = load_run_model(path, arguments.weights)
         return model, build_tokenizer(recipe.model)
     try:
-        model = load_pretrained(path, preset=preset)
+        model = load_pretrained(path, preset=arguments.preset)
     except ConfigError:
         raise
     except ValueError as error:

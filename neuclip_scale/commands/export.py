@@ -28,6 +28,8 @@ class ExportArguments:
     tokenizer and image processor. safetensors: the tensors under this project's names."""
     output: Path
     """Folder to write; it must not hold anything yet."""
+    weights: Literal["auto", "last", "ema"] = "auto"
+    """Those of the last step, their running average, or the average where the run kept one."""
 
 
 def main(argv: list[str]) -> int:
@@ -39,7 +41,7 @@ def main(argv: list[str]) -> int:
     from neuclip_scale.checkpoint import CheckpointError, load_run_model
 
     try:
-        model, recipe = load_run_model(arguments.run)
+        model, recipe = load_run_model(arguments.run, arguments.weights)
         _save(model, recipe, arguments)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

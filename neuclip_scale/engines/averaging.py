@@ -8,6 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+AVERAGE = "ema"
+"""Name of a parameter's running average beside its `value`, in `Engine.named_state` and in checkpoints."""
+
 
 class WeightAverage:
     """The average's parts on this rank, by parameter's name; a part is what a rank holds of a parameter."""

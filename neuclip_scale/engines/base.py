@@ -14,11 +14,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from neuclip_scale import distributed
 from neuclip_scale.data.batch import Batch
-from neuclip_scale.engines.averaging import WeightAverage
+from neuclip_scale.engines.averaging import AVERAGE, WeightAverage
 from neuclip_scale.models.clip import CLIP, CLIPOutput
 
-AVERAGE = "ema"
-"""Name of a parameter's running average in `named_state`."""
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
