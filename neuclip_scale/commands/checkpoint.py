@@ -49,12 +49,14 @@ class ConvertArguments:
 
 def main(argv: list[str]) -> int:
     """Run the command; returns 0, 1 for a checkpoint that is not intact, 2 for bad usage."""
-    commands = {"inspect": (_inspect, InspectArguments), "convert": (_convert, ConvertArguments)}
+    commands: dict[str, tuple[Callable[[Any], int], type]] = {
+        "inspect": (_inspect, InspectArguments),
+        "convert": (_convert, ConvertArguments),
+    }
     if not argv or argv[0] not in commands:
         asked = argv[:1] in (["-h"], ["--help"])
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    run: Callable[[Any], int]
     run, kind = commands[argv[0]]
     arguments: Any = tyro.cli(kind, args=argv[1:], prog=f"neuclip checkpoint {argv[0]}")
     from neuclip_scale.checkpoint import CheckpointError
