@@ -19,6 +19,7 @@ from neuclip_scale.objectives import create_objective
 from neuclip_scale.objectives.registry import Problem
 
 FP32, BF16 = 4, 2
+ZERO_BUCKET = 500_000_000  # DeepSpeed's default of reduce_bucket_size
 # BatchNorm refuses a single value per channel, so two pairs are the least.
 _PAIRS = 2
 
@@ -75,6 +76,8 @@ class _Sharding:
     """Whether the optimizer has an fp32 copy of the parameters besides."""
     parameters_on_host: bool = False
     optimizer_on_host: bool = False
+    bucket: int = 0
+    """Elements of the buffers in which gradients travel."""
 
 
 def plan_memory(config: Recipe, world_size: int, dataset_size: int = 0) -> MemoryPlan:
@@ -118,7 +121,9 @@ def _sharding(config: Recipe, world_size: int) -> _Sharding:
         stage = int(zero.get("stage", 0))
         on_host = [zero.get(key, {}).get("device", "none") != "none" for key in ("offload_param", "offload_optimizer")]
         over = [world_size if stage >= least else 1 for least in (3, 2, 1)]
-        return _Sharding(f"deepspeed ZeRO {stage}", over[0], over[1], over[2], stage > 0, on_host[0], on_host[1])
+        bucket = int(zero.get("reduce_bucket_size", ZERO_BUCKET)) * (2 if zero.get("overlap_comm", stage == 3) else 1)
+        label = f"deepspeed ZeRO {stage}"
+        return _Sharding(label, over[0], over[1], over[2], stage > 0, on_host[0], on_host[1], bucket if stage else 0)
     return _Sharding("ddp")
 
 
@@ -140,6 +145,9 @@ def _state(config: Recipe, sharding: _Sharding, total: int, trained: int) -> lis
             "AdamW's two moments" + (" and the master copy" if sharding.master else ""),
         ),
     ]
+    if sharding.bucket:
+        how = "ZeRO's reduce_bucket_size, at most the gradients"
+        found.append(MemoryItem("reduction buckets", FP32 * min(sharding.bucket, trained), 0, how))
     if config.optim.ema_decay:
         found.append(
             item("running average", FP32 * trained, sharding.parameters, sharding.parameters_on_host, "4 bytes each")

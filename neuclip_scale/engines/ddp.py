@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from neuclip_scale import distributed
-from neuclip_scale.config import Recipe
+from neuclip_scale.config import Recipe, local_batch_size, micro_batch_size
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.engines.base import Engine
 from neuclip_scale.models.building import fill
@@ -28,7 +28,13 @@ class DDPEngine(Engine):
         self.wrapped: nn.Module = model
         if distributed.world_size() > 1:
             ids = [device.index] if device.type == "cuda" else None
-            self.wrapped = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+            # The same parameters take part in every backward pass, so that DDP need not look for those that do not.
+            # Not with several micro-batches: DDP would learn the graph from one that it does not reduce.
+            world_size = distributed.world_size()
+            single = micro_batch_size(config, world_size) >= local_batch_size(config, world_size)
+            self.wrapped = DistributedDataParallel(
+                model, device_ids=ids, gradient_as_bucket_view=True, static_graph=single
+            )
 
     def encode(self, batch: Batch) -> CLIPOutput:
         """See `Engine.encode`. Without gradients the bare module is used: DDP would arm its reducer for nothing."""
