@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 METHODS ?= neuclip
 DEMO_ARGS ?=
-PYTEST_ARGS ?=
+# Files of tests side by side; one file's tests share what is slow to make.
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin

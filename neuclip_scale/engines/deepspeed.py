@@ -47,6 +47,13 @@ class DeepSpeedEngine(Engine):
         zero = settings.get("zero_optimization", {})
         self.stage = int(zero.get("stage", 0))
         self.forward_is_collective = self.stage == 3
+        if self.stage == 3 and config.model.compile:
+            raise ConfigError(
+                "model.compile",
+                True,
+                "ZeRO 3 gathers parameters by hooks in the middle of what would be compiled",
+                "Turn it off, or use engine.name=fsdp2.",
+            )
         if self.stage > 0 and config.optim.name != "adamw":
             raise ConfigError(
                 "optim.name",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from neuclip_scale.config import ConfigError, ModelConfig, Recipe
+from neuclip_scale.config import ConfigError, Recipe
 from neuclip_scale.models.clip import CLIP, ImageTower, TextTower
 from neuclip_scale.models.layers import lock_tower
 from neuclip_scale.models.presets import Preset, ResNetConfig, preset_of
@@ -46,7 +46,7 @@ def plan_model(config: Recipe) -> CLIP:
     )
     if config.model.lock:
         lock_tower(model, config.model.lock, config.model.unlocked_layers)
-    _prepare(model, config.model)
+    _prepare(model, config)
     return model
 
 
@@ -150,15 +150,16 @@ def _plan(
         )
 
 
-def _prepare(model: CLIP, config: ModelConfig) -> None:
-    if config.grad_checkpointing:
+def _prepare(model: CLIP, config: Recipe) -> None:
+    if config.model.grad_checkpointing:
         model.set_grad_checkpointing()
-    if config.compile:
-        if config.grad_checkpointing and isinstance(model.visual, ModifiedResNet):
+    if config.model.compile:
+        if config.model.grad_checkpointing and isinstance(model.visual, ModifiedResNet):
             raise ConfigError(
                 "model.compile",
                 True,
                 "torch.compile cannot trace a ResNet's checkpoints, which hold back its batch statistics",
                 "Turn off model.compile or model.grad_checkpointing.",
             )
-        model.compile_towers()
+        # FSDP2 gathers a block's parameters before it: what is compiled must lie between two gatherings.
+        model.compile_towers(by_block=config.engine.name == "fsdp2")

@@ -138,11 +138,17 @@ class CLIP(nn.Module):
             else:
                 yield tower
 
-    def compile_towers(self, **options: Any) -> None:
-        """Compile each tower at its next call, in place: names in the state dict stay as they are.
+    def compile_towers(self, *, by_block: bool = False, **options: Any) -> None:
+        """Compile each tower, or each of its blocks, at its next call, in place: names in the state dict stay as they
+        are.
 
         `options` go to `torch.compile`.
         """
+        if by_block:
+            for block in self.blocks():
+                # Shapes as they are: a checkpointed block that is run again must find the graph of its first run.
+                block.compile(dynamic=False, **options)
+            return
         self.visual.compile(**options)
         (self.transformer if self.text is None else self.text).compile(**options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from neuclip_scale.data.synthetic import write_synthetic_shards
 from neuclip_scale.engines import create_engine
 from neuclip_scale.engines.base import like, local_part
 from neuclip_scale.models.building import plan_model
+from neuclip_scale.models.clip import CLIP
 from neuclip_scale.optim import set_learning_rates
 from neuclip_scale.planning import plan_memory
 
@@ -204,6 +206,29 @@ def test_optimizers_see_whole_tensors_on_shards(name: str, tolerance: float) -> 
             moved, error = expected[parameter] - before, after[parameter] - expected[parameter]
             assert moved.norm() > 0
             assert error.norm() <= tolerance * moved.norm(), parameter
+
+
+def train_compiled(folder: str, run: str, more: Overrides) -> dict[str, Any]:
+    # Traced and differentiated by torch.compile; generating C++ as well would take a minute.
+    whole = CLIP.compile_towers
+    CLIP.compile_towers = functools.partialmethod(whole, backend="aot_eager")  # type: ignore[assignment, method-assign]
+    try:
+        return train(folder, run, more | {"model.compile": True})
+    finally:
+        CLIP.compile_towers = whole  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("label", ["ddp, 2 ranks", "fsdp2, 2 ranks", "zero2, 1 rank"])
+def test_compiled_towers_make_the_same_updates(folder: str, label: str) -> None:
+    more = {"model.preset": "toy", "train.micro_batch_size": 3, "model.grad_checkpointing": True}
+    world_size, engine = ENGINES[label]
+    (result, *_) = run_ranks(world_size, train_compiled, folder, f"compiled {label}", more | engine)
+    assert_same(result, train(folder, f"plain {label}", more), weights=2e-5, losses=1e-5)
+
+
+def test_what_a_backend_cannot_compile_says_so(folder: str) -> None:
+    with pytest.raises(ConfigError, match=r"model\.compile.*ZeRO 3 gathers parameters"):
+        train(folder, "never", {"model.compile": True, **zero("zero3")})
 
 
 def test_steps_counted_by_group_travel(folder: str) -> None:
