@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 DEMO_RUNS := $(METHODS:%=runs/demo-%)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench doctor clean
+.PHONY: help setup demo test parity lint format bench doctor clean
 
 help:  ## List these commands
 	@echo "usage: make COMMAND [PYTHON=python3.12] [METHODS=\"openclip neuclip\"]"
@@ -47,6 +47,9 @@ demo: setup  ## Train on real clip art for ten minutes, evaluate, and compare ME
 
 test: setup lint  ## Run every check: ruff, mypy and the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+parity: setup  ## Hold every engine to one process over all objectives and options: an hour
+	NEUCLIP_PARITY=1 $(BIN)/python -m pytest tests/distributed/test_engines.py -k whole_product
 
 lint: setup  ## Check style, formatting and types
 	$(BIN)/ruff check .

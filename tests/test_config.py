@@ -99,7 +99,7 @@ def sections(cls: Any) -> list[Any]:
             "objective.npn.prototypes",
             "objective.npn.num_prototypes?",
         ),
-        ({"optim": {"zzzzzz": 3}}, "optim.zzzzzz", "Known fields: betas, eps,"),
+        ({"optim": {"zzzzzz": 3}}, "optim.zzzzzz", "Known fields: betas, cooldown_power,"),
     ],
 )
 def test_unknown_key_names_the_nearest(values: dict[str, Any], field: str, hint: str) -> None:

@@ -14,12 +14,8 @@ from safetensors.torch import save_file
 from neuclip_scale.config import ConfigError
 from neuclip_scale.models.building import create_model
 from neuclip_scale.models.clip import CLIP
-from neuclip_scale.models.interop import (
-    load_open_clip_state_dict,
-    load_pretrained,
-    preset_from_open_clip,
-    to_open_clip_state_dict,
-)
+from neuclip_scale.models.interop import load_open_clip_state_dict, preset_from_open_clip, to_open_clip_state_dict
+from neuclip_scale.models.loading import load_pretrained
 from neuclip_scale.models.presets import PRESETS
 
 MODEL_CFG = {
