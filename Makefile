@@ -5,7 +5,7 @@ VENV ?= .venv
 METHODS ?= neuclip
 DEMO_ARGS ?=
 # Files of tests side by side; one file's tests share what is slow to make.
-PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+PYTEST_ARGS ?= -n logical --maxprocesses 4 --dist loadfile
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin

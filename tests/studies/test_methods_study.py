@@ -13,9 +13,16 @@ from typing import Any
 
 import pytest
 
-from neuclip_scale.config import ConfigError
+from neuclip_scale.config import ConfigError, load_recipe
 from neuclip_scale.data.synthetic import write_synthetic_shards
-from neuclip_scale.studies.methods.plan import arms, base_recipe, planned, steps_for_samples, steps_for_seconds
+from neuclip_scale.studies.methods.plan import (
+    arms,
+    base_recipe,
+    planned,
+    steps_for_samples,
+    steps_for_seconds,
+    tuning_runs,
+)
 from neuclip_scale.studies.methods.running import StudyError, command, run_study
 from neuclip_scale.studies.methods.settings import MethodsStudy
 
@@ -138,6 +145,44 @@ def test_a_killed_study_goes_on_and_compares(data: tuple[Path, Path], tmp_path: 
         for seed in asked.seeds:
             folder = asked.output / "runs" / "samples" / method / f"seed{seed}"
             assert json.loads((folder / "summary.json").read_bytes())["objective"] == method
+
+
+def test_each_arm_trains_with_the_learning_rate_that_scored_best(data: tuple[Path, Path], tmp_path: Path) -> None:
+    plain = small(tmp_path / "study", data, "openclip", seeds=(0,))
+    asked = MethodsStudy(**{**vars(plain), "learning_rates": (1e-5, 1e-2), "tuning_steps": 2, "jobs": 2})
+    told: list[str] = []
+    assert run_study(asked, told.append).keys() == {"samples"}
+    plan = json.loads((asked.output / "plan.json").read_bytes())
+    scores, chosen = plan["tuning"]["openclip"], plan["learning_rates"]["openclip"]
+    tuned = {}
+    for rate in asked.learning_rates:
+        run = asked.output / "runs" / "tuning" / "openclip" / f"lr{rate:g}"
+        summary = json.loads((run / "summary.json").read_bytes())
+        assert (summary["seed"], summary["step"]) == (1000, 2)
+        retrieval = summary["evaluation"]["retrieval"]
+        recalls = [*retrieval["image_to_text"].values(), *retrieval["text_to_image"].values()]
+        tuned[str(rate)] = sum(recalls) / len(recalls)
+    assert scores == pytest.approx(tuned)
+    assert tuned[str(chosen)] == max(tuned.values())
+    final = load_recipe(asked.output / "runs" / "samples" / "openclip" / "seed0" / "config.yaml")
+    assert (final.optim.learning_rate, final.seed, final.train.num_steps) == (chosen, 0, 4)
+    assert any(text.startswith(f"learning rate of openclip: {chosen:g}") and "edge" in text for text in told)
+
+    # What was trained before is kept only where the plan is still the same.
+    changed = MethodsStudy(**{**vars(asked), "overrides": (*asked.overrides, "optim.weight_decay=0.3")})
+    with pytest.raises(StudyError, match=r"was trained with another optim\.weight_decay"):
+        run_study(changed, told.append)
+    with pytest.raises(ConfigError, match="is one of the seeds that are reported"):
+        run_study(MethodsStudy(**{**vars(asked), "seeds": (0, 1000)}), told.append)
+
+
+def test_a_rate_that_an_arm_names_is_not_tuned_and_larger_batches_scale_it(tmp_path: Path) -> None:
+    asked = study(tmp_path, learning_rates=(1e-3, 2e-3), variants=("own:neuclip:optim.learning_rate=5e-3",))
+    recipe = base_recipe(asked)
+    found = tuning_runs(asked, recipe, steps_for_samples(asked, recipe))
+    assert found.keys() == {"openclip", "neuclip", "openclip-x4"}
+    assert found["openclip-x4"][1e-3].overrides["optim.learning_rate"] == pytest.approx(2e-3)
+    assert len({run.folder for of_arm in found.values() for run in of_arm.values()}) == 6
 
 
 def test_a_run_that_fails_is_named_with_its_last_words(data: tuple[Path, Path], tmp_path: Path) -> None:
