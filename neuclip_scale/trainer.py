@@ -18,8 +18,7 @@ from neuclip_scale.cost import StepArithmetic
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.digest import batch_digest
 from neuclip_scale.data.loader import LoadedBatch, TrainLoader
-from neuclip_scale.data.manifest import Manifest, assemble_manifest, index_shards
-from neuclip_scale.data.shards import expand_shards
+from neuclip_scale.data.run_manifest import run_manifest
 from neuclip_scale.data.skips import SkipLog, check_bad_fraction
 from neuclip_scale.data.transforms import EvalTransform, TrainTransform
 from neuclip_scale.engines import create_engine
@@ -81,7 +80,7 @@ class Trainer:
         distributed.seed_everything(config.seed)
         model = plan_model(config)
         self.arithmetic = StepArithmetic.of(model, config, self.world_size)
-        self.manifest = self._index_data()
+        self.manifest = run_manifest(self.run_dir / "manifest.json", config.data.train)
         self.num_steps = self._count_steps()
         if start_from is None:
             model.starting_values = pretrained_values(config.model, model)
@@ -256,28 +255,6 @@ class Trainer:
                 str(error).removesuffix("."),
                 "An empty string trains without evaluation.",
             ) from error
-
-    def _index_data(self) -> Manifest:
-        """The manifest of the run folder if it still holds, else a new one, indexed by all ranks (collective)."""
-        path = self.run_dir / "manifest.json"
-
-        def known() -> tuple[list[str], Manifest | None]:
-            shards = expand_shards(self.config.data.train)
-            manifest = Manifest.load(path) if path.exists() else None
-            if manifest is not None and manifest.is_current() and [s.path for s in manifest.shards] == shards:
-                return shards, manifest
-            return shards, None
-
-        shards, manifest = distributed.on_main(known)
-        if manifest is not None:
-            return manifest
-        parts = distributed.gather_objects(index_shards(shards[self.rank :: self.world_size]))
-        rows = [parts[i % self.world_size][i // self.world_size] for i in range(len(shards))]
-        manifest = assemble_manifest(rows)
-        if distributed.is_main():
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            manifest.save(path)
-        return manifest
 
     def _count_steps(self) -> int:
         train = self.config.train
