@@ -46,6 +46,7 @@ def overrides(folder: str, run: str, more: Overrides) -> Overrides:
     return {
         "run_dir": str(Path(folder) / run),
         "data.train": str(Path(folder) / "shards"),
+        "model.preset": "toy",
         "data.num_workers": 0,
         "data.num_streams": 4,
         "data.shuffle_window": 8,
