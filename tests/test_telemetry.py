@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def test_resume_cuts_off_what_is_done_again(tmp_path: Path, caplog: pytest.LogCa
     run(tmp_path, range(1, 9))
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 9, "lo')  # killed in the middle of a line
+    time.sleep(1.1)  # TensorBoard orders event files by the second in their names
     with caplog.at_level(logging.WARNING):
         run(tmp_path, range(6, 11), resume_step=5, grad_norm=2.0)
     records = read(tmp_path)
