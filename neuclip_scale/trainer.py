@@ -164,16 +164,17 @@ class Trainer:
             with section("data"), self._keep_random_state():
                 loaded = next(batches)
             data_time = time.perf_counter() - began
+            factor = schedule_factor(state.step, self.num_steps, config.optim)
             set_learning_rates(
                 self.engine.optimizer,
-                schedule_factor(state.step, self.num_steps, config.optim),
+                factor,
                 constant_temperature=config.optim.temperature_schedule == "constant",
                 temperature_dropped=state.temperature_dropped,
             )
             with section("data"):
                 batch = loaded.batch.to(self.device, non_blocking=True)
             result = self.train_step(batch, self.monitor if self.monitor.is_due(state.step + 1) else None)
-            metrics, stopping = self._reduce(result, loaded, stop.requested)
+            metrics, stopping, saved = self._reduce(result, loaded, stop.requested)
         try:
             check_finite(metrics, result.pairs, batch, state.step + 1, self.run_dir, config.train.precision)
         except NonFiniteLossError:  # of numbers that are equal on all ranks
@@ -194,10 +195,12 @@ class Trainer:
         step_time = time.perf_counter() - began - metrics.get("normalizer/seconds", 0.0)
         sections = timer.seconds()
         state.cost.add_step(step_time, sections, self.arithmetic, self.objective)
-        metrics |= {"lr": self.engine.optimizer.param_groups[0]["lr"], "data_time": data_time}
+        metrics |= {"lr": config.optim.learning_rate * factor, "data_time": data_time}
         metrics |= {"step_time": step_time, "num_skipped": state.num_skipped}
         metrics |= {f"time/{name}": spent for name, spent in sections.items()}
         logger.log_step(state.step, metrics)
+        if saved:
+            state.finish_save()
         self._between_steps(logger, stopping)
         return stopping
 
@@ -296,8 +299,9 @@ class Trainer:
             return self._all_pairs.encode(self.engine)
 
     @section("reduce")
-    def _reduce(self, result: StepResult, loaded: LoadedBatch, stop: bool) -> tuple[dict[str, Any], bool]:
-        """Numbers of this step over all ranks, and whether any rank was asked to stop (collective).
+    def _reduce(self, result: StepResult, loaded: LoadedBatch, stop: bool) -> tuple[dict[str, Any], bool, bool]:
+        """Numbers of this step over all ranks, whether any rank was asked to stop, and whether all have written the
+        checkpoint that is being saved (collective).
 
         One reduction and one copy to the host for everything: each `.item()` would be a stop of the GPU.
         """
@@ -310,14 +314,12 @@ class Trainer:
         numbers = torch.cat([distributed.all_reduce_sum(packed), local]).tolist()
         loss, *means = numbers[: 1 + len(names)]
         stopping, num_written, num_read, num_skipped, scale, grad_norm = numbers[1 + len(names) :]
-        if num_written == self.world_size:
-            self.run_state.finish_save()
         self.run_state.count(int(num_read), int(num_skipped))
         digests = distributed.all_gather_rows(loaded.stream_digests.to(self.device))
         metrics: dict[str, Any] = {"loss": loss, "logit_scale": scale, "grad_norm": grad_norm}
         metrics |= dict(zip(names, means, strict=True))
         metrics["batch_digest"] = batch_digest(digests.tolist())
-        return metrics, stopping > 0
+        return metrics, stopping > 0, num_written == self.world_size
 
     def _between_steps(self, logger: telemetry.RunLogger, stopping: bool) -> None:
         step, config = self.run_state.step, self.config
@@ -375,6 +377,7 @@ class Trainer:
             "train_seconds": cost["train_seconds"],
             "device_hours": cost["device_hours"],
             "device": str(self.device.type),
+            "evaluated_weights": "last" if self.engine.average is None else "ema",
             "samples_per_second": samples / cost["train_seconds"] if cost["train_seconds"] else 0.0,
             "samples_read": state.num_read,
             "samples_skipped": state.num_skipped,

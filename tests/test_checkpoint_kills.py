@@ -9,8 +9,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from kill_helpers import newest_of_intact, rest_of, was_interrupted
 
-from neuclip_scale.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, verify_checkpoint
+from neuclip_scale.checkpoint import load_checkpoint, save_checkpoint
 
 # One server imports torch (seconds); each process a test needs is then forked from it at once.
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -39,17 +40,9 @@ def test_sigkill_at_any_moment_leaves_the_last_finished_save(tmp_path: Path) -> 
         time.sleep(draw.uniform(0.0, 0.06))
         saver.kill()
         saver.join()
-        while True:
-            try:
-                reported.append(reader.recv())
-            except EOFError:
-                break
-        num_interrupted += any(path.name.startswith(".") for path in tmp_path.iterdir())
-        for path in tmp_path.glob("step_*"):
-            verify_checkpoint(path)  # a kill tears none, not even one about to be deleted
-        newest = latest_checkpoint(tmp_path)
-        assert newest is not None
-        shared, _ = load_checkpoint(newest, rank=0)
+        reported += rest_of(reader)
+        num_interrupted += was_interrupted(tmp_path)
+        shared, _ = load_checkpoint(newest_of_intact(tmp_path), rank=0)
         assert shared["step"] >= max(reported)
         assert bool((shared["weight"] == shared["step"]).all())
         newest_step = shared["step"]

@@ -75,6 +75,9 @@ def test_schedules_are_functions_of_the_step() -> None:
     square = OptimConfig(warmup_steps=0, schedule="cooldown", cooldown_steps=1, cooldown_power=2.0)
     assert [schedule_factor(step, 3, square) for step in range(3)] == [1, 1, 0.25]
     assert schedule_factor(7, 9, OptimConfig(warmup_steps=0, schedule="constant")) == 1
+    for field, value in (("model.unlocked_layers", 2), ("model.pretrained_towers", "image")):
+        with pytest.raises(ConfigError, match=field.replace(".", r"\.")):
+            check_recipe(load_recipe("demo", {field: value}))
     for schedule, steps in (("cooldown", 0), ("cosine", 5)):
         recipe = load_recipe("demo", {"optim.schedule": schedule, "optim.cooldown_steps": steps})
         with pytest.raises(ConfigError, match=r"optim\.cooldown_steps"):

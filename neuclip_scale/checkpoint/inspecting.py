@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from neuclip_scale.checkpoint.parameters import collect
-from neuclip_scale.checkpoint.reading import load_all_ranks, verify_checkpoint
+from neuclip_scale.checkpoint.reading import load_all_ranks, read_checksums
 from neuclip_scale.checkpoint.runs import saved_recipe
 
 Form = Literal["dcp", "safetensors"]
@@ -17,8 +17,8 @@ Form = Literal["dcp", "safetensors"]
 
 def describe(path: Path) -> dict[str, Any]:
     """Verify every byte of checkpoint `path` and list its content; raises CheckpointError."""
-    checksums = verify_checkpoint(path)
-    shared, ranks = load_all_ranks(path)
+    checksums = read_checksums(path)
+    shared, ranks = load_all_ranks(path)  # verifies what it reads, which is all
     recipe = saved_recipe(shared)
     parameters = collect(ranks)
     kept: dict[str, int] = {}

@@ -40,7 +40,7 @@ def collect(ranks: Sequence[Mapping[str, Any]]) -> NamedState:
 
 
 def load_parameters(engine: Engine, ranks: Sequence[Mapping[str, Any]]) -> None:
-    """Give `engine` the parameters and optimizer state of all ranks' parts (no communication).
+    """Give `engine` the parameters and optimizer state of all ranks' parts (collective under ZeRO).
 
     Raises CheckpointError, with the differences, if names or shapes are not the model's.
     """

@@ -44,7 +44,7 @@ def verify_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises CheckpointError naming the first missing or damaged file.
     """
-    checksums = _read_checksums(Path(path))
+    checksums = read_checksums(Path(path))
     for name in checksums["files"]:
         _verify_file(Path(path), name, checksums)
     return checksums
@@ -57,7 +57,7 @@ def load_checkpoint(path: Path, rank: int) -> tuple[dict[str, Any], dict[str, An
     CheckpointError.
     """
     path = Path(path)
-    checksums = _read_checksums(path)
+    checksums = read_checksums(path)
     own = _load(path, rank_file(rank), checksums) if rank < checksums["world_size"] else None
     return _load(path, SHARED_FILE, checksums), own
 
@@ -68,12 +68,13 @@ def load_all_ranks(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     For going on with another number of ranks. Verifies the files; raises CheckpointError. No communication.
     """
     path = Path(path)
-    checksums = _read_checksums(path)
+    checksums = read_checksums(path)
     ranks = [_load(path, rank_file(rank), checksums) for rank in range(checksums["world_size"])]
     return _load(path, SHARED_FILE, checksums), ranks
 
 
-def _read_checksums(path: Path) -> dict[str, Any]:
+def read_checksums(path: Path) -> dict[str, Any]:
+    """checksums.json of checkpoint `path`; raises CheckpointError. Does not look at the files it lists."""
     file = path / CHECKSUMS_FILE
     try:
         checksums = json.loads(file.read_text("utf-8"))

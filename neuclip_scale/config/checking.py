@@ -168,7 +168,15 @@ def _check_length_and_temperature(recipe: Recipe) -> None:
             f"outside [{objective.temperature_min}, {objective.temperature_max}]",
             "Move it inside, or move objective.temperature_min or temperature_max.",
         )
-    optim = recipe.optim
+    model, optim = recipe.model, recipe.optim
+    if model.unlocked_layers and not model.lock:
+        raise ConfigError(
+            "model.unlocked_layers", model.unlocked_layers, "no tower is locked", "Give model.lock, or set it to 0."
+        )
+    if model.pretrained_towers != "both" and not model.pretrained:
+        raise ConfigError(
+            "model.pretrained_towers", model.pretrained_towers, "there are no weights to take", "Give model.pretrained."
+        )
     if (optim.schedule == "cooldown") != (optim.cooldown_steps > 0):
         raise ConfigError(
             "optim.cooldown_steps",

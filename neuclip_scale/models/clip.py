@@ -17,6 +17,9 @@ from neuclip_scale.models.text import TextTransformer, TransformersTower, encode
 from neuclip_scale.models.transformer import LayerNorm, Transformer
 from neuclip_scale.models.vision import TimmTower, VisionTransformer
 
+SCALARS = ("logit_scale", "logit_bias")
+"""Parameters that are in neither tower."""
+
 ImageTower = VisionTransformer | ModifiedResNet | TimmTower
 TextTower = TextTransformer | TransformersTower
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.config import ConfigError
-from neuclip_scale.models.clip import CLIP
+from neuclip_scale.models.clip import CLIP, SCALARS
 from neuclip_scale.models.hf import HF_NAME, from_hf, preset_from_hf
 from neuclip_scale.models.misfit import misfits
 from neuclip_scale.models.presets import (
@@ -29,7 +29,6 @@ CONFIG_FILE = "open_clip_config.json"
 HF_FILE = "model.safetensors"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
-_SCALARS = ("logit_scale", "logit_bias")
 # Sizes that OpenAI's archives store beside the parameters, and a mask that older open_clip versions saved.
 _NOT_PARAMETERS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
@@ -37,14 +36,14 @@ _NOT_PARAMETERS = ("input_resolution", "context_length", "vocab_size", "attn_mas
 def to_open_clip_state_dict(model: CLIP) -> dict[str, Tensor]:
     """The model's parameters and buffers under open_clip's names and shapes; sharing their memory."""
     return {
-        name: tensor.detach().reshape([]) if name in _SCALARS else tensor for name, tensor in model.state_dict().items()
+        name: tensor.detach().reshape([]) if name in SCALARS else tensor for name, tensor in model.state_dict().items()
     }
 
 
 def from_open_clip(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Inverse of `to_open_clip_state_dict`, also for what OpenAI and older versions saved."""
     kept = {name: tensor for name, tensor in state_dict.items() if name not in _NOT_PARAMETERS}
-    return {name: tensor.reshape(1) if name in _SCALARS else tensor for name, tensor in kept.items()}
+    return {name: tensor.reshape(1) if name in SCALARS else tensor for name, tensor in kept.items()}
 
 
 def load_open_clip_state_dict(model: CLIP, state_dict: Mapping[str, Tensor]) -> None:

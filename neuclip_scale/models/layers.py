@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from neuclip_scale.models.clip import CLIP
+from neuclip_scale.models.clip import CLIP, SCALARS
 from neuclip_scale.models.timm_library import import_timm
 from neuclip_scale.models.vision import TimmTower
 
@@ -28,7 +28,7 @@ def parameter_layers(model: CLIP) -> dict[str, Layer]:
     """Every parameter of the towers by name; logit_scale and logit_bias are in none."""
     towers: dict[TowerName, dict[str, int | None]] = {"image": {}, "text": {}}
     for name, _ in model.named_parameters():
-        if name not in ("logit_scale", "logit_bias"):
+        if name not in SCALARS:
             tower: TowerName = "image" if name.startswith("visual.") else "text"
             towers[tower][name] = _number(name.removeprefix("visual.").removeprefix("text."))
     if isinstance(model.visual, TimmTower):

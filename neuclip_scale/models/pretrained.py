@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.config import ConfigError, ModelConfig
-from neuclip_scale.models.clip import CLIP
+from neuclip_scale.models.clip import CLIP, SCALARS
 from neuclip_scale.models.interop import find_weights, from_open_clip, read_state_dict, read_weights
 from neuclip_scale.models.misfit import misfits
 from neuclip_scale.models.presets import Preset, preset_of
 from neuclip_scale.models.timm_library import import_timm
 
 FIELD = "model.pretrained"
-_SCALARS = ("logit_scale", "logit_bias")
 _POSITIONS = "visual.positional_embedding"
 
 
@@ -33,7 +32,7 @@ def pretrained_values(config: ModelConfig, model: CLIP) -> dict[str, Tensor]:
     both = config.pretrained_towers == "both"
     towers = {"image", "text"} if both else {config.pretrained_towers}
     have = model.state_dict()
-    scalars = {name: values[name] for name in _SCALARS if both and name in values and name in have}
+    scalars = {name: values[name] for name in SCALARS if both and name in values and name in have}
     wanted = {name: tensor for name, tensor in have.items() if _tower(name) in towers}
     values = {name: tensor for name, tensor in values.items() if _tower(name) in towers}
     if _POSITIONS in wanted and _POSITIONS in values:
@@ -46,7 +45,7 @@ def pretrained_values(config: ModelConfig, model: CLIP) -> dict[str, Tensor]:
 
 
 def _tower(name: str) -> str:
-    return "neither" if name in _SCALARS else "image" if name.startswith("visual.") else "text"
+    return "neither" if name in SCALARS else "image" if name.startswith("visual.") else "text"
 
 
 def _read(path: Path, *, own_towers: bool) -> tuple[dict[str, Tensor], Preset | None]:

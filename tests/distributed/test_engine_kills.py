@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from kill_helpers import newest_of_intact, rest_of, was_interrupted
 
 from neuclip_scale import checkpoint, distributed
 from neuclip_scale.config import Recipe, load_recipe
@@ -121,17 +122,9 @@ def test_sigkill_at_any_moment_leaves_the_last_finished_save(tmp_path: Path, eng
             time.sleep(draw.choice([0.0, 0.02]))  # in between one rank lives on alone
         for process in ranks:
             process.join()
-        while True:
-            try:
-                reported.append(reports.recv())
-            except EOFError:
-                break
-        interrupted += any(path.name.startswith(".") for path in tmp_path.iterdir())
-        for path in tmp_path.glob("step_*"):
-            checkpoint.verify_checkpoint(path)  # a kill tears none, not even one about to be deleted
-        newest = checkpoint.latest_checkpoint(tmp_path)
-        assert newest is not None
-        shared, saved = checkpoint.load_all_ranks(newest)
+        reported += rest_of(reports)
+        interrupted += was_interrupted(tmp_path)
+        shared, saved = checkpoint.load_all_ranks(newest_of_intact(tmp_path))
         assert shared["step"] >= max(reported)
         held = {name: tensors for part in saved for name, tensors in part["parameters"].items()}
         assert total(held) == pytest.approx(shared["total"], rel=1e-9), "training on must not reach what is written"

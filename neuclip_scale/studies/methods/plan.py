@@ -138,13 +138,12 @@ def _overrides(recipe: Recipe, arm: Arm, seed: int, folder: Path, num_steps: int
         "objective.name": arm.method,
         "train.num_steps": num_steps,
     }
-    if rate is not None:
-        values["optim.learning_rate"] = rate * growth
+    if rate is not None or arm.factor > 1:
+        values["optim.learning_rate"] = (rate or optim.learning_rate) * growth
     if arm.factor > 1:
         values |= {
             "train.global_batch_size": train.global_batch_size * arm.factor,
             "train.micro_batch_size": train.micro_batch_size or train.global_batch_size,
-            "optim.learning_rate": (rate or optim.learning_rate) * growth,
             "optim.temperature_learning_rate": optim.temperature_learning_rate * growth,
             "optim.warmup_steps": max(1, optim.warmup_steps // arm.factor),
         }

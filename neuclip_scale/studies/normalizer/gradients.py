@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.data.indexed import IndexedSamples, indexed_batches
+from neuclip_scale.models.clip import SCALARS
 from neuclip_scale.normalizers import batch_log_normalizers
 from neuclip_scale.normalizers.exact import exact_log_normalizers
 from neuclip_scale.objectives.base import margin_gradients
@@ -103,7 +104,7 @@ class _Pairs:
         """Parameter gradients of tau/B sum exp(-a) g for pairs `rows` with log-normalizers a [B, 2]."""
         g = torch.stack(batch_log_normalizers(pairs, scale, tile_size=1024), 1)
         image, text = margin_gradients(pairs, scale, a, a, g, weight=torch.ones_like(scale), tile_size=1024)
-        parameters = [p for name, p in self.model.named_parameters() if name not in ("logit_scale", "logit_bias")]
+        parameters = [p for name, p in self.model.named_parameters() if name not in SCALARS]
         for parameter in parameters:
             parameter.grad = None
         first = 0
