@@ -61,7 +61,7 @@ def _read(path: Path, *, own_towers: bool) -> tuple[dict[str, Tensor], Preset | 
         raise ConfigError(
             FIELD,
             str(path),
-            f"cannot be read ({error})",
+            f"cannot be read ({str(error).rstrip('.')})",
             "Give a folder or weights file of open_clip or of transformers' CLIPModel; `neuclip export` writes both.",
         ) from error
 
