@@ -1,0 +1,147 @@
+"""DeepSpeed goes wrong without a word in some places: each cure is taken away, and the trap must snap.
+
+A trap that no longer does is a cure that can go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from engine_helpers import Overrides, train, zero
+from ranks import run_ranks
+from torch import Tensor, nn
+from torch.multiprocessing import ProcessRaisedException
+
+from neuclip_scale import distributed
+from neuclip_scale.data.batch import Batch
+from neuclip_scale.engines import deepspeed
+from neuclip_scale.engines.deepspeed import DeepSpeedEngine
+from neuclip_scale.models.clip import CLIP, CLIPOutput
+
+pytestmark = pytest.mark.distributed
+
+MICRO: Overrides = {"train.micro_batch_size": 3}
+CLIPPED: Overrides = {**MICRO, "train.max_grad_norm": 0.5}
+BF16: Overrides = {"train.precision": "bf16"}
+
+
+def without_boundaries() -> AbstractContextManager[Any]:
+    """Every backward pass is taken for the last one."""
+    return patch.object(DeepSpeedEngine, "micro_step", lambda self, *, is_last: nullcontext())
+
+
+def scalars_in_the_last_pass_only() -> AbstractContextManager[Any]:
+    """logit_scale has no part in the backward passes before the last."""
+
+    def backward(
+        self: DeepSpeedEngine, output: CLIPOutput, image: Tensor, text: Tensor, scale: Tensor | None, bias: None = None
+    ) -> None:
+        total = (output.image_features * image).sum() + (output.text_features * text).sum()
+        if scale is not None:
+            total = total + (output.logit_scale * scale).sum()
+        self.backward_scalar(total * distributed.world_size())
+
+    return patch.object(DeepSpeedEngine, "backward", backward)
+
+
+@contextmanager
+def one_tower_a_pass() -> Iterator[None]:
+    """The towers are run and back-propagated one after the other: the text tower has no part in the first pass."""
+    encode, batches = DeepSpeedEngine.encode, []
+
+    def noted(self: DeepSpeedEngine, batch: Batch) -> CLIPOutput:
+        batches.append(batch)
+        return encode(self, batch)
+
+    def backward(
+        self: DeepSpeedEngine, output: CLIPOutput, image: Tensor, text: Tensor, scale: Tensor, bias: None = None
+    ) -> None:
+        with self.micro_step(is_last=False):
+            output = encode(self, batches[-1])
+            total = (output.image_features * image).sum() + (output.logit_scale * scale).sum()
+            self.backward_scalar(total * distributed.world_size())
+        with self.micro_step(is_last=True):
+            output = encode(self, batches[-1])
+            self.backward_scalar((output.text_features * text).sum() * distributed.world_size())
+
+    with patch.object(DeepSpeedEngine, "encode", noted), patch.object(DeepSpeedEngine, "backward", backward):
+        yield
+
+
+def with_settings(change: Callable[[dict[str, Any]], dict[str, Any]]) -> AbstractContextManager[Any]:
+    original = deepspeed.recipe_settings
+    return patch.object(deepspeed, "recipe_settings", lambda config: change(original(config)))
+
+
+def clipping_left_to_the_caller() -> AbstractContextManager[Any]:
+    """Gradients under ZeRO are DeepSpeed's own: torch's clipping would not see them."""
+    return with_settings(lambda settings: settings | {"gradient_clipping": 0.0})
+
+
+def its_own_bf16() -> AbstractContextManager[Any]:
+    """DeepSpeed's bf16 holds the parameters themselves in bf16, logit_scale too."""
+    return with_settings(lambda settings: settings | {"torch_autocast": {"enabled": False}, "bf16": {"enabled": True}})
+
+
+@contextmanager
+def logit_scale_without_a_dimension() -> Iterator[None]:
+    original = CLIP.__init__
+
+    def init(self: CLIP, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)
+        self.logit_scale = nn.Parameter(self.logit_scale.detach().reshape(()))
+
+    with patch.object(CLIP, "__init__", init):
+        yield
+
+
+@dataclass(frozen=True)
+class Trap:
+    """A cure taken away, the ZeRO file and recipe where that shows, and the error it shows by, if by any."""
+
+    without_cure: Callable[[], AbstractContextManager[Any]]
+    zero: str
+    options: Overrides
+    tolerance: float = 2e-5
+    error: str = ""
+
+
+TRAPS = {
+    "lost chunks": Trap(without_boundaries, "zero2", MICRO),
+    "stale gradient of a scalar": Trap(scalars_in_the_last_pass_only, "zero3", MICRO),
+    "stale gradient of a tower": Trap(one_tower_a_pass, "zero3", {}),
+    "clipping": Trap(clipping_left_to_the_caller, "zero2", CLIPPED),
+    "0-dim parameter": Trap(logit_scale_without_a_dimension, "zero2", {}, error="cannot be 0"),
+    "bf16, stage 0": Trap(its_own_bf16, "zero0", BF16, tolerance=1e-3),
+}
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_a_trap_snaps_without_its_cure(folder: str, name: str) -> None:
+    trap = TRAPS[name]
+    expected = train(folder, f"single {name}", trap.options | {"train.precision": "fp32"})
+    engine = zero(trap.zero) | trap.options
+    cured, _ = run_ranks(2, train, folder, f"cured {name}", engine)
+    assert largest_difference(cured, expected) < trap.tolerance
+    if trap.error:
+        with pytest.raises(ProcessRaisedException, match=trap.error):
+            run_ranks(2, train_without_cure, folder, name, engine)
+    else:
+        trapped, _ = run_ranks(2, train_without_cure, folder, name, engine)
+        assert largest_difference(trapped, expected) > 5 * trap.tolerance
+
+
+def train_without_cure(folder: str, name: str, engine: Overrides) -> dict[str, Any]:
+    with TRAPS[name].without_cure():
+        return train(folder, f"trapped {name}", engine)
+
+
+def largest_difference(result: dict[str, Any], expected: dict[str, Any]) -> float:
+    """Of any weight."""
+    pairs = ((result["state"][name]["value"], kept["value"]) for name, kept in expected["state"].items())
+    return max(float((mine - theirs).abs().max()) for mine, theirs in pairs)
