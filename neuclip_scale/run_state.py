@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import torch
 from neuclip_scale import checkpoint, distributed
 from neuclip_scale.config import ConfigError, Recipe, dump_recipe
 from neuclip_scale.cost import RunCost
+from neuclip_scale.data.epochs import EpochLedger, joined, whole_epoch
 from neuclip_scale.data.loader import LoadedBatch, TrainLoader
 from neuclip_scale.data.manifest import Manifest
+from neuclip_scale.data.mixing import MixedOrder
+from neuclip_scale.data.streams import StreamOrder
 from neuclip_scale.engines import Engine
 from neuclip_scale.objectives import Objective
 
@@ -32,6 +36,13 @@ class RunState:
         self.num_skipped = 0
         self.cost = RunCost()
         self.temperature_dropped = False
+        self.epochs = EpochLedger()
+        """What this rank has read of the epochs that are not over; after a resumption rank 0 keeps everybody's."""
+        self.epochs_checked = 0
+        """Epochs that are over and were held against the manifest."""
+        self.epochs_wrong = 0
+        self.stream_positions: list[int] = []
+        """Of all streams, after the last step; empty before the first one of this process."""
         self._positions: dict[int, int] = {}
         self._pending: checkpoint.PendingSave | None = None
 
@@ -66,8 +77,32 @@ class RunState:
         """Note a finished step."""
         self.step += 1
         self._positions = dict(loaded.stream_positions)
+        self.epochs.merge(loaded.epochs)
         # FastCLIP's rule is one-way: tau may rise again, its learning rate does not.
         self.temperature_dropped |= tau <= self.config.optim.temperature_drop_at
+
+    def close_epochs(self, order: StreamOrder | MixedOrder, positions: Sequence[int]) -> list[str]:
+        """What is to be said of the epochs that ended with this step (collective).
+
+        `positions` of ALL streams, equal on every rank: an epoch is over when the last stream has finished it.
+        """
+        self.stream_positions = list(positions)
+        told = []
+        over = min(map(order.epoch_of, range(order.num_streams), positions)) if order.whole_epochs else 0
+        while self.epochs_checked < over:
+            epoch = self.epochs_checked
+            own = self.epochs.close(epoch)
+            found = joined({epoch: part} for part in distributed.gather_objects(own))[epoch]
+            if found == whole_epoch(order.num_samples):
+                told.append(f"epoch {epoch + 1}: each of the {order.num_samples} samples was read once")
+            else:
+                self.epochs_wrong += 1
+                told.append(
+                    f"epoch {epoch + 1}: {found[0]} samples were read, but not each of the {order.num_samples} in the "
+                    "manifest once. This is a fault of the loader; please report it with the run folder."
+                )
+            self.epochs_checked += 1
+        return told
 
     @property
     def save_is_written(self) -> bool:
@@ -85,7 +120,8 @@ class RunState:
         self.finish_save()
         persistent = engine.module.state_dict().keys()
         positions: dict[int, int] = {}
-        for part in distributed.gather_objects(self._positions):
+        ranks = distributed.gather_objects((self._positions, self.epochs.open))
+        for part, _ in ranks:
             positions.update(part)
         parameters = checkpoint.keep_share(engine.named_state())
         shared = {
@@ -95,6 +131,8 @@ class RunState:
             "recipe": dump_recipe(self.config),
             "data_fingerprint": manifest.fingerprint,
             "stream_positions": [positions[stream] for stream in sorted(positions)],
+            "epochs": {str(epoch): list(sums) for epoch, sums in joined(part for _, part in ranks).items()},
+            "epochs_checked": [self.epochs_checked, self.epochs_wrong],
             "step": self.step,
             "samples_seen": self.step * self.config.train.global_batch_size,
             "num_read": self.num_read,
@@ -131,6 +169,9 @@ class RunState:
         objective.load_state_dict(shared["objective"])
         objective.load_rank_states([state["objective"] for state in ranks])
         loader.load_positions(shared["stream_positions"], num_read=shared["num_read"])
+        if distributed.is_main():
+            self.epochs.merge({int(epoch): tuple(sums) for epoch, sums in shared["epochs"].items()})
+        self.epochs_checked, self.epochs_wrong = shared["epochs_checked"]
         self.step = shared["step"]
         self.cost.load(shared, len(ranks))
         self.num_read, self.num_skipped = shared["num_read"], shared["num_skipped"]
@@ -148,6 +189,8 @@ class RunState:
         fields = {
             "data.num_streams": (saved.data.num_streams, now.data.num_streams),
             "data.shuffle_window": (saved.data.shuffle_window, now.data.shuffle_window),
+            "data.weights": (saved.data.weights, now.data.weights),
+            "data.replacement": (saved.data.replacement, now.data.replacement),
             "train.global_batch_size": (saved.train.global_batch_size, now.train.global_batch_size),
             "seed": (saved.seed, now.seed),
         }

@@ -18,7 +18,9 @@ from neuclip_scale.cost import StepArithmetic
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.digest import batch_digest
 from neuclip_scale.data.loader import LoadedBatch, TrainLoader
+from neuclip_scale.data.mixing import MixedOrder
 from neuclip_scale.data.run_manifest import run_manifest
+from neuclip_scale.data.shards import split_sources
 from neuclip_scale.data.skips import SkipLog, check_bad_fraction
 from neuclip_scale.data.transforms import EvalTransform, TrainTransform
 from neuclip_scale.engines import create_engine
@@ -80,7 +82,7 @@ class Trainer:
         distributed.seed_everything(config.seed)
         model = plan_model(config)
         self.arithmetic = StepArithmetic.of(model, config, self.world_size)
-        self.manifest = run_manifest(self.run_dir / "manifest.json", config.data.train)
+        self.manifest = run_manifest(self.run_dir / "manifest.json", config.data)
         self.num_steps = self._count_steps()
         if start_from is None:
             model.starting_values = pretrained_values(config.model, model)
@@ -174,13 +176,15 @@ class Trainer:
             with section("data"):
                 batch = loaded.batch.to(self.device, non_blocking=True)
             result = self.train_step(batch, self.monitor if self.monitor.is_due(state.step + 1) else None)
-            metrics, stopping, saved = self._reduce(result, loaded, stop.requested)
+            metrics, stopping, saved, positions = self._reduce(result, loaded, stop.requested)
         try:
             check_finite(metrics, result.pairs, batch, state.step + 1, self.run_dir, config.train.precision)
         except NonFiniteLossError:  # of numbers that are equal on all ranks
             state.finish_save()
             raise
         state.advance(loaded, tau=1 / metrics["logit_scale"])
+        for line in state.close_epochs(self.loader.order, positions):
+            logger.message(line)
         skips.add(loaded.skipped)
         # Counts of all ranks, equal on all ranks: they stop together.
         check_bad_fraction(
@@ -299,9 +303,11 @@ class Trainer:
             return self._all_pairs.encode(self.engine)
 
     @section("reduce")
-    def _reduce(self, result: StepResult, loaded: LoadedBatch, stop: bool) -> tuple[dict[str, Any], bool, bool]:
-        """Numbers of this step over all ranks, whether any rank was asked to stop, and whether all have written the
-        checkpoint that is being saved (collective).
+    def _reduce(
+        self, result: StepResult, loaded: LoadedBatch, stop: bool
+    ) -> tuple[dict[str, Any], bool, bool, list[int]]:
+        """Numbers of this step over all ranks, whether any rank was asked to stop, whether all have written the
+        checkpoint that is being saved, and the positions of all streams (collective).
 
         One reduction and one copy to the host for everything: each `.item()` would be a stop of the GPU.
         """
@@ -315,11 +321,11 @@ class Trainer:
         loss, *means = numbers[: 1 + len(names)]
         stopping, num_written, num_read, num_skipped, scale, grad_norm = numbers[1 + len(names) :]
         self.run_state.count(int(num_read), int(num_skipped))
-        digests = distributed.all_gather_rows(loaded.stream_digests.to(self.device))
+        digests, positions = distributed.all_gather_rows(loaded.stream_marks.to(self.device)).T.tolist()
         metrics: dict[str, Any] = {"loss": loss, "logit_scale": scale, "grad_norm": grad_norm}
         metrics |= dict(zip(names, means, strict=True))
-        metrics["batch_digest"] = batch_digest(digests.tolist())
-        return metrics, stopping > 0, num_written == self.world_size
+        metrics["batch_digest"] = batch_digest(digests)
+        return metrics, stopping > 0, num_written == self.world_size, positions
 
     def _between_steps(self, logger: telemetry.RunLogger, stopping: bool) -> None:
         step, config = self.run_state.step, self.config
@@ -381,6 +387,9 @@ class Trainer:
             "samples_per_second": samples / cost["train_seconds"] if cost["train_seconds"] else 0.0,
             "samples_read": state.num_read,
             "samples_skipped": state.num_skipped,
+            "epochs_checked": state.epochs_checked,
+            "epochs_wrong": state.epochs_wrong,
+            "sources": self._sources(),
             "faulty_shards": len(self.manifest.faulty_shards),
             "cost": cost,
             "evaluation": evaluation,
@@ -388,6 +397,17 @@ class Trainer:
         if distributed.is_main():
             files.write_json(self.run_dir / "summary.json", summary)
         return summary
+
+    def _sources(self) -> list[dict[str, Any]]:
+        """What was read of each source that has a weight."""
+        order, positions = self.loader.order, self.run_state.stream_positions
+        if not isinstance(order, MixedOrder) or not positions:
+            return []
+        parts, read = split_sources(self.config.data.train), order.read_of_each(positions)
+        return [
+            {"source": part, "samples": samples, "samples_read": count, "epochs": count / samples}
+            for part, samples, count in zip(parts, order.samples_of_each, read, strict=True)
+        ]
 
 
 __all__ = ["NonFiniteLossError", "StepResult", "Trainer"]

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 SHARED_FILE, CHECKSUMS_FILE, LATEST_FILE = "shared.pt", "checksums.json", "latest"
 _CHUNK = 1 << 22  # bytes per read
 

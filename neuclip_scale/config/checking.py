@@ -32,6 +32,9 @@ def _check_ranges(recipe: Recipe) -> None:
         "data.shuffle_window": recipe.data.shuffle_window,
         "data.prefetch_batches": recipe.data.prefetch_batches,
         "data.max_image_pixels": recipe.data.max_image_pixels,
+        "data.cache_gib": recipe.data.cache_gib,
+        "data.stall_warning_seconds": recipe.data.stall_warning_seconds,
+        "data.weights": min(recipe.data.weights, default=1.0),
         "train.global_batch_size": recipe.train.global_batch_size,
         "train.log_every_steps": recipe.train.log_every_steps,
         "objective.temperature_init": recipe.objective.initial_temperature,
@@ -59,6 +62,7 @@ def _check_ranges(recipe: Recipe) -> None:
     }
     not_negative = {
         "data.num_workers": recipe.data.num_workers,
+        "data.stall_timeout_seconds": recipe.data.stall_timeout_seconds,
         "train.micro_batch_size": recipe.train.micro_batch_size,
         "train.num_steps": recipe.train.num_steps,
         "train.epochs": recipe.train.epochs,

@@ -56,7 +56,13 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     train: str = ""
-    """Training shards: a folder, a brace pattern (`/data/{00000..01023}.tar`), a glob, or several joined with `::`."""
+    """Training shards: a folder, a brace pattern (`/data/{00000..01023}.tar`), a glob, an address (s3://, gs://,
+    https://, any of fsspec's), a command (`pipe:...`), a manifest made by `neuclip data index`, or several of these
+    joined with `::`."""
+    weights: tuple[float, ...] = ()
+    """Relative weight of each source joined with `::`; empty reads every sample of all of them once an epoch."""
+    replacement: bool = False
+    """Draw windows of samples with replacement instead of reading every sample once an epoch."""
     num_streams: int = 8
     """Canonical streams. Any world size that divides it sees the same global batches in the same order."""
     shuffle_window: int = 4096
@@ -65,6 +71,14 @@ class DataConfig:
     """Decoding processes per rank; 0 decodes in the training process. Does not change the data order."""
     prefetch_batches: int = 2
     """Batches that each worker prepares ahead."""
+    cache_dir: str = ""
+    """Where remote shards are kept while they are read; empty: $NEUCLIP_CACHE, else among the temporary files."""
+    cache_gib: float = 50.0
+    """Bound of that folder in GiB: two shards for each stream that is read on the machine, at least."""
+    stall_warning_seconds: float = 60.0
+    """A wait for data longer than this is told, with the worker and the shard it reads."""
+    stall_timeout_seconds: float = 1800.0
+    """A wait longer than this ends the run, which can be resumed; 0 waits for ever."""
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     """Tar member extensions that hold the picture, first match wins."""
     caption_key: str = "txt"

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from neuclip_scale.config import DataConfig
 from neuclip_scale.data.batch import Batch
+from neuclip_scale.data.cache import cache_of
 from neuclip_scale.data.manifest import Manifest
 from neuclip_scale.data.samples import SampleReader, UnusableSample
 from neuclip_scale.data.stream_dataset import Tokenizer, init_worker
@@ -48,6 +49,7 @@ class IndexedSamples(Dataset[Row | None]):
                 image_keys=self._section.image_keys,
                 caption_key=self._section.caption_key,
                 max_cached_samples=CACHED_SAMPLES,
+                cache=cache_of(self._section),
             )
         sample_index = self._sample_indices[position]
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,8 +14,12 @@ from torch.utils.data import DataLoader
 
 from neuclip_scale.config import DataConfig
 from neuclip_scale.data.batch import Batch, join_batches
+from neuclip_scale.data.epochs import Sums, joined
 from neuclip_scale.data.manifest import Manifest
+from neuclip_scale.data.mixing import create_order
+from neuclip_scale.data.shards import storage
 from neuclip_scale.data.skips import SkippedSample, TooManyBadSamples
+from neuclip_scale.data.stall import DataStall, StallWatch
 from neuclip_scale.data.stream_dataset import (
     Chunk,
     ChunkOrError,
@@ -24,7 +28,6 @@ from neuclip_scale.data.stream_dataset import (
     Transform,
     init_worker,
 )
-from neuclip_scale.data.streams import StreamOrder
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,13 @@ class LoadedBatch:
     skipped: list[SkippedSample]
     num_read: int
     """Samples read for this batch, the skipped ones included."""
+    epochs: dict[int, Sums] = field(default_factory=dict)
+    """What was read of each epoch, see `data.epochs`; empty where the order has none."""
+
+    @property
+    def stream_marks(self) -> Tensor:
+        """[num_streams / world_size, 2] int64: each stream's digest and its next position."""
+        return torch.stack([self.stream_digests, torch.tensor(list(self.stream_positions.values()))], dim=1)
 
 
 class TrainLoader:
@@ -86,7 +96,8 @@ class TrainLoader:
         self._num_read = 0
         self._global_batch_size = global_batch_size
         self._transform, self._tokenizer, self._pin_memory = transform, tokenizer, pin_memory
-        self.order = StreamOrder(manifest, num_streams=num_streams, shuffle_window=section.shuffle_window, seed=seed)
+        self.order = create_order(manifest, section, seed)
+        self._watch = StallWatch(manifest, rank, self.num_workers, section.stall_warning_seconds)
 
     def load_positions(self, positions: Mapping[int, int] | Sequence[int], *, num_read: int = 0) -> None:
         """Continue from these positions, by stream; a sequence holds those of ALL streams of the run.
@@ -110,19 +121,23 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[LoadedBatch]:
         chunks = iter(self._data_loader())
-        while True:
-            # DataLoader asks its workers in turn, so one round is one step.
-            parts = [self._next_chunk(chunks) for _ in range(max(1, self.num_workers))]
-            loaded = LoadedBatch(
-                batch=join_batches([part.batch for part in parts], pin_memory=self._pin_memory),
-                stream_positions={k: v for part in parts for k, v in part.positions.items()},
-                stream_digests=torch.tensor([digest for part in parts for digest in part.digests]),
-                skipped=[sample for part in parts for sample in part.skipped],
-                num_read=sum(part.num_read for part in parts),
-            )
-            assert list(loaded.stream_positions) == list(self.streams)
-            self.positions = dict(loaded.stream_positions)
-            yield loaded
+        with self._watch.running():
+            while True:
+                # DataLoader asks its workers in turn, so one round is one step.
+                loaded = self._join([self._next_chunk(chunks, worker) for worker in range(max(1, self.num_workers))])
+                assert list(loaded.stream_positions) == list(self.streams)
+                self.positions = dict(loaded.stream_positions)
+                yield loaded
+
+    def _join(self, parts: list[Chunk]) -> LoadedBatch:
+        return LoadedBatch(
+            batch=join_batches([part.batch for part in parts], pin_memory=self._pin_memory),
+            stream_positions={k: v for part in parts for k, v in part.positions.items()},
+            stream_digests=torch.tensor([digest for part in parts for digest in part.digests]),
+            skipped=[sample for part in parts for sample in part.skipped],
+            num_read=sum(part.num_read for part in parts),
+            epochs=joined(part.epochs for part in parts),
+        )
 
     def _data_loader(self) -> DataLoader[ChunkOrError]:
         dataset = StreamDataset(
@@ -135,8 +150,10 @@ class TrainLoader:
             seed=self._seed,
             transform=self._transform,
             tokenizer=self._tokenizer,
+            reading=self._watch.reading,
         )
         workers = self.num_workers
+        has_remote = any(storage.is_remote(shard.path) for shard in self._manifest.shards)
         return DataLoader(
             dataset,
             batch_size=None,
@@ -144,16 +161,28 @@ class TrainLoader:
             prefetch_factor=self._section.prefetch_batches if workers else None,
             collate_fn=_unchanged,
             worker_init_fn=init_worker,
+            timeout=self._section.stall_timeout_seconds if workers else 0,
+            # Clients of object stores have threads and locks of their own, which a fork would copy half.
+            multiprocessing_context="spawn" if workers and has_remote else None,
         )
 
-    @staticmethod
-    def _next_chunk(chunks: Iterator[ChunkOrError]) -> Chunk:
+    def _next_chunk(self, chunks: Iterator[ChunkOrError], worker: int) -> Chunk:
+        began = time.monotonic()
         try:
-            chunk = next(chunks)
+            with self._watch.waiting(worker):
+                chunk = next(chunks)
         except (EOFError, ConnectionError) as error:
             # Its tensors were on their way; a moment later torch's SIGCHLD handler raises and names the worker.
             time.sleep(2)
             raise RuntimeError("a DataLoader worker ended while it was sending a batch") from error
+        except RuntimeError as error:
+            if "timed out" not in str(error):
+                raise
+            told = self._watch.describe(worker, time.monotonic() - began)
+            raise DataStall(
+                f"{told}: longer than data.stall_timeout_seconds = {self._section.stall_timeout_seconds:g}. "
+                "Mend the storage and run again: the run goes on from its last checkpoint."
+            ) from error
         if isinstance(chunk, TooManyBadSamples):
             raise chunk
         return chunk

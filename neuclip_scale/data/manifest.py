@@ -8,15 +8,13 @@ import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from neuclip_scale.data.shards import index_shard
-from neuclip_scale.files import atomic_file
-
-_FORMAT = 1
+from neuclip_scale.data import manifest_file
+from neuclip_scale.data.shards import index_shard, storage
 
 
 class ManifestError(ValueError):
@@ -31,9 +29,18 @@ class ShardEntry:
     num_samples: int
     num_bytes: int
     mtime_ns: int
+    """Time of change of a local file, 0 of a remote one."""
     first_index: int
     fault: str = ""
     """What is wrong with the shard (cut off, empty, ...); empty when nothing is."""
+    source: int = 0
+    """Which of the sources joined with `::` it belongs to, where these have weights."""
+    version: str = ""
+    """ETag or time of change of a remote shard, empty where none is told."""
+    sha256: str = ""
+    """Of the whole file, 64 hex digits, where it was asked for."""
+    counted_by: str = "headers"
+    """What told the number of samples: the tar's headers, or `sizes.json` or `_stats.json` beside it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Manifest:
     @cached_property
     def fingerprint(self) -> str:
         """32 hex digits over names, counts and sizes: equal for a copy of the same data in another folder."""
-        rows = [(Path(shard.path).name, shard.num_samples, shard.num_bytes) for shard in self.shards]
+        rows = [(storage.base_name(shard.path), shard.num_samples, shard.num_bytes) for shard in self.shards]
         return hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
 
     def locate(self, sample_index: int) -> tuple[int, int]:
@@ -69,55 +76,64 @@ class Manifest:
         return [shard.first_index for shard in self.shards]
 
     def is_current(self) -> bool:
-        """Whether every shard still has the size and modification time it was indexed with."""
-        return all(_stat(shard.path) == (shard.num_bytes, shard.mtime_ns) for shard in self.shards)
+        """Whether every local shard still has the size and modification time it was indexed with.
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON, atomically."""
-        document = {"format": _FORMAT, "shards": [asdict(shard) for shard in self.shards]}
-        with atomic_file(path) as stream:
-            stream.write(json.dumps(document, indent=1).encode("utf-8"))
+        Remote ones are not asked for: each is held against its entry when it is fetched.
+        """
+        local = (shard for shard in self.shards if not storage.is_remote(shard.path))
+        return all(_stat(shard.path) == (shard.num_bytes, shard.mtime_ns) for shard in local)
+
+    def save(self, path: str | os.PathLike[str], *, relative: bool = False) -> None:
+        """Write as JSON, or as Parquet where the name ends so, atomically; `relative` to the file where it can be."""
+        folder = os.path.join(os.path.abspath(os.path.dirname(os.fspath(path))), "")
+        rows = [asdict(shard) for shard in self.shards]
+        for row in rows if relative else ():
+            if not storage.is_remote(row["path"]):
+                row["path"] = os.path.abspath(row["path"]).removeprefix(folder)
+        manifest_file.write(Path(path), rows)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Manifest:
-        """Read what `save` wrote; raises `ManifestError` for anything else. See `is_current`."""
+    def load(cls, path: str | os.PathLike[str], *, folder: str = "") -> Manifest:
+        """Read what `save` wrote; raises `ManifestError` for anything else. See `is_current`.
+
+        Relative paths are of the file's own folder, or of the address `folder`. Commands (`pipe:`) in the file are
+        kept: whoever reads one from a stranger looks for them first, as `run_manifest` does.
+        """
+        folder = folder or os.path.abspath(os.path.dirname(os.fspath(path)))
         try:
-            document = json.loads(Path(path).read_bytes())
-            if document["format"] != _FORMAT:
-                raise ValueError(f"format {document['format']}, this version reads {_FORMAT}")
-            shards = tuple(ShardEntry(**entry) for entry in document["shards"])
+            rows = manifest_file.read(Path(path))
+            shards = tuple(ShardEntry(**row) for row in rows)
         except (ValueError, KeyError, TypeError) as error:
-            raise ManifestError(f"manifest {path}: {error}. Delete it: it is made anew.") from error
-        return cls(_checked(shards))
+            raise ManifestError(f"manifest {path}: {error}. Delete it and index the shards anew.") from error
+        # os.path.join leaves absolute paths as they are.
+        local = (s if storage.is_remote(s.path) else replace(s, path=os.path.join(folder, s.path)) for s in shards)
+        return cls(_checked(tuple(local)))
 
 
 def build_manifest(paths: Sequence[str], num_threads: int = 8) -> Manifest:
-    """Index the headers of every shard; faulty and empty shards are kept in the list with their fault.
+    """Index the headers of every local shard; faulty and empty shards are kept in the list with their fault.
 
-    Threads hide the latency of a network file system; parsing itself is one core's work. Raises
+    Threads hide the latency of a network file system; parsing itself is one core's work. See `data.indexing` for
+    more of both. Raises
     `ManifestError` when no shard holds a sample or a file cannot be read.
     """
     if not paths:
         raise ManifestError("no shard was given: set data.train to a folder of .tar files or a pattern.")
-    return assemble_manifest(index_shards(paths, num_threads))
-
-
-def index_shards(paths: Sequence[str], num_threads: int = 8) -> list[dict[str, Any]]:
-    """What `assemble_manifest` needs of each shard; ranks can share the work. Raises `ManifestError`."""
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
-        return list(pool.map(_index_row, paths))
+        return assemble_manifest(list(pool.map(index_row, paths)))
 
 
 def assemble_manifest(rows: Sequence[dict[str, Any]]) -> Manifest:
-    """The manifest of shards indexed by `index_shards`, in this order; raises `ManifestError` if all are empty."""
+    """The manifest of shards described by `index_row`, in this order; raises `ManifestError` if all are empty."""
     entries, first_index = [], 0
     for row in rows:
-        entries.append(ShardEntry(first_index=first_index, **row))
+        entries.append(ShardEntry(**{**row, "first_index": first_index}))
         first_index += entries[-1].num_samples
     return Manifest(_checked(tuple(entries)))
 
 
-def _index_row(path: str) -> dict[str, Any]:
+def index_row(path: str) -> dict[str, Any]:
+    """What a manifest holds of a local shard but its first index; raises `ManifestError`."""
     try:
         mtime_ns = os.stat(path).st_mtime_ns
         index = index_shard(path)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuclip_scale.data.cache import ShardCache
 from neuclip_scale.data.manifest import Manifest, ManifestError
-from neuclip_scale.data.shards import MemberSpan, ShardError, ShardIndex, index_shard, read_member
+from neuclip_scale.data.shards import MemberSpan, ShardError, ShardIndex, index_shard, read_member, storage
 
 MAX_TEXT_BYTES = 1 << 20
 """Larger captions and JSON members are refused."""
 
 _MAX_OPEN_FILES = 128  # of one process; 1024 is a common limit, and torch needs some to share tensors
+_LOST_SECONDS = 900.0
 _UID = re.compile(r"[0-9a-fA-F]{32}")
 
 
@@ -36,13 +39,22 @@ class RawSample:
 class SampleReader:
     """Random access to the samples of a manifest; shard indices are made on first use and the oldest dropped.
 
-    Not for use by several threads. `max_cached_samples` bounds the memory: about 150 bytes for each.
+    Remote shards are fetched into `cache`. A shard that cannot be read, after all attempts, makes its samples
+    unusable, and is tried again after a quarter of an hour. Not for use by several threads. `max_cached_samples`
+    bounds the memory: about 150 bytes for each.
     """
 
     def __init__(
-        self, manifest: Manifest, *, image_keys: tuple[str, ...], caption_key: str, max_cached_samples: int
+        self,
+        manifest: Manifest,
+        *,
+        image_keys: tuple[str, ...],
+        caption_key: str,
+        max_cached_samples: int,
+        cache: ShardCache,
     ) -> None:
-        self._manifest = manifest
+        self._manifest, self._cache = manifest, cache
+        self._lost: dict[int, tuple[float, str]] = {}
         self._image_keys = tuple(key.lower() for key in image_keys)
         self._caption_key = caption_key.lower()
         self._max_cached_samples = max_cached_samples
@@ -51,12 +63,33 @@ class SampleReader:
         self._files: OrderedDict[int, int] = OrderedDict()
 
     def name(self, sample_index: int) -> tuple[str, str]:
-        """(path of the shard, key)."""
+        """(path of the shard, key); the key is `#position` where the shard cannot be read."""
         shard, position = self._manifest.locate(sample_index)
-        return self._manifest.shards[shard].path, self._index(shard).keys[position]
+        index = self._indices.get(shard)
+        return self._manifest.shards[shard].path, index.keys[position] if index else f"#{position}"
 
     def read(self, sample_index: int) -> RawSample:
-        """Raises `UnusableSample`; `ManifestError` when the shard is not what the manifest says; OSError."""
+        """Raises `UnusableSample`, and `ManifestError` when the shard is not what the manifest says."""
+        shard, _ = self._manifest.locate(sample_index)
+        until, reason = self._lost.get(shard, (0.0, ""))
+        if time.monotonic() < until:
+            raise UnusableSample(reason)
+        try:
+            return storage.retried(lambda: self._attempt(shard, sample_index), self._manifest.shards[shard].path)
+        except storage.StorageError as error:
+            self._lost[shard] = time.monotonic() + _LOST_SECONDS, str(error)
+            raise UnusableSample(str(error)) from error
+
+    def _attempt(self, shard: int, sample_index: int) -> RawSample:
+        try:
+            return self._read(sample_index)
+        except (OSError, storage.StorageError):  # opened anew at the next attempt
+            if shard in self._files:
+                os.close(self._files.pop(shard))
+            self._forget_index(shard)
+            raise
+
+    def _read(self, sample_index: int) -> RawSample:
         shard, position = self._manifest.locate(sample_index)
         index, descriptor = self._index(shard), self._file(shard)
         members = index.members(position)
@@ -71,7 +104,8 @@ class SampleReader:
             data = read_member(descriptor, image)
         except ShardError as error:
             raise UnusableSample(str(error)) from error
-        return RawSample(data, caption, uid or f"{Path(index.path).stem}/{index.keys[position]}")
+        name = Path(storage.base_name(self._manifest.shards[shard].path)).stem
+        return RawSample(data, caption, uid or f"{name}/{index.keys[position]}")
 
     def close(self) -> None:
         """Close the shards; reading opens them again."""
@@ -86,7 +120,7 @@ class SampleReader:
             self._indices.move_to_end(shard)
             return self._indices[shard]
         entry = self._manifest.shards[shard]
-        index = index_shard(entry.path)
+        index = index_shard(self._cache.local(entry.path, entry.version))
         if (index.num_samples, index.num_bytes) != (entry.num_samples, entry.num_bytes):
             raise ManifestError(
                 f"shard {entry.path}: {index.num_samples} samples in {index.num_bytes} bytes, but "
@@ -99,11 +133,16 @@ class SampleReader:
             self._cached_samples -= self._indices.popitem(last=False)[1].num_samples
         return index
 
+    def _forget_index(self, shard: int) -> None:
+        index = self._indices.pop(shard, None)
+        self._cached_samples -= index.num_samples if index else 0
+
     def _file(self, shard: int) -> int:
         if shard in self._files:
             self._files.move_to_end(shard)
         else:
-            self._files[shard] = os.open(self._manifest.shards[shard].path, os.O_RDONLY)
+            entry = self._manifest.shards[shard]
+            self._files[shard] = os.open(self._cache.local(entry.path, entry.version), os.O_RDONLY)
             if len(self._files) > _MAX_OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
         return self._files[shard]

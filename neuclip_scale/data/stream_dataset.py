@@ -16,8 +16,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from neuclip_scale.config import DataConfig
 from neuclip_scale.data.batch import Batch
+from neuclip_scale.data.cache import ShardCache, cache_of
 from neuclip_scale.data.digest import uids_digest
+from neuclip_scale.data.epochs import EpochLedger, Sums
+from neuclip_scale.data.look_ahead import LookAhead
 from neuclip_scale.data.manifest import Manifest
+from neuclip_scale.data.mixing import MixedOrder
 from neuclip_scale.data.samples import SampleReader, UnusableSample
 from neuclip_scale.data.skips import SkippedSample, TooManyBadSamples, check_bad_fraction
 from neuclip_scale.data.streams import StreamOrder
@@ -42,6 +46,8 @@ class Chunk:
     digests: list[int]
     skipped: list[SkippedSample]
     num_read: int
+    epochs: dict[int, Sums]
+    """What was read of each epoch; empty where the order has none."""
 
 
 # A worker that gives up sends the error as its last item: raised by the main process, it has one traceback.
@@ -58,6 +64,7 @@ class _Rows:
     uids: list[str] = field(default_factory=list)
     skipped: list[SkippedSample] = field(default_factory=list)
     num_read: int = 0
+    epochs: EpochLedger = field(default_factory=EpochLedger)
 
 
 class StreamDataset(IterableDataset[ChunkOrError]):
@@ -66,7 +73,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
     def __init__(
         self,
         manifest: Manifest,
-        order: StreamOrder,
+        order: StreamOrder | MixedOrder,
         section: DataConfig,
         *,
         samples_per_stream: int,
@@ -75,8 +82,11 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         seed: int,
         transform: Transform,
         tokenizer: Tokenizer,
+        reading: Tensor,
     ) -> None:
+        """`reading` [num_workers] int64, in shared memory: each worker tells there which shard it reads."""
         self._manifest, self._order, self._section = manifest, order, section
+        self._reading = reading
         self._samples_per_stream = samples_per_stream
         self._positions = positions
         self._num_read = num_read
@@ -90,24 +100,29 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         streams = streams[len(streams) * worker // num_workers : len(streams) * (worker + 1) // num_workers]
         positions = {stream: self._positions[stream] for stream in streams}
         walks = {stream: self._order.walk(stream, positions[stream]) for stream in streams}
-        reader = self._reader(len(streams))
+        cache = cache_of(self._section)
+        reader = self._reader(len(streams), cache)
+        self._told = self._reading[worker : worker + 1]
+        ahead = LookAhead(self._manifest, self._order, cache, self._section.shuffle_window)
         num_read_before = self._num_read
-        while True:
-            rows, digests = _Rows(), []
-            try:
+        try:
+            while True:
+                rows, digests = _Rows(), []
+                ahead.look(positions)
                 for stream in streams:
                     first = len(rows.uids)
                     positions[stream] = self._gather(
                         rows, reader, stream, positions[stream], walks[stream], num_read_before
                     )
                     digests.append(uids_digest(rows.uids[first:]))
-            except TooManyBadSamples as error:
-                yield error
-                return
-            num_read_before += self._samples_per_stream * self._order.num_streams
-            yield Chunk(self._batch(rows), dict(positions), digests, rows.skipped, rows.num_read)
+                num_read_before += self._samples_per_stream * self._order.num_streams
+                yield Chunk(self._batch(rows), dict(positions), digests, rows.skipped, rows.num_read, rows.epochs.open)
+        except TooManyBadSamples as error:
+            yield error
+        finally:
+            ahead.close()
 
-    def _reader(self, num_streams: int) -> SampleReader:
+    def _reader(self, num_streams: int, cache: ShardCache) -> SampleReader:
         # A window of every stream stays indexed, with the shards that it only grazes.
         longest = max(shard.num_samples for shard in self._manifest.shards)
         return SampleReader(
@@ -115,6 +130,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
             image_keys=self._section.image_keys,
             caption_key=self._section.caption_key,
             max_cached_samples=num_streams * (self._section.shuffle_window + 2 * longest),
+            cache=cache,
         )
 
     def _gather(
@@ -131,6 +147,9 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         while len(rows.uids) < wanted:
             sample_index = next(walk)
             rows.num_read += 1
+            if self._order.whole_epochs:
+                rows.epochs.add(self._order.epoch_of(stream, position), sample_index)
+            self._told[0] = self._manifest.locate(sample_index)[0]
             try:
                 self._read(rows, reader, stream, position, sample_index)
                 bad_run = 0

@@ -5,7 +5,7 @@ member is read by offset. A shard that is cut off or damaged keeps the samples b
 fault text.
 """
 
-from neuclip_scale.data.shards.finding import expand_shards
+from neuclip_scale.data.shards.finding import expand_shards, expand_source, split_sources
 from neuclip_scale.data.shards.index import MAX_MEMBER_BYTES, MemberSpan, ShardIndex, index_shard, read_member
 from neuclip_scale.data.shards.names import ShardError
 from neuclip_scale.data.shards.writing import write_shard
@@ -16,7 +16,9 @@ __all__ = [
     "ShardError",
     "ShardIndex",
     "expand_shards",
+    "expand_source",
     "index_shard",
     "read_member",
+    "split_sources",
     "write_shard",
 ]

@@ -1,0 +1,91 @@
+"""Remote shards on a local disk: fetched whole, because a window of samples is read in another order than it lies."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from neuclip_scale.config import DataConfig
+from neuclip_scale.data.shards import storage
+
+_STALE = 6 * 3600
+"""Seconds after which a file that is being fetched belongs to a process that is gone."""
+
+
+def default_folder() -> Path:
+    """`$NEUCLIP_CACHE`, else a folder of this user among the temporary files."""
+    return Path(os.environ.get("NEUCLIP_CACHE") or Path(tempfile.gettempdir()) / f"neuclip-cache-{os.getuid()}")
+
+
+def cache_of(section: DataConfig) -> ShardCache:
+    """The cache that a recipe's `data` section asks for; nothing is made before a shard is fetched."""
+    folder = Path(section.cache_dir) if section.cache_dir else default_folder()
+    return ShardCache(folder, int(section.cache_gib * 2**30))
+
+
+class ShardCache:
+    """A folder of fetched shards, shared by all processes of a machine without locks.
+
+    A file has its name only when it is whole; two processes that want one shard at once fetch it twice. The shards
+    used longest ago go first; who still reads one keeps it through its open file.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+        self._coming: dict[str, threading.Lock] = {}
+        self._coming_lock = threading.Lock()
+
+    def local(self, address: str, version: str) -> str:
+        """Path at which the shard can be read now; raises `StorageError`, OSError.
+
+        `version` tells one content of the address from another: a changed shard is fetched anew.
+        """
+        if not storage.is_remote(address):
+            return address
+        # Nothing of an address becomes a path.
+        name = hashlib.blake2b(f"{address}\n{version}".encode(), digest_size=16).hexdigest()
+        path = self.folder / f"{name}.tar"
+        with self._coming_lock:
+            coming = self._coming.setdefault(name, threading.Lock())
+        with coming:  # of this process's threads one fetches, the others wait for it
+            self._ensure(address, path)
+        return str(path)
+
+    def prepare(self) -> None:
+        """Make the folder; raises `StorageError` where it belongs to somebody else, who could put other data there."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self.folder.stat().st_uid != os.getuid():
+            raise storage.StorageError(f"cache {self.folder} belongs to another user. Set data.cache_dir to your own.")
+
+    def _ensure(self, address: str, path: Path) -> None:
+        with contextlib.suppress(OSError):
+            os.utime(path)  # the newest in use
+            return
+        self.prepare()
+        partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+        storage.fetch(address, partial)
+        os.replace(partial, path)
+        self._make_room(path)
+
+    def _make_room(self, kept: Path) -> None:
+        total, now = 0, time.time()
+        for path, status in sorted(self._files(), key=lambda each: each[1].st_mtime, reverse=True):
+            if path.suffix == ".tmp":
+                if now - status.st_mtime > _STALE:
+                    path.unlink(missing_ok=True)
+                continue
+            total += status.st_size
+            if total > self.max_bytes and path != kept:
+                path.unlink(missing_ok=True)
+
+    def _files(self) -> list[tuple[Path, os.stat_result]]:
+        found = []
+        for entry in os.scandir(self.folder):
+            with contextlib.suppress(FileNotFoundError):  # another process made room
+                found.append((Path(entry.path), entry.stat()))
+        return found

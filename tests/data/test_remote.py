@@ -1,0 +1,229 @@
+"""Shards on a real web server and a real S3 server are the same data as in a folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from data_helpers import make_loader, take
+from web_server import Shelf, web_server
+
+from neuclip_scale.config import DataConfig
+from neuclip_scale.data.cache import ShardCache
+from neuclip_scale.data.manifest import Manifest, ManifestError
+from neuclip_scale.data.run_manifest import run_manifest
+from neuclip_scale.data.shards import ShardError, expand_shards, storage
+from neuclip_scale.data.synthetic import write_synthetic_shards
+
+NUM_SHARDS = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shards")
+    write_synthetic_shards(path, 45, 12, 24, seed=1)
+    return path
+
+
+@pytest.fixture
+def shelf(folder: Path) -> Iterator[Shelf]:
+    with web_server(folder) as served:
+        yield served
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(storage, "FIRST_DELAY", 0.01)
+    monkeypatch.setenv("NEUCLIP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def s3(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A bucket of moto's server, a real process that speaks S3; gives an address without the shards' names."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with open(tmp_path_factory.mktemp("moto") / "log", "wb") as log:
+        server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=log, stderr=log)
+    before = dict(os.environ)
+    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+    try:
+        _wait_for(port, server)
+        from pyarrow.fs import S3FileSystem
+
+        options = {"endpoint_override": f"127.0.0.1:{port}", "scheme": "http", "region": "us-east-1"}
+        system = S3FileSystem(**options, allow_bucket_creation=True)
+        system.create_dir("pool/train")
+        for path in folder.iterdir():
+            with system.open_output_stream(f"pool/train/{path.name}") as out:
+                out.write(path.read_bytes())
+        yield "s3://pool/train{name}?" + "&".join(f"{key}={value}" for key, value in options.items())
+    finally:
+        server.kill()
+        server.wait()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(300):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert server.poll() is None, "moto's server ended"
+        time.sleep(0.1)
+    raise AssertionError("moto's server did not begin to listen")
+
+
+def batches(manifest: Manifest, **options: object) -> list[tuple[list[str], list[int]]]:
+    loaded = take(make_loader(manifest, **options), 5)
+    return [(list(each.batch.uids), each.batch.sample_index.tolist()) for each in loaded]
+
+
+def manifest_of(address: str, tmp_path: Path) -> Manifest:
+    return run_manifest(tmp_path / "manifest.json", DataConfig(train=address))
+
+
+def test_http_gives_the_batches_of_the_folder(shelf: Shelf, folder: Path, tmp_path: Path) -> None:
+    local = manifest_of(str(folder), tmp_path / "local")
+    remote = manifest_of(f"{shelf.address}/{{00000..00003}}.tar", tmp_path / "remote")
+    assert remote.fingerprint == local.fingerprint
+    assert all(shard.version for shard in remote.shards)
+    assert batches(remote) == batches(local)
+    assert batches(remote, num_workers=2) == batches(local)
+
+
+def test_s3_gives_the_batches_of_the_folder(s3: str, folder: Path, tmp_path: Path) -> None:
+    local = manifest_of(str(folder), tmp_path / "local")
+    for name in ("", "/*.tar", "/{00000..00003}.tar"):
+        remote = manifest_of(s3.format(name=name), tmp_path / f"remote {len(name)}")
+        assert remote.fingerprint == local.fingerprint
+        assert len(remote.shards) == NUM_SHARDS
+    assert batches(remote, num_workers=2) == batches(local)
+
+
+def test_a_command_gives_the_batches_of_the_folder(folder: Path, tmp_path: Path) -> None:
+    remote = manifest_of(f"pipe:cat {folder}/{{00000..00003}}.tar", tmp_path / "remote")
+    assert batches(remote) == batches(manifest_of(str(folder), tmp_path / "local"))
+    with pytest.raises(ManifestError, match=r"given up after .* status 1.*No such file"):
+        manifest_of(f"pipe:cat {folder}/absent.tar", tmp_path / "absent")
+
+
+def test_counts_beside_remote_shards_are_taken_over(shelf: Shelf, tmp_path: Path, folder: Path) -> None:
+    for name in ("sizes.json", "00000_stats.json"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / "sizes.json").write_text('{"00000.tar": 12, "00001.tar": 12, "00002.tar": 12}')
+    (folder / "00003_stats.json").write_text('{"successes": 9}')
+    try:
+        manifest = manifest_of(f"{shelf.address}/{{00000..00003}}.tar", tmp_path / "remote")
+    finally:
+        (folder / "sizes.json").unlink()
+        (folder / "00003_stats.json").unlink()
+    assert [shard.num_samples for shard in manifest.shards] == [12, 12, 12, 9]
+    assert not any(count for name, count in shelf.asked.items() if name.endswith(".tar"))
+
+
+def test_a_broken_connection_goes_on_where_it_stopped(shelf: Shelf, folder: Path, tmp_path: Path) -> None:
+    shelf.resets["00001.tar"] = 2
+    shelf.failures["00002.tar"] = 2
+    for name in ("00001.tar", "00002.tar"):
+        storage.fetch(f"{shelf.address}/{name}", tmp_path / name)
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    assert shelf.resets["00001.tar"] == shelf.failures["00002.tar"] == 0
+
+
+def test_a_shard_that_vanishes_is_counted_and_listed(shelf: Shelf, folder: Path, tmp_path: Path) -> None:
+    manifest = manifest_of(f"{shelf.address}/{{00000..00003}}.tar", tmp_path / "remote")
+    for path in (tmp_path / "cache").iterdir():
+        path.unlink()
+    shelf.failures["00002.tar"] = 1_000_000
+    loaded = take(make_loader(manifest, max_bad_fraction=1.0), 4)
+    skipped = [sample for each in loaded for sample in each.skipped]
+    assert skipped
+    assert {sample.shard for sample in skipped} == {f"{shelf.address}/00002.tar"}
+    assert all("given up after 6 attempt(s)" in sample.reason for sample in skipped)
+    assert not any("00002/" in uid for each in loaded for uid in each.batch.uids)
+    # its samples are refused at once afterwards, not after six attempts each
+    assert shelf.failures["00002.tar"] > 1_000_000 - 100
+
+
+def test_a_local_shard_that_vanishes_is_counted_and_listed(tmp_path: Path) -> None:
+    write_synthetic_shards(tmp_path / "s", 45, 12, 24, seed=1)
+    manifest = manifest_of(str(tmp_path / "s"), tmp_path / "run")
+    (tmp_path / "s" / "00001.tar").unlink()
+    loaded = take(make_loader(manifest, max_bad_fraction=1.0), 4)
+    skipped = [sample for each in loaded for sample in each.skipped]
+    assert {sample.shard for sample in skipped} == {str(tmp_path / "s" / "00001.tar")}
+    assert all(sample.key.startswith("#") for sample in skipped)
+
+
+def test_a_shard_that_changes_on_the_server_is_an_error(tmp_path: Path) -> None:
+    write_synthetic_shards(tmp_path / "s", 24, 12, 24, seed=1)
+    with web_server(tmp_path / "s") as shelf:
+        manifest = manifest_of(f"{shelf.address}/{{00000..00001}}.tar", tmp_path / "run")
+        for path in (tmp_path / "cache").iterdir():
+            path.unlink()
+        write_synthetic_shards(tmp_path / "s", 30, 15, 24, seed=1)
+        with pytest.raises(ManifestError, match="must not change"):
+            take(make_loader(manifest), 1)
+
+
+def test_the_cache_is_bounded_and_the_oldest_goes(shelf: Shelf, folder: Path, tmp_path: Path) -> None:
+    sizes = [(folder / f"{number:05d}.tar").stat().st_size for number in range(NUM_SHARDS)]
+    cache = ShardCache(tmp_path / "small", sizes[0] + sizes[1])
+    addresses = [f"{shelf.address}/{number:05d}.tar" for number in range(NUM_SHARDS)]
+    with open(cache.local(addresses[0], "a"), "rb") as opened:
+        for number, address in enumerate([addresses[1], addresses[0], addresses[2]]):
+            path = cache.local(address, "a")
+            os.utime(path, (number, number))
+        assert len(list((tmp_path / "small").iterdir())) == 2
+        asked = shelf.asked["00000.tar"]
+        cache.local(addresses[0], "a")
+        assert shelf.asked["00000.tar"] == asked
+        assert cache.local(addresses[0], "another version") != cache.local(addresses[0], "a")
+        assert len(opened.read()) == sizes[0]
+
+
+def test_a_full_disk_is_said_at_once(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage, "_copy", full)
+    with pytest.raises(ShardError, match=r"after 1 attempt.*No space left"):
+        storage.fetch(f"{shelf.address}/00000.tar", tmp_path / "x.tar")
+    assert not (tmp_path / "x.tar").exists()
+
+
+def test_a_cache_of_somebody_else_is_refused(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(ShardError, match="belongs to another user"):
+        ShardCache(tmp_path / "theirs", 1 << 30).local(f"{shelf.address}/00000.tar", "")
+
+
+def test_what_is_not_there_is_named(shelf: Shelf, tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"/absent\.tar"):
+        manifest_of(f"{shelf.address}/absent.tar", tmp_path)
+    with pytest.raises(ShardError, match="xyz"):
+        expand_shards("xyz://bucket/folder")
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("/data/00000.tar", "00000.tar"),
+        ("/data/a?b/00000.tar", "00000.tar"),
+        ("s3://bucket/x/00001.tar?region=eu", "00001.tar"),
+        ("pipe:aws s3 cp s3://bucket/x/00002.tar -", "00002.tar"),
+        ("pipe:curl -s 'https://h/00003.tar'", "00003.tar"),
+        ("pipe:make-shard 7", "pipe:make-shard 7"),
+    ],
+)
+def test_a_shard_has_its_name_wherever_it_lies(address: str, name: str) -> None:
+    assert storage.base_name(address) == name
