@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,25 +105,40 @@ def test_resume_equals_an_uninterrupted_run(
     assert_equal([list(step) for step in zip(*ranks, strict=True)], reference[3:])
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=20)
 @given(
     streams=st.sampled_from([1, 2, 4, 8]),
     share=st.integers(1, 4),
     window=st.integers(1, 60),
+    replacement=st.booleans(),
+    weights=st.sampled_from([(), (1.0, 1.0), (0.2, 3.0)]),
     stop=st.integers(0, 5),
     data=st.data(),
 )
 def test_random_settings(
-    clean_manifest: Manifest, streams: int, share: int, window: int, stop: int, data: st.DataObject
+    clean_manifest: Manifest,
+    streams: int,
+    share: int,
+    window: int,
+    replacement: bool,
+    weights: tuple[float, ...],
+    stop: int,
+    data: st.DataObject,
 ) -> None:
+    """Also with fewer shards than streams, several epochs, sources with weights, draws with replacement."""
     options = {"num_streams": streams, "shuffle_window": window, "global_batch_size": streams * share}
-    worlds = [w for w in (1, 2, 4) if streams % w == 0]
-    expected = run(clean_manifest, 1, 6, **options)
-    assert_equal(run(clean_manifest, data.draw(st.sampled_from(worlds)), 6, **options), expected)
-    loader = make_loader(clean_manifest, **options)
-    if stop:
-        loader.load_positions(positions(expected[stop - 1]))
-    assert_equal([[loaded] for loaded in take(loader, 6 - stop)], expected[stop:])
+    options |= {"replacement": replacement, "weights": weights}
+    manifest = Manifest(tuple(replace(s, source=int(row > 2)) for row, s in enumerate(clean_manifest.shards)))
+    worlds = st.sampled_from([w for w in (1, 2, 4) if streams % w == 0])
+    expected = run(manifest, 1, 6, **options)
+    assert_equal(run(manifest, data.draw(worlds), 6, **options), expected)
+    world_size, ranks = data.draw(worlds), []
+    for rank in range(world_size):
+        loader = make_loader(manifest, rank=rank, world_size=world_size, **options)
+        if stop:
+            loader.load_positions(positions(expected[stop - 1]))
+        ranks.append(take(loader, 6 - stop))
+    assert_equal([list(step) for step in zip(*ranks, strict=True)], expected[stop:])
 
 
 def test_a_second_iteration_goes_on(clean_manifest: Manifest, reference: list[list[LoadedBatch]]) -> None:

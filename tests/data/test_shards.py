@@ -79,7 +79,6 @@ def test_patterns(tmp_path: Path) -> None:
         ("{here}/none*.tar", "none"),
         ("{here}/sub", "sub"),
         ("{here}/{0..2.tar", "00000..01023"),
-        ("s3://bucket/00000.tar", "mounted folder"),
     ],
 )
 def test_pattern_without_a_match_is_an_error(tmp_path: Path, pattern: str, message: str) -> None:
