@@ -21,6 +21,7 @@ LAYERS = {
     "files": 0,
     "html": 0,
     "data.manifest": 0,
+    "data.manifest_file": 0,
     "data.shards": 0,
     "sections": 1,
     "distributed": 1,
@@ -48,7 +49,7 @@ LAYERS = {
     "__main__": 5,
 }
 IN_ONE_MODULE = ("deepspeed", "timm", "open_clip", "duckdb", "triton", "jinja2")
-WITHOUT_TORCH = ("config", "files", "data.manifest", "data.shards")
+WITHOUT_TORCH = ("config", "files", "data.manifest", "data.manifest_file", "data.shards")
 
 
 class Import(NamedTuple):

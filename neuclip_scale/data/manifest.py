@@ -8,7 +8,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class Manifest:
     def save(self, path: str | os.PathLike[str], *, relative: bool = False) -> None:
         """Write as JSON, or as Parquet where the name ends so, atomically; `relative` to the file where it can be."""
         folder = os.path.join(os.path.abspath(os.path.dirname(os.fspath(path))), "")
-        rows = [asdict(shard) for shard in self.shards]
+        rows = [dict(vars(shard)) for shard in self.shards]
         for row in rows if relative else ():
             if not storage.is_remote(row["path"]):
                 row["path"] = os.path.abspath(row["path"]).removeprefix(folder)

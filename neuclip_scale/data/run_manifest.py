@@ -30,7 +30,10 @@ def run_manifest(path: Path, section: DataConfig) -> Manifest:
     def known() -> tuple[list[Wanted], dict[str, ShardEntry], Manifest | None]:
         wanted, entries = _resolve(section, cache)
         saved = Manifest.load(path) if path.exists() else None
-        if saved is None or [(s.path, s.source) for s in saved.shards] != wanted or not saved.is_current():
+        if saved is None or [(s.path, s.source) for s in saved.shards] != wanted:
+            return wanted, entries, None
+        # Millions of shards that a manifest describes are not looked at now: each is when it is read.
+        if not entries and not saved.is_current():
             return wanted, entries, None
         # A manifest that was made anew may tell of other contents.
         changed = any(entries and _content(shard) != _content(entries.get(shard.path, shard)) for shard in saved.shards)
