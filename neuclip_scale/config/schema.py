@@ -71,6 +71,10 @@ class DataConfig:
     """Tar member extension that holds the caption (UTF-8)."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Area range of the random resized crop; open_clip's default."""
+    decoder: Literal["auto", "turbo", "pillow", "reference"] = "auto"
+    """auto: JPEG by libjpeg-turbo (simplejpeg) where it is installed, the rest by Pillow, large JPEG at 1/2, 1/4 or 1/8
+    of their size; turbo: refuse to run without it; pillow: the same by Pillow alone; reference: Pillow's full decode
+    and resize, open_clip's pixels exactly. Evaluation always takes the last."""
     max_image_pixels: int = 50_000_000
     """Pictures of more pixels are refused before they are decoded (decompression bombs)."""
     max_bad_fraction: float = 0.02

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from neuclip_scale.config import DataConfig
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.manifest import Manifest
+from neuclip_scale.data.pictures import open_picture
 from neuclip_scale.data.samples import SampleReader, UnusableSample
 from neuclip_scale.data.stream_dataset import Tokenizer, init_worker
 from neuclip_scale.data.transforms import EvalTransform, ImageError, TrainTransform, decode_image
@@ -52,11 +53,16 @@ class IndexedSamples(Dataset[Row | None]):
         sample_index = self._sample_indices[position]
         try:
             raw = self._reader.read(sample_index)
-            decoded = decode_image(raw.image, self._section.max_image_pixels)
+            image = self._image(raw.image, np.random.default_rng((self._seed, sample_index)))
         except (UnusableSample, ImageError):
             return None
-        image = self._transform(decoded, np.random.default_rng((self._seed, sample_index)))
         return image, raw.caption, sample_index, raw.uid
+
+    def _image(self, data: bytes, generator: np.random.Generator) -> Tensor:
+        limit = self._section.max_image_pixels
+        if isinstance(self._transform, EvalTransform):
+            return self._transform(decode_image(data, limit))
+        return self._transform(open_picture(data, limit, self._section.decoder), generator)
 
 
 def indexed_batches(

@@ -7,10 +7,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -18,12 +18,15 @@ from neuclip_scale.config import DataConfig
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.digest import uids_digest
 from neuclip_scale.data.manifest import Manifest
+from neuclip_scale.data.normalization import Normalization
+from neuclip_scale.data.pictures import log_decoder, open_picture
 from neuclip_scale.data.samples import SampleReader, UnusableSample
 from neuclip_scale.data.skips import SkippedSample, TooManyBadSamples, check_bad_fraction
 from neuclip_scale.data.streams import StreamOrder
-from neuclip_scale.data.transforms import ImageError, decode_image
+from neuclip_scale.data.transforms import ImageError, TrainTransform
 
-Transform = Callable[[Image.Image, np.random.Generator], Tensor]
+Transform = Callable[[Any, np.random.Generator], Tensor]
+"""Of an RGB `Image` or a `Picture`."""
 Tokenizer = Callable[[list[str]], Tensor]
 
 GIVE_UP_AFTER = 1000
@@ -81,7 +84,13 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         self._positions = positions
         self._num_read = num_read
         self._seed = seed % (1 << 64)
-        self._transform, self._tokenizer = transform, tokenizer
+        self._tokenizer = tokenizer
+        self._transform: Transform = transform
+        self._normalization: Normalization | None = None
+        if isinstance(transform, TrainTransform):  # bytes leave the worker; join_batches or `to` makes floats of them
+            self._transform, self._normalization = transform.pixels, transform.normalization
+        if 0 in positions:  # the first rank's
+            log_decoder(section.decoder)
 
     def __iter__(self) -> Iterator[ChunkOrError]:
         info = get_worker_info()
@@ -143,7 +152,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
 
     def _read(self, rows: _Rows, reader: SampleReader, stream: int, position: int, sample_index: int) -> None:
         raw = reader.read(sample_index)
-        image = decode_image(raw.image, self._section.max_image_pixels)
+        image = open_picture(raw.image, self._section.max_image_pixels, self._section.decoder)
         seed = np.random.SeedSequence((_AUGMENTATION, self._seed, stream, position))
         rows.images.append(self._transform(image, np.random.Generator(np.random.PCG64(seed))))
         rows.captions.append(raw.caption)
@@ -165,7 +174,8 @@ class StreamDataset(IterableDataset[ChunkOrError]):
 
     def _batch(self, rows: _Rows) -> Batch:
         tokens = self._tokenizer(rows.captions).to(torch.int64)
-        return Batch(torch.stack(rows.images), tokens, torch.tensor(rows.sample_index), tuple(rows.uids))
+        images, indices = torch.stack(rows.images), torch.tensor(rows.sample_index)
+        return Batch(images, tokens, indices, tuple(rows.uids), self._normalization)
 
 
 def init_worker(worker: int) -> None:
