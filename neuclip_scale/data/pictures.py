@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from types import ModuleType
 from typing import Literal
 
@@ -138,7 +139,7 @@ def _turbo() -> ModuleType | None:
 
 
 def _open_turbo(data: bytes, max_pixels: int) -> _TurboPicture | None:
-    """None for what is better left to Pillow: other formats, CMYK, a damaged header."""
+    """None for what is better left to Pillow: other formats, CMYK, a damaged header, sizes that Pillow refuses."""
     turbo = _turbo()
     if turbo is None or data[:3] != b"\xff\xd8\xff":
         return None
@@ -146,7 +147,7 @@ def _open_turbo(data: bytes, max_pixels: int) -> _TurboPicture | None:
         height, width, colours, _ = turbo.decode_jpeg_header(data)
     except ValueError:
         return None
-    if colours not in _TURBO_COLOURS:
+    if colours not in _TURBO_COLOURS or width * height > (Image.MAX_IMAGE_PIXELS or math.inf):
         return None
     check_size(width, height, max_pixels)
     orientation = 1
