@@ -68,7 +68,12 @@ class DataConfig:
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     """Tar member extensions that hold the picture, first match wins."""
     caption_key: str = "txt"
-    """Tar member extension that holds the caption (UTF-8)."""
+    """Where the caption stands: a tar member's extension (UTF-8 text), or a field of a JSON member, `json:caption`."""
+    captions: tuple[str, ...] = ()
+    """Several such places, one drawn each time a sample is read, or the next that has one; a JSON list gives any of its
+    entries. Empty: caption_key alone."""
+    caption_weights: tuple[float, ...] = ()
+    """Relative frequencies of `captions`; empty: equal ones."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Area range of the random resized crop; open_clip's default."""
     decoder: Literal["auto", "turbo", "pillow", "reference"] = "auto"

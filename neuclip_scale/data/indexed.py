@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from neuclip_scale.config import DataConfig
 from neuclip_scale.data.batch import Batch
+from neuclip_scale.data.captions import Captions
 from neuclip_scale.data.manifest import Manifest
 from neuclip_scale.data.pictures import open_picture
 from neuclip_scale.data.samples import SampleReader, UnusableSample
@@ -47,12 +48,12 @@ class IndexedSamples(Dataset[Row | None]):
             self._reader = SampleReader(
                 self._manifest,
                 image_keys=self._section.image_keys,
-                caption_key=self._section.caption_key,
+                captions=Captions.of(self._section),
                 max_cached_samples=CACHED_SAMPLES,
             )
         sample_index = self._sample_indices[position]
         try:
-            raw = self._reader.read(sample_index)
+            raw = self._reader.read(sample_index, (self._seed, sample_index))
             image = self._image(raw.image, np.random.default_rng((self._seed, sample_index)))
         except (UnusableSample, ImageError):
             return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuclip_scale.data.captions import Captions, Members, NoCaption
 from neuclip_scale.data.manifest import Manifest, ManifestError
 from neuclip_scale.data.shards import MemberSpan, ShardError, ShardIndex, index_shard, read_member
 
@@ -40,11 +41,11 @@ class SampleReader:
     """
 
     def __init__(
-        self, manifest: Manifest, *, image_keys: tuple[str, ...], caption_key: str, max_cached_samples: int
+        self, manifest: Manifest, *, image_keys: tuple[str, ...], captions: Captions, max_cached_samples: int
     ) -> None:
         self._manifest = manifest
         self._image_keys = tuple(key.lower() for key in image_keys)
-        self._caption_key = caption_key.lower()
+        self._captions = captions
         self._max_cached_samples = max_cached_samples
         self._cached_samples = 0
         self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
@@ -55,21 +56,23 @@ class SampleReader:
         shard, position = self._manifest.locate(sample_index)
         return self._manifest.shards[shard].path, self._index(shard).keys[position]
 
-    def read(self, sample_index: int) -> RawSample:
-        """Raises `UnusableSample`; `ManifestError` when the shard is not what the manifest says; OSError."""
+    def read(self, sample_index: int, caption_seed: Sequence[int] = (0,)) -> RawSample:
+        """`caption_seed` fixes what is drawn among several captions.
+
+        Raises `UnusableSample`; `ManifestError` when the shard is not what the manifest says; OSError.
+        """
         shard, position = self._manifest.locate(sample_index)
         index, descriptor = self._index(shard), self._file(shard)
         members = index.members(position)
         image = next((members[key] for key in self._image_keys if key in members), None)
         if image is None:
             raise UnusableSample(f"no picture: none of {', '.join(self._image_keys)} in the sample")
-        if self._caption_key not in members:
-            raise UnusableSample(f"no caption: {self._caption_key} is missing from the sample")
         try:
-            caption = _caption(read_member(descriptor, members[self._caption_key], max_bytes=MAX_TEXT_BYTES))
-            uid = _uid(descriptor, members.get("json"))
+            texts = Members(lambda key: _text(descriptor, members.get(key)))
+            caption = self._captions.choose(texts, caption_seed)
+            uid = _uid(texts)
             data = read_member(descriptor, image)
-        except ShardError as error:
+        except (ShardError, NoCaption) as error:
             raise UnusableSample(str(error)) from error
         return RawSample(data, caption, uid or f"{Path(index.path).stem}/{index.keys[position]}")
 
@@ -109,22 +112,14 @@ class SampleReader:
         return self._files[shard]
 
 
-def _caption(data: bytes) -> str:
-    try:
-        caption = data.decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise UnusableSample(f"caption is not UTF-8 (byte {error.start})") from error
-    if not caption:
-        raise UnusableSample("caption is empty")
-    return caption
+def _text(descriptor: int, span: MemberSpan | None) -> bytes | None:
+    return None if span is None else read_member(descriptor, span, max_bytes=MAX_TEXT_BYTES)
 
 
-def _uid(descriptor: int, span: MemberSpan | None) -> str | None:
-    if span is None or span.size > MAX_TEXT_BYTES:
-        return None
+def _uid(texts: Members) -> str | None:
     try:
-        document = json.loads(read_member(descriptor, span))
-    except (ValueError, RecursionError):  # the JSON serves for naming only
+        document = texts.document("json")
+    except (NoCaption, ShardError):  # no JSON, or too large: for the name it is not needed
         return None
     uid = document.get("uid") if isinstance(document, dict) else None
     return uid if isinstance(uid, str) and _UID.fullmatch(uid) else None

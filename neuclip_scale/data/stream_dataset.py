@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from neuclip_scale.config import DataConfig
 from neuclip_scale.data.batch import Batch
+from neuclip_scale.data.captions import Captions
 from neuclip_scale.data.digest import uids_digest
 from neuclip_scale.data.manifest import Manifest
 from neuclip_scale.data.normalization import Normalization
@@ -122,7 +123,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         return SampleReader(
             self._manifest,
             image_keys=self._section.image_keys,
-            caption_key=self._section.caption_key,
+            captions=Captions.of(self._section),
             max_cached_samples=num_streams * (self._section.shuffle_window + 2 * longest),
         )
 
@@ -151,7 +152,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         return position
 
     def _read(self, rows: _Rows, reader: SampleReader, stream: int, position: int, sample_index: int) -> None:
-        raw = reader.read(sample_index)
+        raw = reader.read(sample_index, (self._seed, stream, position))
         image = open_picture(raw.image, self._section.max_image_pixels, self._section.decoder)
         seed = np.random.SeedSequence((_AUGMENTATION, self._seed, stream, position))
         rows.images.append(self._transform(image, np.random.Generator(np.random.PCG64(seed))))
@@ -165,7 +166,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         if bad_run >= 2 * length:  # so a whole pass lies within the run
             raise TooManyBadSamples(
                 f"stream {stream}: not one of {bad_run} samples in a row could be used, twice its length. "
-                f"Check data.image_keys and data.caption_key. The first one: {bad[0]}"
+                f"Check data.image_keys and data.caption_key or data.captions. The first one: {bad[0]}"
             )
         if bad_run >= GIVE_UP_AFTER:
             # Samples of all ranks count as read and only these as bad, so this never stops a run too early.
