@@ -60,6 +60,7 @@ def _check_ranges(recipe: Recipe) -> None:
     }
     not_negative = {
         "data.num_workers": recipe.data.num_workers,
+        "data.max_worker_memory_gib": recipe.data.max_worker_memory_gib,
         "train.micro_batch_size": recipe.train.micro_batch_size,
         "train.num_steps": recipe.train.num_steps,
         "train.epochs": recipe.train.epochs,

@@ -65,6 +65,9 @@ class DataConfig:
     """Decoding processes per rank; 0 decodes in the training process. Does not change the data order."""
     prefetch_batches: int = 2
     """Batches that each worker prepares ahead."""
+    max_worker_memory_gib: float = 0.0
+    """GiB that a decoding process may come to hold. Above it lets its caches go, and if that does not help the run ends,
+    to be resumed from the newest checkpoint. 0: no limit."""
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     """Tar member extensions that hold the picture, first match wins."""
     caption_key: str = "txt"

@@ -81,6 +81,12 @@ class SampleReader:
         while self._files:
             os.close(self._files.popitem()[1])
 
+    def drop_caches(self) -> None:
+        """Forget the shard indices and close the shards; reading makes them anew."""
+        self._indices.clear()
+        self._cached_samples = 0
+        self.close()
+
     def __del__(self) -> None:
         self.close()
 

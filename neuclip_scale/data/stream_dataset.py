@@ -25,6 +25,7 @@ from neuclip_scale.data.samples import SampleReader, UnusableSample
 from neuclip_scale.data.skips import SkippedSample, TooManyBadSamples, check_bad_fraction
 from neuclip_scale.data.streams import StreamOrder
 from neuclip_scale.data.transforms import ImageError, TrainTransform
+from neuclip_scale.data.worker_memory import MemoryLimit
 
 Transform = Callable[[Any, np.random.Generator], Tensor]
 """Of an RGB `Image` or a `Picture`."""
@@ -101,6 +102,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         positions = {stream: self._positions[stream] for stream in streams}
         walks = {stream: self._order.walk(stream, positions[stream]) for stream in streams}
         reader = self._reader(len(streams))
+        memory = MemoryLimit(self._section.max_worker_memory_gib if info else 0, reader.drop_caches)
         num_read_before = self._num_read
         while True:
             rows, digests = _Rows(), []
@@ -115,6 +117,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
                 yield error
                 return
             num_read_before += self._samples_per_stream * self._order.num_streams
+            memory.check(f"reading streams {streams[0]} to {streams[-1]}")
             yield Chunk(self._batch(rows), dict(positions), digests, rows.skipped, rows.num_read)
 
     def _reader(self, num_streams: int) -> SampleReader:
