@@ -66,8 +66,8 @@ class DataConfig:
     prefetch_batches: int = 2
     """Batches that each worker prepares ahead."""
     max_worker_memory_gib: float = 0.0
-    """GiB that a decoding process may come to hold. Above it lets its caches go, and if that does not help the run ends,
-    to be resumed from the newest checkpoint. 0: no limit."""
+    """GiB that a decoding process may come to hold. Above, it lets its caches go, and if that does not help the run
+    ends, to be resumed from the newest checkpoint. 0: no limit."""
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     """Tar member extensions that hold the picture, first match wins."""
     caption_key: str = "txt"
