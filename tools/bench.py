@@ -1,11 +1,13 @@
 """Measure what costs time or memory, side by side in one run with what people use today.
 
     python tools/bench.py loss [--batch-size 8192] [--embed-dim 512] [--threads 1] [--repeats 3] [--json PATH]
+    python tools/bench.py loader [--num-workers 0] [--batch-size 128] [--repeats 3] [--json PATH]
     python tools/bench.py npn [--batch-size 4096] [--num-prototypes 4096] [--updates-per-step 10] [--json PATH]
 
 `loss`: each measurement is a fresh process, ours and the peer's by turns, so that drift of the machine falls on both.
 Times on a CPU are for ratios only. `bound` is the arithmetic that cannot be avoided, at the speed of one matmul
-measured in the same process. `npn`: the NPN's share of an iteration, and how to spread it (tools/bench_npn.py).
+measured in the same process. `loader`: pictures per second of one core
+(tools/bench_loader.py). `npn`: the NPN's share of an iteration, and how to spread it (tools/bench_npn.py).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import bench_loader
 import bench_npn
 import tyro
 
@@ -182,6 +185,11 @@ def main() -> int:
         result = measure(loss)
         show(result)
         write(result, loss.json)
+    elif sys.argv[1:2] == ["loader"]:
+        loader = tyro.cli(bench_loader.Loader, args=sys.argv[2:], prog="bench.py loader")
+        result = {"options": asdict(loader), "machine": _machine(), "commit": _commit(), **bench_loader.measure(loader)}
+        bench_loader.show(loader, result)
+        write(result, loader.json)
     elif sys.argv[1:2] == ["npn"]:
         npn = tyro.cli(bench_npn.Npn, args=sys.argv[2:], prog="bench.py npn")
         result = {"options": asdict(npn), "machine": _machine(), "commit": _commit(), **bench_npn.measure(npn)}

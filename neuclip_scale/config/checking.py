@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from neuclip_scale.config.errors import ConfigError
-from neuclip_scale.config.schema import Recipe
+from neuclip_scale.config.schema import DataConfig, Recipe
 
 
 def local_batch_size(recipe: Recipe, world_size: int) -> int:
@@ -21,6 +21,7 @@ def micro_batch_size(recipe: Recipe, world_size: int) -> int:
 def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
     """Raise `ConfigError` for values or combinations that cannot be run on `world_size` ranks."""
     _check_ranges(recipe)
+    _check_captions(recipe.data)
     _check_batch(recipe, world_size)
     _check_length_and_temperature(recipe)
 
@@ -63,6 +64,7 @@ def _check_ranges(recipe: Recipe) -> None:
     not_negative = {
         "data.num_workers": recipe.data.num_workers,
         "data.stall_timeout_seconds": recipe.data.stall_timeout_seconds,
+        "data.max_worker_memory_gib": recipe.data.max_worker_memory_gib,
         "train.micro_batch_size": recipe.train.micro_batch_size,
         "train.num_steps": recipe.train.num_steps,
         "train.epochs": recipe.train.epochs,
@@ -129,6 +131,27 @@ def _check_fractions(recipe: Recipe) -> None:
     low, high = recipe.data.crop_scale
     if not 0.0 < low <= high <= 1.0:
         raise ConfigError("data.crop_scale", recipe.data.crop_scale, "not a range in (0, 1]", "Give [low, high].")
+
+
+def _check_captions(data: DataConfig) -> None:
+    for name, places in {"data.caption_key": (data.caption_key,), "data.captions": data.captions}.items():
+        for place in places:
+            member, colon, field = place.partition(":")
+            if not member or (colon and not field):
+                remedy = "Give an extension (txt) or a field of a JSON member (json:caption)."
+                raise ConfigError(name, place, "names no place of a caption", remedy)
+    if data.captions and data.caption_key != "txt":
+        raise ConfigError(
+            "data.caption_key", data.caption_key, "data.captions is given too", "Move it into data.captions."
+        )
+    weights = data.caption_weights
+    if weights and len(weights) != len(data.captions):
+        problem = f"{len(weights)} weight(s) for {len(data.captions)} place(s) in data.captions"
+        raise ConfigError("data.caption_weights", weights, problem, "Give one for each, or none.")
+    if not all(0 <= weight < math.inf for weight in weights) or (weights and sum(weights) == 0):
+        raise ConfigError(
+            "data.caption_weights", weights, "not frequencies", "Give finite ones, none negative, one above zero."
+        )
 
 
 def _check_batch(recipe: Recipe, world_size: int) -> None:

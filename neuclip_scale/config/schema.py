@@ -79,12 +79,24 @@ class DataConfig:
     """A wait for data longer than this is told, with the worker and the shard it reads."""
     stall_timeout_seconds: float = 1800.0
     """A wait longer than this ends the run, which can be resumed; 0 waits for ever."""
+    max_worker_memory_gib: float = 0.0
+    """GiB that a decoding process may come to hold. Above, it lets its caches go, and if that does not help the run
+    ends, to be resumed from the newest checkpoint. 0: no limit."""
     image_keys: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
     """Tar member extensions that hold the picture, first match wins."""
     caption_key: str = "txt"
-    """Tar member extension that holds the caption (UTF-8)."""
+    """Where the caption stands: a tar member's extension (UTF-8 text), or a field of a JSON member, `json:caption`."""
+    captions: tuple[str, ...] = ()
+    """Several such places, one drawn each time a sample is read, or the next that has one; a JSON list gives any of its
+    entries. Empty: caption_key alone."""
+    caption_weights: tuple[float, ...] = ()
+    """Relative frequencies of `captions`; empty: equal ones."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Area range of the random resized crop; open_clip's default."""
+    decoder: Literal["auto", "turbo", "pillow", "reference"] = "auto"
+    """auto: JPEG by libjpeg-turbo (simplejpeg) where it is installed, the rest by Pillow, large JPEG at 1/2, 1/4 or 1/8
+    of their size; turbo: refuse to run without it; pillow: the same by Pillow alone; reference: Pillow's full decode
+    and resize, open_clip's pixels exactly. Evaluation always takes the last."""
     max_image_pixels: int = 50_000_000
     """Pictures of more pixels are refused before they are decoded (decompression bombs)."""
     max_bad_fraction: float = 0.02

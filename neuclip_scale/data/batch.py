@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from neuclip_scale.data.normalization import Normalization
 
 
 @dataclass(frozen=True)
 class Batch:
     """b pairs; rows belong together over all fields."""
 
-    images: Tensor  # [b, 3, H, W] float32, normalised
+    images: Tensor  # [b, 3, H, W] float32, normalised; uint8 pixels while `normalization` waits for `to`
     tokens: Tensor  # [b, L] int64
     sample_index: Tensor  # [b] int64, dense: 0 .. dataset size - 1
     uids: tuple[str, ...]
+    normalization: Normalization | None = None
+    """What `to` has yet to do to `images`: between processes and to the GPU they travel as bytes, a quarter as many."""
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -31,14 +35,16 @@ class Batch:
                 self.tokens[start : start + micro_batch_size],
                 self.sample_index[start : start + micro_batch_size],
                 self.uids[start : start + micro_batch_size],
+                self.normalization,
             )
             for start in range(0, len(self), micro_batch_size)
         ]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The batch on `device`; `non_blocking` needs pinned memory to have an effect."""
+        """The batch on `device`, normalised there; `non_blocking` needs pinned memory to have an effect."""
+        moved = self.images.to(device, non_blocking=non_blocking)
         return Batch(
-            self.images.to(device, non_blocking=non_blocking),
+            self.normalization(moved) if self.normalization else moved,
             self.tokens.to(device, non_blocking=non_blocking),
             self.sample_index.to(device, non_blocking=non_blocking),
             self.uids,
@@ -47,18 +53,25 @@ class Batch:
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory; needs a GPU."""
         images, tokens = self.images.pin_memory(), self.tokens.pin_memory()
-        return Batch(images, tokens, self.sample_index.pin_memory(), self.uids)
+        return replace(self, images=images, tokens=tokens, sample_index=self.sample_index.pin_memory())
 
 
 def join_batches(parts: Sequence[Batch], *, pin_memory: bool = False) -> Batch:
-    """Rows of all parts in order; with `pin_memory` the one copy this takes goes to page-locked memory."""
-    if len(parts) == 1 and not pin_memory:
-        return parts[0]
+    """Rows of all parts in order, normalised.
+
+    With `pin_memory` the one copy this takes goes to page-locked memory, and `to` normalises on the device.
+    """
+    joined = parts[0] if len(parts) == 1 and not pin_memory else _joined(parts, pin_memory)
+    return joined if pin_memory else joined.to(joined.images.device)
+
+
+def _joined(parts: Sequence[Batch], pin_memory: bool) -> Batch:
     return Batch(
         _join([part.images for part in parts], pin_memory),
         _join([part.tokens for part in parts], pin_memory),
         _join([part.sample_index for part in parts], pin_memory),
         tuple(uid for part in parts for uid in part.uids),
+        parts[0].normalization,
     )
 
 

@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from neuclip_scale.config import DataConfig
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.cache import cache_of
+from neuclip_scale.data.captions import Captions
 from neuclip_scale.data.manifest import Manifest
+from neuclip_scale.data.pictures import open_picture
 from neuclip_scale.data.samples import SampleReader, UnusableSample
 from neuclip_scale.data.stream_dataset import Tokenizer, init_worker
 from neuclip_scale.data.transforms import EvalTransform, ImageError, TrainTransform, decode_image
@@ -47,18 +49,23 @@ class IndexedSamples(Dataset[Row | None]):
             self._reader = SampleReader(
                 self._manifest,
                 image_keys=self._section.image_keys,
-                caption_key=self._section.caption_key,
+                captions=Captions.of(self._section),
                 max_cached_samples=CACHED_SAMPLES,
                 cache=cache_of(self._section),
             )
         sample_index = self._sample_indices[position]
         try:
-            raw = self._reader.read(sample_index)
-            decoded = decode_image(raw.image, self._section.max_image_pixels)
+            raw = self._reader.read(sample_index, (self._seed, sample_index))
+            image = self._image(raw.image, np.random.default_rng((self._seed, sample_index)))
         except (UnusableSample, ImageError):
             return None
-        image = self._transform(decoded, np.random.default_rng((self._seed, sample_index)))
         return image, raw.caption, sample_index, raw.uid
+
+    def _image(self, data: bytes, generator: np.random.Generator) -> Tensor:
+        limit = self._section.max_image_pixels
+        if isinstance(self._transform, EvalTransform):
+            return self._transform(decode_image(data, limit))
+        return self._transform(open_picture(data, limit, self._section.decoder), generator)
 
 
 def indexed_batches(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from neuclip_scale.data.cache import ShardCache
+from neuclip_scale.data.captions import Captions, Members, NoCaption
 from neuclip_scale.data.manifest import Manifest, ManifestError
 from neuclip_scale.data.shards import MemberSpan, ShardError, ShardIndex, index_shard, read_member, storage
 
@@ -49,14 +50,14 @@ class SampleReader:
         manifest: Manifest,
         *,
         image_keys: tuple[str, ...],
-        caption_key: str,
+        captions: Captions,
         max_cached_samples: int,
         cache: ShardCache,
     ) -> None:
         self._manifest, self._cache = manifest, cache
         self._lost: dict[int, tuple[float, str]] = {}
         self._image_keys = tuple(key.lower() for key in image_keys)
-        self._caption_key = caption_key.lower()
+        self._captions = captions
         self._max_cached_samples = max_cached_samples
         self._cached_samples = 0
         self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
@@ -68,41 +69,44 @@ class SampleReader:
         index = self._indices.get(shard)
         return self._manifest.shards[shard].path, index.keys[position] if index else f"#{position}"
 
-    def read(self, sample_index: int) -> RawSample:
-        """Raises `UnusableSample`, and `ManifestError` when the shard is not what the manifest says."""
+    def read(self, sample_index: int, caption_seed: Sequence[int] = (0,)) -> RawSample:
+        """`caption_seed` fixes what is drawn among several captions.
+
+        Raises `UnusableSample`, and `ManifestError` when the shard is not what the manifest says.
+        """
         shard, _ = self._manifest.locate(sample_index)
         until, reason = self._lost.get(shard, (0.0, ""))
         if time.monotonic() < until:
             raise UnusableSample(reason)
+        path = self._manifest.shards[shard].path
         try:
-            return storage.retried(lambda: self._attempt(shard, sample_index), self._manifest.shards[shard].path)
+            return storage.retried(lambda: self._attempt(shard, sample_index, caption_seed), path)
         except storage.StorageError as error:
             self._lost[shard] = time.monotonic() + _LOST_SECONDS, str(error)
             raise UnusableSample(str(error)) from error
 
-    def _attempt(self, shard: int, sample_index: int) -> RawSample:
+    def _attempt(self, shard: int, sample_index: int, caption_seed: Sequence[int]) -> RawSample:
         try:
-            return self._read(sample_index)
+            return self._read(sample_index, caption_seed)
         except (OSError, storage.StorageError):  # opened anew at the next attempt
             if shard in self._files:
                 os.close(self._files.pop(shard))
             self._forget_index(shard)
             raise
 
-    def _read(self, sample_index: int) -> RawSample:
+    def _read(self, sample_index: int, caption_seed: Sequence[int]) -> RawSample:
         shard, position = self._manifest.locate(sample_index)
         index, descriptor = self._index(shard), self._file(shard)
         members = index.members(position)
         image = next((members[key] for key in self._image_keys if key in members), None)
         if image is None:
             raise UnusableSample(f"no picture: none of {', '.join(self._image_keys)} in the sample")
-        if self._caption_key not in members:
-            raise UnusableSample(f"no caption: {self._caption_key} is missing from the sample")
         try:
-            caption = _caption(read_member(descriptor, members[self._caption_key], max_bytes=MAX_TEXT_BYTES))
-            uid = _uid(descriptor, members.get("json"))
+            texts = Members(lambda key: _text(descriptor, members.get(key)))
+            caption = self._captions.choose(texts, caption_seed)
+            uid = _uid(texts)
             data = read_member(descriptor, image)
-        except ShardError as error:
+        except (ShardError, NoCaption) as error:
             raise UnusableSample(str(error)) from error
         name = Path(storage.base_name(self._manifest.shards[shard].path)).stem
         return RawSample(data, caption, uid or f"{name}/{index.keys[position]}")
@@ -111,6 +115,12 @@ class SampleReader:
         """Close the shards; reading opens them again."""
         while self._files:
             os.close(self._files.popitem()[1])
+
+    def drop_caches(self) -> None:
+        """Forget the shard indices and close the shards; reading makes them anew."""
+        self._indices.clear()
+        self._cached_samples = 0
+        self.close()
 
     def __del__(self) -> None:
         self.close()
@@ -148,22 +158,14 @@ class SampleReader:
         return self._files[shard]
 
 
-def _caption(data: bytes) -> str:
-    try:
-        caption = data.decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise UnusableSample(f"caption is not UTF-8 (byte {error.start})") from error
-    if not caption:
-        raise UnusableSample("caption is empty")
-    return caption
+def _text(descriptor: int, span: MemberSpan | None) -> bytes | None:
+    return None if span is None else read_member(descriptor, span, max_bytes=MAX_TEXT_BYTES)
 
 
-def _uid(descriptor: int, span: MemberSpan | None) -> str | None:
-    if span is None or span.size > MAX_TEXT_BYTES:
-        return None
+def _uid(texts: Members) -> str | None:
     try:
-        document = json.loads(read_member(descriptor, span))
-    except (ValueError, RecursionError):  # the JSON serves for naming only
+        document = texts.document("json")
+    except (NoCaption, ShardError):  # no JSON, or too large: for the name it is not needed
         return None
     uid = document.get("uid") if isinstance(document, dict) else None
     return uid if isinstance(uid, str) and _UID.fullmatch(uid) else None

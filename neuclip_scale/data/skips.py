@@ -43,7 +43,7 @@ def check_bad_fraction(
     raise TooManyBadSamples(
         f"{num_bad} of {num_read} samples read could not be used ({num_bad / num_read:.1%}), more than "
         f"data.max_bad_fraction = {max_fraction:g}. First ones:{shown}\n"
-        f"Repair or remove them ({listing}), check data.image_keys and data.caption_key, or raise "
+        f"Repair or remove them ({listing}), check data.image_keys and data.caption_key or data.captions, or raise "
         "data.max_bad_fraction."
     )
 

@@ -7,27 +7,32 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from neuclip_scale.config import DataConfig
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.cache import ShardCache, cache_of
+from neuclip_scale.data.captions import Captions
 from neuclip_scale.data.digest import uids_digest
 from neuclip_scale.data.epochs import EpochLedger, Sums
 from neuclip_scale.data.look_ahead import LookAhead
 from neuclip_scale.data.manifest import Manifest
 from neuclip_scale.data.mixing import MixedOrder
+from neuclip_scale.data.normalization import Normalization
+from neuclip_scale.data.pictures import log_decoder, open_picture
 from neuclip_scale.data.samples import SampleReader, UnusableSample
 from neuclip_scale.data.skips import SkippedSample, TooManyBadSamples, check_bad_fraction
 from neuclip_scale.data.streams import StreamOrder
-from neuclip_scale.data.transforms import ImageError, decode_image
+from neuclip_scale.data.transforms import ImageError, TrainTransform
+from neuclip_scale.data.worker_memory import MemoryLimit
 
-Transform = Callable[[Image.Image, np.random.Generator], Tensor]
+Transform = Callable[[Any, np.random.Generator], Tensor]
+"""Of an RGB `Image` or a `Picture`."""
 Tokenizer = Callable[[list[str]], Tensor]
 
 GIVE_UP_AFTER = 1000
@@ -91,7 +96,13 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         self._positions = positions
         self._num_read = num_read
         self._seed = seed % (1 << 64)
-        self._transform, self._tokenizer = transform, tokenizer
+        self._tokenizer = tokenizer
+        self._transform: Transform = transform
+        self._normalization: Normalization | None = None
+        if isinstance(transform, TrainTransform):  # bytes leave the worker; join_batches or `to` makes floats of them
+            self._transform, self._normalization = transform.pixels, transform.normalization
+        if 0 in positions:  # the first rank's
+            log_decoder(section.decoder)
 
     def __iter__(self) -> Iterator[ChunkOrError]:
         info = get_worker_info()
@@ -104,6 +115,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         reader = self._reader(len(streams), cache)
         self._told = self._reading[worker : worker + 1]
         ahead = LookAhead(self._manifest, self._order, cache, self._section.shuffle_window)
+        memory = MemoryLimit(self._section.max_worker_memory_gib if info else 0, reader.drop_caches)
         num_read_before = self._num_read
         try:
             while True:
@@ -116,6 +128,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
                     )
                     digests.append(uids_digest(rows.uids[first:]))
                 num_read_before += self._samples_per_stream * self._order.num_streams
+                memory.check(f"reading streams {streams[0]} to {streams[-1]}")
                 yield Chunk(self._batch(rows), dict(positions), digests, rows.skipped, rows.num_read, rows.epochs.open)
         except TooManyBadSamples as error:
             yield error
@@ -128,7 +141,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         return SampleReader(
             self._manifest,
             image_keys=self._section.image_keys,
-            caption_key=self._section.caption_key,
+            captions=Captions.of(self._section),
             max_cached_samples=num_streams * (self._section.shuffle_window + 2 * longest),
             cache=cache,
         )
@@ -161,8 +174,8 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         return position
 
     def _read(self, rows: _Rows, reader: SampleReader, stream: int, position: int, sample_index: int) -> None:
-        raw = reader.read(sample_index)
-        image = decode_image(raw.image, self._section.max_image_pixels)
+        raw = reader.read(sample_index, (self._seed, stream, position))
+        image = open_picture(raw.image, self._section.max_image_pixels, self._section.decoder)
         seed = np.random.SeedSequence((_AUGMENTATION, self._seed, stream, position))
         rows.images.append(self._transform(image, np.random.Generator(np.random.PCG64(seed))))
         rows.captions.append(raw.caption)
@@ -175,7 +188,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         if bad_run >= 2 * length:  # so a whole pass lies within the run
             raise TooManyBadSamples(
                 f"stream {stream}: not one of {bad_run} samples in a row could be used, twice its length. "
-                f"Check data.image_keys and data.caption_key. The first one: {bad[0]}"
+                f"Check data.image_keys and data.caption_key or data.captions. The first one: {bad[0]}"
             )
         if bad_run >= GIVE_UP_AFTER:
             # Samples of all ranks count as read and only these as bad, so this never stops a run too early.
@@ -184,7 +197,8 @@ class StreamDataset(IterableDataset[ChunkOrError]):
 
     def _batch(self, rows: _Rows) -> Batch:
         tokens = self._tokenizer(rows.captions).to(torch.int64)
-        return Batch(torch.stack(rows.images), tokens, torch.tensor(rows.sample_index), tuple(rows.uids))
+        images, indices = torch.stack(rows.images), torch.tensor(rows.sample_index)
+        return Batch(images, tokens, indices, tuple(rows.uids), self._normalization)
 
 
 def init_worker(worker: int) -> None:

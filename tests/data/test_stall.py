@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -51,15 +52,17 @@ def test_a_process_that_reads_itself_is_watched_and_goes_on(
     manifest, shard = fifo_manifest(tmp_path)
 
     def mend() -> None:
+        while not any("has waited" in record.message for record in caplog.records):
+            time.sleep(0.05)
         waiting = shard.rename(tmp_path / "pipe")
         (tmp_path / "content").rename(shard)
         with open(waiting, "wb"):  # the reader meets the end of an empty file, and reads anew
             pass
 
-    timer = threading.Timer(2.0, mend)
-    timer.start()
+    mender = threading.Thread(target=mend, daemon=True)
+    mender.start()
     with caplog.at_level(logging.WARNING):
         loaded = take(make_loader(manifest, num_workers=0, stall_warning_seconds=0.5), 2)
-    timer.join()
+    mender.join()
     assert any(f"the training process itself reads {shard}" in record.message for record in caplog.records)
     assert sorted(index for each in loaded for index in each.batch.sample_index.tolist()) == list(range(24))
