@@ -18,7 +18,12 @@ class Normalization(NamedTuple):
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 [..., 3, H, W] -> float32 of the same shape, on the same device."""
         factor, offset = _affine(self, pixels.device)
-        return pixels.to(torch.float32).mul_(factor).add_(offset)
+        if pixels.device.type != "cpu" or pixels.dim() != 4:
+            return pixels.to(torch.float32).mul_(factor).add_(offset)
+        out = torch.empty(pixels.shape, dtype=torch.float32)
+        for row, target in zip(pixels, out, strict=True):  # one at a time stays in the cache
+            torch.mul(row, factor, out=target).add_(offset)
+        return out
 
 
 @functools.lru_cache(maxsize=16)
