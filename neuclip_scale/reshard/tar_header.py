@@ -1,0 +1,76 @@
+"""Headers of the members we write, and the members in the bytes of one sample we read."""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from neuclip_scale.data.shards.names import is_unsafe, split_name
+from neuclip_scale.reshard.errors import ReshardError
+
+BLOCK = 512
+END_OF_ARCHIVE = bytes(2 * BLOCK)
+PADDING = [bytes(-size % BLOCK) for size in range(BLOCK)]
+"""By size modulo 512: the zeros that fill a member's last block."""
+
+_NAME_BYTES = 100
+_OWNER = b"0000644\0" + b"0000000\0" * 2
+_MTIME = b"00000000000\0"
+_REST = (b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2).ljust(BLOCK - 156, b"\0")
+_FIXED_SUM = sum(_OWNER + _MTIME + _REST) + 8 * 0x20
+_LARGEST = 8 << 30
+
+
+class Member(NamedTuple):
+    """A member of a sample, and where its bytes begin in the sample's."""
+
+    extension: str
+    start: int
+    size: int
+
+
+def member_header(name: str, size: int) -> bytes:
+    """512 bytes of a ustar header: mode 644, root, 1970. Raises `ReshardError` for what ustar cannot hold."""
+    raw = name.encode(tarfile.ENCODING, "surrogateescape")
+    if len(raw) > _NAME_BYTES or size >= _LARGEST:
+        raise ReshardError(f"member {name!r} of {size} bytes: a name over 100 bytes or 8 GiB do not fit a tar header.")
+    length = b"%011o\0" % size
+    checksum = b"%06o\0 " % (_FIXED_SUM + sum(raw) + sum(length))
+    return b"".join((raw.ljust(_NAME_BYTES, b"\0"), _OWNER, length, _MTIME, checksum, _REST))
+
+
+def members_of(extent: bytes) -> Iterator[Member]:
+    """Members in the bytes of one sample of a plain tar (`data.shards.plain`), by their headers.
+
+    Raises ValueError when these are not the bytes of a sample: a header is damaged or a member is cut off.
+    """
+    at, seen, end = 0, set(), len(extent)
+    while at < end:
+        size = int(extent[at + 124 : at + 135], 8)
+        start = at + BLOCK
+        # Adler's low half is one more than the sum of all bytes, modulo 65521: the checksum, without a loop.
+        total = zlib.adler32(extent[at + 156 : start], zlib.adler32(extent[at : at + 148])) + 255
+        if (total - int(extent[at + 148 : at + 156].rstrip(b" \0"), 8)) & 0xFFFF and not _sums_agree(extent, at):
+            raise ValueError("a header does not have its checksum")
+        at = start + (size + BLOCK - 1) // BLOCK * BLOCK
+        if size < 0 or at > end:
+            raise ValueError("a member is cut off")
+        if extent[start - BLOCK + 156] == 0x78:  # a pax header with times
+            continue
+        name = (
+            extent[start - BLOCK : start - BLOCK + _NAME_BYTES]
+            .rstrip(b"\0")
+            .decode(tarfile.ENCODING, "surrogateescape")
+        )
+        parts = None if is_unsafe(name) else split_name(name)
+        if parts is not None and parts[1] not in seen:
+            seen.add(parts[1])
+            yield Member(parts[1], start, size)
+
+
+def _sums_agree(extent: bytes, at: int) -> bool:
+    """The same comparison by the definition; Adler's sum wraps where bytes are large."""
+    header = extent[at : at + BLOCK]
+    return sum(header[:148]) + sum(header[156:]) + 8 * 0x20 == int(header[148:156].rstrip(b" \0"), 8)
