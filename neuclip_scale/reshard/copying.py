@@ -213,6 +213,7 @@ def _worked_on(members: list[Part], images: ImageWork, result: CopiedShard) -> l
             name, data = images.apply(extension, bytes(data), boxes or ())
             if name != extension and name in seen:
                 raise ImageError(f"it has a {name} beside its {extension}")
+            seen.add(name)
             extension = name
         done.append(Part(extension, data))
     return done
