@@ -53,7 +53,7 @@ def read_sidecar(shard: Path, keys: Sequence[str], predicate: Predicate | None) 
 
 def _read(
     path: Path, predicate: Predicate | None
-) -> tuple[list[str] | None, list[str | None] | None, list[bool] | None]:
+) -> tuple[list[str | None] | None, list[str | None] | None, list[bool] | None]:
     """Columns key, uid and the predicate's value; None for each that is not there. Raises OSError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -90,13 +90,13 @@ def _evaluate(table: object, predicate: Predicate, path: Path) -> list[bool]:
     return [value is True for value in column.to_pylist()]
 
 
-def _order(rows: list[str], keys: Sequence[str]) -> Sequence[int] | None:
+def _order(rows: Sequence[str | None], keys: Sequence[str]) -> Sequence[int] | None:
     """Row of each key; None unless every key has exactly one."""
     if len(rows) == len(keys) and rows == list(keys):
         return range(len(rows)) if len(set(rows)) == len(rows) else None
     numbers: dict[str, int] = {}
     wanted = set(keys)
     for number, key in enumerate(rows):
-        if key in wanted and numbers.setdefault(key, number) != number:
+        if key is not None and key in wanted and numbers.setdefault(key, number) != number:
             return None
     return [numbers[key] for key in keys] if len(numbers) == len(wanted) == len(keys) else None
