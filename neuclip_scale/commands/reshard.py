@@ -14,6 +14,7 @@ from rich.table import Table
 
 from neuclip_scale.files import write_json
 from neuclip_scale.reshard import ImageWork, ReshardError, ReshardOptions
+from neuclip_scale.reshard.errors import told_to_user
 from neuclip_scale.reshard.workers import available_cores, worker_pool
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def _run(arguments: ReshardArguments, options: ReshardOptions, pool: ProcessPool
     progress = ProgressLines()
     if arguments.dry_run:
         return _tell_dry_run(arguments, options, *dry_plan(options, pool, progress), time.perf_counter() - began)
-    saved = prepare(options, pool, progress)
+    with told_to_user("planning"):
+        saved = prepare(options, pool, progress)
     planned = time.perf_counter() - began
     print(f"plan {saved.digest}: {len(saved.plan.rows):,} samples into {saved.plan.num_outputs:,} shards")
     if arguments.plan_only:
