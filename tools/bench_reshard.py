@@ -20,7 +20,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -267,11 +267,6 @@ def show(options: Reshard, result: dict[str, Any]) -> None:
         plan = result["plan"]
         times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plan["seconds"].items())
         print(f"planner alone, {plan['uids']:,} uids: peak {plan['peak_bytes'] / 1e9:.2f} GB; {times}")
-
-
-def options_of(options: Reshard) -> dict[str, Any]:
-    """Fields for --json."""
-    return asdict(options)
 
 
 if __name__ == "__main__":
