@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,8 +57,7 @@ class CopiedShard:
     """Samples dropped: input shard, key they would have had, reason."""
 
 
-@dataclass(frozen=True)
-class WrittenMember:
+class WrittenMember(NamedTuple):
     """A member as it should stand in the output."""
 
     extension: str
@@ -232,7 +232,7 @@ def _read_back(path: Path, keys: list[str], written: Written, result: CopiedShar
         index is not None
         and not index.fault
         and list(index.keys) == [keys[row] for row in sorted(written)]
-        and [index.extensions[number] for number in index.member_extension] == [member.extension for member in expected]
+        and list(map(index.extensions.__getitem__, index.member_extension.tolist())) == [row[0] for row in expected]
         and index.member_size.tolist() == [member.size for member in expected]
     )
     if index is None or not same:

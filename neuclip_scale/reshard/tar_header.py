@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tarfile
 import zlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from neuclip_scale.data.shards.names import is_unsafe, split_name
@@ -41,36 +40,33 @@ def member_header(name: str, size: int) -> bytes:
     return b"".join((raw.ljust(_NAME_BYTES, b"\0"), _OWNER, length, _MTIME, checksum, _REST))
 
 
-def members_of(extent: bytes) -> Iterator[Member]:
+def members_of(extent: bytes) -> list[Member]:
     """Members in the bytes of one sample of a plain tar (`data.shards.plain`), by their headers.
 
     Raises ValueError when these are not the bytes of a sample: a header is damaged or a member is cut off.
     """
-    at, seen, end = 0, set(), len(extent)
+    found: list[Member] = []
+    at, end = 0, len(extent)
     while at < end:
-        size = int(extent[at + 124 : at + 135], 8)
         start = at + BLOCK
+        header = extent[at:start]
+        size, told = int(header[124:135], 8), header[148:156]
         # Adler's low half is one more than the sum of all bytes, modulo 65521: the checksum, without a loop.
-        total = zlib.adler32(extent[at + 156 : start], zlib.adler32(extent[at : at + 148])) + 255
-        if (total - int(extent[at + 148 : at + 156].rstrip(b" \0"), 8)) & 0xFFFF and not _sums_agree(extent, at):
+        total = (zlib.adler32(header) & 0xFFFF) + 255 - sum(told)
+        if total != int(told.rstrip(b" \0"), 8) and not _has_its_checksum(header):
             raise ValueError("a header does not have its checksum")
         at = start + (size + BLOCK - 1) // BLOCK * BLOCK
         if size < 0 or at > end:
             raise ValueError("a member is cut off")
-        if extent[start - BLOCK + 156] == 0x78:  # a pax header with times
+        if header[156] == 0x78:  # a pax header with times
             continue
-        name = (
-            extent[start - BLOCK : start - BLOCK + _NAME_BYTES]
-            .rstrip(b"\0")
-            .decode(tarfile.ENCODING, "surrogateescape")
-        )
-        parts = None if is_unsafe(name) else split_name(name)
-        if parts is not None and parts[1] not in seen:
-            seen.add(parts[1])
-            yield Member(parts[1], start, size)
+        name = header[:_NAME_BYTES].rstrip(b"\0").decode(tarfile.ENCODING, "surrogateescape")
+        parts = split_name(name)
+        if parts is not None and not ("/" in name and is_unsafe(name)) and all(parts[1] != other[0] for other in found):
+            found.append(Member(parts[1], start, size))
+    return found
 
 
-def _sums_agree(extent: bytes, at: int) -> bool:
+def _has_its_checksum(header: bytes) -> bool:
     """The same comparison by the definition; Adler's sum wraps where bytes are large."""
-    header = extent[at : at + BLOCK]
     return sum(header[:148]) + sum(header[156:]) + 8 * 0x20 == int(header[148:156].rstrip(b" \0"), 8)

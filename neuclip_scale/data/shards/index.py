@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from neuclip_scale.data.shards.names import ShardError, is_unsafe, split_name
-from neuclip_scale.data.shards.plain import plain_files
+from neuclip_scale.data.shards.plain import PlainFiles, plain_files
 
 MAX_MEMBER_BYTES = 64 << 20
 """Larger members are refused: no picture or caption of a training set comes near it."""
@@ -77,8 +77,7 @@ def index_plain_shard(path: str | os.PathLike[str]) -> ShardIndex | None:
         files = plain_files(stream.fileno(), num_bytes)
     if files is None:
         return None
-    for name, offset, size in zip(files.names, files.offsets, files.sizes, strict=True):
-        builder.add_file(name, offset, size)
+    builder.add_files(files)
     return builder.build(path, num_bytes, "")
 
 
@@ -181,6 +180,24 @@ class _IndexBuilder:
         self.current.add(extension)
         number = self.extensions.setdefault(extension, len(self.extensions))
         self.rows.append((number, offset, size))
+
+    def add_files(self, files: PlainFiles) -> None:
+        """Add regular files, as `add_file` would one by one; the usual names without a call for each."""
+        rows, numbers = self.rows, self.extensions
+        last = self.keys[-1] if self.keys else None
+        for name, offset, size in zip(files.names, files.offsets, files.sizes, strict=True):
+            key, _, extension = name.partition(".")
+            number = numbers.get(extension)
+            if number is None or "/" in name or not key or key[0] == "_" or extension in self.current:
+                self.add_file(name, offset, size)
+                last = self.keys[-1] if self.keys else None
+                continue
+            if key != last:
+                self.keys.append(key)
+                self.starts.append(len(rows))
+                self.previous, self.current, last = self.current, set(), key
+            self.current.add(extension)
+            rows.append((number, offset, size))
 
     def build(self, path: str, num_bytes: int, damage: str) -> ShardIndex:
         faults = [damage] if damage else []
