@@ -139,11 +139,13 @@ class _Writer:
         ):
             self.flush()
             self.start = self.end = offset
+        parts, end = self.parts, self.end
         for extension, data in members:
             size = len(data)
-            self.parts += (member_header(f"{key}.{extension}", size), data, PADDING[size % BLOCK])
-            self.end += BLOCK + size + -size % BLOCK
-        return self.end
+            parts += (member_header(f"{key}.{extension}", size), data, PADDING[size % BLOCK])
+            end += BLOCK + size + -size % BLOCK
+        self.end = end
+        return end
 
     def flush(self) -> None:
         """Hand everything to the kernel."""

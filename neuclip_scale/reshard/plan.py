@@ -53,7 +53,7 @@ class Plan:
 
 
 def make_plan(rows: Rows, cut: Cut, shuffle_seed: int | None) -> Plan:
-    """Order `rows` and cut them. Depends on nothing but its arguments.
+    """Order `rows`, in place, and cut them. Depends on nothing but its arguments.
 
     Without a seed they stay in order; with one, all are permuted by a hash of seed and place, the same everywhere and
     with any version of numpy. Raises `ReshardError` for a cut that is not positive.
@@ -64,10 +64,8 @@ def make_plan(rows: Rows, cut: Cut, shuffle_seed: int | None) -> Plan:
         )
     if shuffle_seed is not None and len(rows):
         order = _shuffled(len(rows), shuffle_seed)
-        parts = []
         for part in (rows.shard, rows.first, rows.length, rows.written):
-            parts.append(part[order])
-        rows = Rows(*parts)
+            part[:] = part[order]
     starts = (
         _starts_by_samples(len(rows), cut.samples) if cut.samples else _starts_by_bytes(rows.written, cut.num_bytes)
     )

@@ -83,7 +83,6 @@ def prepare(options: ReshardOptions, pool: ProcessPoolExecutor | None, progress:
     texts = _missing_texts(request, match)
     del request  # its place is needed for the order
     plan = make_plan(match.rows, options.cut, options.shuffle_seed)
-    match.rows = plan.rows
     return save_plan(options.output_dir, settings, match, plan, files, texts)
 
 

@@ -54,7 +54,7 @@ class Sources:
             raise self._changed(shard, f"ends inside a sample at byte {first * BLOCK}")
         view = memoryview(extent)
         try:
-            return [Part(name, view[start : start + size]) for name, start, size in members_of(extent)]
+            return [Part(name, view[start : start + size]) for name, (start, size) in members_of(extent).items()]
         except ValueError as error:
             raise self._changed(shard, f"sample at byte {first * BLOCK}: {error}") from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tarfile
 import zlib
-from typing import NamedTuple
 
 from neuclip_scale.data.shards.names import is_unsafe, split_name
 from neuclip_scale.reshard.errors import ReshardError
@@ -22,12 +21,8 @@ _FIXED_SUM = sum(_OWNER + _MTIME + _REST) + 8 * 0x20
 _LARGEST = 8 << 30
 
 
-class Member(NamedTuple):
-    """A member of a sample, and where its bytes begin in the sample's."""
-
-    extension: str
-    start: int
-    size: int
+Span = tuple[int, int]
+"""Where a member's bytes begin in its sample's, and how many there are."""
 
 
 def member_header(name: str, size: int) -> bytes:
@@ -40,12 +35,12 @@ def member_header(name: str, size: int) -> bytes:
     return b"".join((raw.ljust(_NAME_BYTES, b"\0"), _OWNER, length, _MTIME, checksum, _REST))
 
 
-def members_of(extent: bytes) -> list[Member]:
-    """Members in the bytes of one sample of a plain tar (`data.shards.plain`), by their headers.
+def members_of(extent: bytes) -> dict[str, Span]:
+    """Where the members, by extension, stand in the bytes of one sample of a plain tar, by their headers.
 
     Raises ValueError when these are not the bytes of a sample: a header is damaged or a member is cut off.
     """
-    found: list[Member] = []
+    found: dict[str, Span] = {}
     at, end = 0, len(extent)
     while at < end:
         start = at + BLOCK
@@ -62,8 +57,8 @@ def members_of(extent: bytes) -> list[Member]:
             continue
         name = header[:_NAME_BYTES].rstrip(b"\0").decode(tarfile.ENCODING, "surrogateescape")
         parts = split_name(name)
-        if parts is not None and not ("/" in name and is_unsafe(name)) and all(parts[1] != other[0] for other in found):
-            found.append(Member(parts[1], start, size))
+        if parts is not None and not ("/" in name and is_unsafe(name)):
+            found.setdefault(parts[1], (start, size))
     return found
 
 

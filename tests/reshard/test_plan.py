@@ -136,7 +136,7 @@ def test_headers_are_what_tarfile_reads(name: str, size: int) -> None:
 
 def test_damaged_extents_are_seen() -> None:
     extent = bytearray(member_header("a.jpg", 600) + bytes(1024) + member_header("a.txt", 3) + b"abc".ljust(512, b"\0"))
-    assert [tuple(member) for member in members_of(bytes(extent))] == [("jpg", 512, 600), ("txt", 2048, 3)]
+    assert members_of(bytes(extent)) == {"jpg": (512, 600), "txt": (2048, 3)}
     for place in (0, 130, 150, 156, 300, 1536 + 2):
         damaged = bytearray(extent)
         damaged[place] ^= 1
