@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Controlled experiments: normalizers against the truth, and methods on equal terms.",
     ),
     "compare": ("neuclip_scale.commands.compare", "Can runs be compared? Recipes, data, scores over seeds, cost."),
+    "reshard": ("neuclip_scale.commands.reshard", "New shards of chosen samples: copied, verified, resumable."),
     "demo-data": (
         "neuclip_scale.commands.demo_data",
         "Build the demo's training shards and evaluation sets.",

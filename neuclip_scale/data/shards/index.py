@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from neuclip_scale.data.shards.names import ShardError, is_unsafe, split_name
+from neuclip_scale.data.shards.plain import PlainFiles, plain_files
 
 MAX_MEMBER_BYTES = 64 << 20
 """Larger members are refused: no picture or caption of a training set comes near it."""
@@ -64,6 +65,24 @@ def index_shard(path: str | os.PathLike[str]) -> ShardIndex:
     scan and is told in `fault`. Raises OSError when the file itself cannot be read.
     """
     path = os.fspath(path)
+    return index_plain_shard(path) or _index_by_tarfile(path)
+
+
+def index_plain_shard(path: str | os.PathLike[str]) -> ShardIndex | None:
+    """What `index_shard` returns, for a tar of nothing but plain files with samples in it, else None; see `plain`."""
+    path = os.fspath(path)
+    builder = _IndexBuilder()
+    with open(path, "rb", buffering=0) as stream:
+        num_bytes = os.fstat(stream.fileno()).st_size
+        files = plain_files(stream.fileno(), num_bytes)
+    if files is None:
+        return None
+    builder.add_files(files)
+    return builder.build(path, num_bytes, "")
+
+
+def _index_by_tarfile(path: str) -> ShardIndex:
+    """The slow road, which knows every kind of tar and every kind of damage."""
     builder = _IndexBuilder()
     with _BoundedReader(path) as stream:
         num_bytes = os.fstat(stream.fileno()).st_size
@@ -137,10 +156,17 @@ class _IndexBuilder:
     def add(self, member: tarfile.TarInfo) -> None:
         if member.isdir():
             return
-        if not member.isreg() or member.issparse() or is_unsafe(member.name):
+        if not member.isreg() or member.issparse():
             self.num_ignored += 1
             return
-        parts = split_name(member.name)
+        self.add_file(member.name, member.offset_data, member.size)
+
+    def add_file(self, name: str, offset: int, size: int) -> None:
+        """Add a regular file."""
+        if is_unsafe(name):
+            self.num_ignored += 1
+            return
+        parts = split_name(name)
         if parts is None:
             return
         key, extension = parts
@@ -153,7 +179,25 @@ class _IndexBuilder:
             return
         self.current.add(extension)
         number = self.extensions.setdefault(extension, len(self.extensions))
-        self.rows.append((number, member.offset_data, member.size))
+        self.rows.append((number, offset, size))
+
+    def add_files(self, files: PlainFiles) -> None:
+        """Add regular files, as `add_file` would one by one; the usual names without a call for each."""
+        rows, numbers = self.rows, self.extensions
+        last = self.keys[-1] if self.keys else None
+        for name, offset, size in zip(files.names, files.offsets, files.sizes, strict=True):
+            key, _, extension = name.partition(".")
+            number = numbers.get(extension)
+            if number is None or "/" in name or not key or key[0] == "_" or extension in self.current:
+                self.add_file(name, offset, size)
+                last = self.keys[-1] if self.keys else None
+                continue
+            if key != last:
+                self.keys.append(key)
+                self.starts.append(len(rows))
+                self.previous, self.current, last = self.current, set(), key
+            self.current.add(extension)
+            rows.append((number, offset, size))
 
     def build(self, path: str, num_bytes: int, damage: str) -> ShardIndex:
         faults = [damage] if damage else []

@@ -1,0 +1,258 @@
+"""One output shard: copied, verified, not yet under its name."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from neuclip_scale.data.shards.index import index_plain_shard
+from neuclip_scale.reshard.errors import ReshardError, told_to_user
+from neuclip_scale.reshard.images import IMAGE_EXTENSIONS, ImageError, ImageWork, face_boxes
+from neuclip_scale.reshard.matching import Rows
+from neuclip_scale.reshard.sources import Part, Sources
+from neuclip_scale.reshard.state import SavedPlan, load_plan
+from neuclip_scale.reshard.tar_header import BLOCK, END_OF_ARCHIVE, PADDING, member_header
+
+_WRITE_BYTES = 1 << 20
+_WRITE_PARTS = 900  # below IOV_MAX, 1024
+
+
+@dataclass(frozen=True)
+class CopyJob:
+    """What every output shard of a run has in common; small, and it pickles."""
+
+    folder: Path
+    """Output folder, with the plan in it."""
+    input_dir: Path
+    images: ImageWork
+    tag: str
+    """Part of the temporary names, so that two machines never write one file."""
+
+    def partial(self, number: int) -> Path:
+        """Where output `number` is written before it is complete."""
+        return self.folder / ".reshard" / "tmp" / f"{output_name(number)}.{self.tag}"
+
+
+@dataclass
+class CopiedShard:
+    """A complete output shard, as the journal keeps it."""
+
+    number: int
+    samples: int = 0
+    members: int = 0
+    num_bytes: int = 0
+    checksum: int = 0
+    """CRC-32 over the CRC-32 of every member in file order, each as four bytes, little-endian."""
+    without_boxes: int = 0
+    """Samples whose json names no `face_bboxes`, where faces are to be blurred."""
+    corrupt: list[tuple[str, str, str]] = field(default_factory=list)
+    """Samples dropped: input shard, key they would have had, reason."""
+
+
+class WrittenMember(NamedTuple):
+    """A member as it should stand in the output."""
+
+    extension: str
+    size: int
+    crc: int
+
+
+Written = dict[int, list[WrittenMember]]
+"""Members by row of the output."""
+
+
+def output_name(number: int) -> str:
+    """File name of an output shard, as DataComp's resharder names them."""
+    return f"{number:08d}.tar"
+
+
+def copy_output(job: CopyJob, number: int) -> CopiedShard:
+    """Write output shard `number` under its temporary name and read it back.
+
+    The bytes depend on the plan alone. Every member is read again and held to the CRC-32 of what was read from its
+    source (or encoded). Not yet flushed to the disk, nor renamed: see `running`. Raises `ReshardError`.
+    """
+    saved = _plan(job.folder)
+    rows = saved.plan.output(number)
+    keys = sample_keys(number, len(rows), saved.plan.key_digits)
+    path = job.partial(number)
+    result = CopiedShard(number)
+    with told_to_user(f"copying to {output_name(number)}"):
+        with open(path, "wb", buffering=0) as file, Sources(saved, job.input_dir) as sources:
+            if job.images:
+                written = _write_in_order(_Writer(file.fileno()), sources, rows, keys, job, result)
+            else:
+                written = _write_by_source(_Writer(file.fileno()), sources, rows, keys)
+        _read_back(path, keys, written, result)
+    return result
+
+
+def sample_keys(number: int, count: int, digits: int) -> list[str]:
+    """Keys of an output shard: its number and the sample's, unique in the whole output."""
+    return [f"{number:08d}{position:0{digits}d}" for position in range(count)]
+
+
+def source_checksum(job: CopyJob, number: int) -> int:
+    """What `CopiedShard.checksum` must be by the input shards, read anew; for copies without `ImageWork`."""
+    rows = _plan(job.folder).plan.output(number)
+    with Sources(_plan(job.folder), job.input_dir) as sources:
+        triples = zip(rows.shard.tolist(), rows.first.tolist(), rows.length.tolist(), strict=True)
+        return _combined([zlib.crc32(part.data) for triple in triples for part in sources.read(*triple)])
+
+
+def file_checksum(path: Path) -> int:
+    """What `CopiedShard.checksum` is by the file at `path`; raises `ReshardError` if it is not a whole tar of ours."""
+    index = index_plain_shard(path)
+    if index is None or index.fault:
+        raise ReshardError(f"{path}: is not the tar that was written. Delete it and run the same command again.")
+    return _combined(list(_member_crcs(path, index.member_offset, index.member_size)))
+
+
+@lru_cache(maxsize=2)
+def _plan(folder: Path) -> SavedPlan:
+    return load_plan(folder)
+
+
+class _Writer:
+    """Collects pieces that follow each other and writes them together."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.parts: list[bytes | memoryview] = []
+        self.start = 0
+        self.end = 0
+
+    def add_sample(self, offset: int, key: str, members: list[Part]) -> int:
+        """Write a sample at `offset`, and return where it ends."""
+        if (
+            offset != self.end
+            or self.end - self.start > _WRITE_BYTES
+            or len(self.parts) > _WRITE_PARTS - 3 * len(members)
+        ):
+            self.flush()
+            self.start = self.end = offset
+        parts, end = self.parts, self.end
+        for extension, data in members:
+            size = len(data)
+            parts += (member_header(f"{key}.{extension}", size), data, PADDING[size % BLOCK])
+            end += BLOCK + size + -size % BLOCK
+        self.end = end
+        return end
+
+    def flush(self) -> None:
+        """Hand everything to the kernel."""
+        at, parts = self.start, self.parts
+        for begin in range(0, len(parts), _WRITE_PARTS):
+            group = parts[begin : begin + _WRITE_PARTS]
+            size, done = sum(map(len, group)), os.pwritev(self.descriptor, group, at)
+            if done < size:  # a full disk takes a part; the next call says why
+                rest = memoryview(b"".join(group))
+                while done < size:
+                    done += os.pwrite(self.descriptor, rest[done:], at + done)
+            at += size
+        self.parts = []
+
+    def finish(self, offset: int) -> None:
+        """End the archive at `offset`."""
+        self.flush()
+        self.parts, self.start = [END_OF_ARCHIVE], offset
+        self.flush()
+
+
+def _write_by_source(writer: _Writer, sources: Sources, rows: Rows, keys: list[str]) -> Written:
+    """Copy all rows in the order they have in the input, each to the place the plan gives it: input is read forward."""
+    ends = np.cumsum(rows.written, dtype=np.int64)
+    offsets = ((ends - rows.written) * BLOCK).tolist()
+    order = np.lexsort((rows.first, rows.shard)).tolist()
+    shards, firsts, lengths = rows.shard.tolist(), rows.first.tolist(), rows.length.tolist()
+    written: Written = {}
+    for row in order:
+        members = sources.read(shards[row], firsts[row], lengths[row])
+        end = writer.add_sample(offsets[row], keys[row], members)
+        if end != ends[row] * BLOCK:
+            raise ReshardError(f"input shard {shards[row]}: a sample takes other room than planned. Begin anew.")
+        written[row] = [WrittenMember(name, len(data), zlib.crc32(data)) for name, data in members]
+    writer.finish(int(ends[-1]) * BLOCK if len(ends) else 0)
+    return written
+
+
+def _write_in_order(
+    writer: _Writer, sources: Sources, rows: Rows, keys: list[str], job: CopyJob, result: CopiedShard
+) -> Written:
+    """Copy all rows with their pictures worked on; those that do not decode are left out and told in `result`."""
+    offset, written = 0, Written()
+    for row, key in enumerate(keys):
+        shard = int(rows.shard[row])
+        members = sources.read(shard, int(rows.first[row]), int(rows.length[row]))
+        try:
+            members = _worked_on(members, job.images, result)
+        except ImageError as error:
+            result.corrupt.append((_plan(job.folder).sources[shard].name, key, f"its picture cannot be used ({error})"))
+            continue
+        offset = writer.add_sample(offset, key, members)
+        written[row] = [WrittenMember(name, len(data), zlib.crc32(data)) for name, data in members]
+    writer.finish(offset)
+    return written
+
+
+def _worked_on(members: list[Part], images: ImageWork, result: CopiedShard) -> list[Part]:
+    boxes = None
+    if images.blur_faces:
+        raw = next((part.data for part in members if part.extension == "json"), None)
+        boxes = None if raw is None else face_boxes(bytes(raw))
+        result.without_boxes += boxes is None
+    done, seen = [], {part.extension for part in members}
+    for extension, data in members:
+        if extension in IMAGE_EXTENSIONS:
+            name, data = images.apply(extension, bytes(data), boxes or ())
+            if name != extension and name in seen:
+                raise ImageError(f"it has a {name} beside its {extension}")
+            seen.add(name)
+            extension = name
+        done.append(Part(extension, data))
+    return done
+
+
+def _read_back(path: Path, keys: list[str], written: Written, result: CopiedShard) -> None:
+    """Walk the file's headers and read every member; fills in `result`. Raises `ReshardError` for any difference."""
+    index = index_plain_shard(path)
+    expected = [member for row in sorted(written) for member in written[row]]
+    result.samples, result.members = len(written), len(expected)
+    result.num_bytes = path.stat().st_size
+    result.checksum = _combined([member.crc for member in expected])
+    if not written and result.num_bytes == len(END_OF_ARCHIVE):
+        return
+    same = (
+        index is not None
+        and not index.fault
+        and list(index.keys) == [keys[row] for row in sorted(written)]
+        and list(map(index.extensions.__getitem__, index.member_extension.tolist())) == [row[0] for row in expected]
+        and index.member_size.tolist() == [member.size for member in expected]
+    )
+    if index is None or not same:
+        raise ReshardError(f"{path}: reads back otherwise than it was written (headers). Check the disk.")
+    for crc, member in zip(_member_crcs(path, index.member_offset, index.member_size), expected, strict=True):
+        if crc != member.crc:
+            raise ReshardError(f"{path}: a member reads back otherwise than it was written. Check the disk.")
+
+
+def _member_crcs(path: Path, offsets: np.ndarray, sizes: np.ndarray) -> Iterator[int]:
+    """CRC-32 of members, read in runs of a MiB."""
+    with open(path, "rb", buffering=0) as file:
+        block, begin = memoryview(b""), 0
+        for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
+            if offset + size > begin + len(block):
+                block, begin = memoryview(os.pread(file.fileno(), max(size, _WRITE_BYTES), offset)), offset
+            yield zlib.crc32(block[offset - begin : offset - begin + size])
+
+
+def _combined(crcs: list[int]) -> int:
+    return zlib.crc32(struct.pack(f"<{len(crcs)}I", *crcs))

@@ -1,0 +1,276 @@
+"""Resharding beside a tarfile filter, a bare header walk and the disk's own copy: `python tools/bench.py reshard`.
+
+Every contender is a fresh process over the same shards, by turns; the shards are in the page cache. Seconds are those
+of the whole process, start included; `work_seconds` leave the interpreter's start and imports out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONTENDERS = ("ours, kept", "tarfile, kept", "ours, everything", "tarfile, everything", "header walk", "cp")
+_SAMPLES_OF_A_SHARD = 5000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reshard:
+    """Reshard a pool of synthetic samples with one worker, and the planner alone over many uids."""
+
+    samples: int = 20_000
+    """Input samples; 2,000 is a quick look."""
+    sample_bytes: int = 27_000
+    """Mean bytes of a picture; a json of 500 bytes and a caption are beside it."""
+    keep: float = 0.3
+    """Share that is kept."""
+    repeats: int = 3
+    """Measurements of each contender."""
+    folder: str = ""
+    """Where to work; a temporary folder otherwise. A tmpfs shows the core's work, a disk the disk's."""
+    plan_uids: int = 0
+    """Also plan this many uids from a pool a quarter larger, synthetic, and report time and peak of memory."""
+    json: str = ""
+    """Write every measurement to this file."""
+
+
+def make_pool(options: Reshard, folder: Path) -> None:
+    """Shards, parquets and the subset file."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng, noise = random.Random(0), os.urandom(1 << 20)
+    kept = []
+    (folder / "pool").mkdir()
+    for shard, begin in enumerate(range(0, options.samples, _SAMPLES_OF_A_SHARD)):
+        keys, uids = [], []
+        with tarfile.open(folder / "pool" / f"{shard:08d}.tar", "w") as archive:
+            for number in range(min(_SAMPLES_OF_A_SHARD, options.samples - begin)):
+                keys.append(f"{shard:08d}{number:04d}")
+                uids.append(hashlib.md5(keys[-1].encode()).hexdigest())
+                for extension, data in sample(keys[-1], uids[-1], options, rng, noise):
+                    info = tarfile.TarInfo(f"{keys[-1]}.{extension}")
+                    info.size, info.mtime = len(data), 1_700_000_000
+                    archive.addfile(info, io.BytesIO(data))
+        pq.write_table(pa.table({"key": keys, "uid": uids}), folder / "pool" / f"{shard:08d}.parquet")
+        kept += [uid for uid in uids if rng.random() < options.keep]
+    rows = sorted(divmod(int(uid, 16), 1 << 64) for uid in kept)
+    np.save(folder / "subset.npy", np.array(rows, dtype="u8,u8"))
+
+
+def sample(key: str, uid: str, options: Reshard, rng: random.Random, noise: bytes) -> Iterator[tuple[str, bytes]]:
+    """Members of one sample."""
+    size = int(options.sample_bytes * rng.uniform(0.6, 1.4))
+    begin = rng.randrange(len(noise) - size)
+    record = {"uid": uid, "key": key, "status": "success", "url": f"https://example.org/{uid}.jpg", "width": 512}
+    record |= {"caption": "some words about a picture " * 3, "exif": "{}", "sha256": uid * 2}
+    yield "jpg", noise[begin : begin + size]
+    yield "json", json.dumps(record).encode()
+    yield "txt", b"some words about a picture"
+
+
+def child(name: str, folder: Path) -> None:
+    """Run one contender in this process and print a JSON line."""
+    pool, out = folder / "pool", folder / "out"
+    subset = None if name.endswith("everything") else folder / "subset.npy"
+    if name.startswith("ours"):
+        from neuclip_scale.commands import reshard
+
+        arguments = ["-i", str(pool), "-o", str(out), "-j", "1", *(["-s", str(subset)] if subset else [])]
+        began = time.perf_counter()
+        sys.stdout = io.StringIO()
+        assert reshard.main(arguments) == 0
+        sys.stdout = sys.__stdout__
+    elif name.startswith("tarfile"):
+        began = time.perf_counter()
+        tarfile_filter(pool, out, subset)
+    elif name == "header walk":
+        from neuclip_scale.data.shards import index_shard
+
+        began = time.perf_counter()
+        for path in sorted(pool.glob("*.tar")):
+            index_shard(path)
+    else:
+        began = time.perf_counter()
+        subprocess.run(["cp", "-r", pool, out], check=True)
+    print(json.dumps({"work_seconds": time.perf_counter() - began}))
+
+
+def tarfile_filter(pool: Path, out: Path, subset: Path | None) -> None:
+    """The script one would write: read every member, keep samples whose uid is wanted, write with `tarfile`."""
+    import numpy as np
+
+    wanted = None if subset is None else {(int(row["f0"]) << 64) | int(row["f1"]) for row in np.load(subset)}
+    out.mkdir()
+    for path in sorted(pool.glob("*.tar")):
+        with tarfile.open(path) as source, tarfile.open(out / path.name, "w") as target:
+            group: list[tuple[tarfile.TarInfo, bytes]] = []
+            for info in [*source, None]:
+                if group and (info is None or info.name.split(".")[0] != group[0][0].name.split(".")[0]):
+                    record = next(data for member, data in group if member.name.endswith(".json"))
+                    if wanted is None or int(json.loads(record)["uid"], 16) in wanted:
+                        for member, data in group:
+                            target.addfile(member, io.BytesIO(data))
+                    group = []
+                if info is not None:
+                    file = source.extractfile(info)
+                    group.append((info, file.read() if file else b""))
+
+
+def measure(options: Reshard) -> dict[str, Any]:
+    """All contenders by turns; returns what --json holds."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-reshard-", dir=options.folder or None))
+    try:
+        make_pool(options, folder)
+        pool_bytes = sum(path.stat().st_size for path in (folder / "pool").glob("*.tar"))
+        subprocess.run(["sync"], check=True)
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+        for repeat in range(options.repeats):
+            for name in CONTENDERS:
+                print(f"\r{repeat + 1}/{options.repeats} {name:<24}", end="", file=sys.stderr, flush=True)
+                runs[name].append(_run(name, folder))
+        print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
+    finally:
+        shutil.rmtree(folder)
+    rows = [_row(name, runs[name], options, pool_bytes) for name in CONTENDERS]
+    result = {"pool_bytes": pool_bytes, "rows": rows, "runs": runs}
+    return result | ({"plan": planned(options.plan_uids)} if options.plan_uids else {})
+
+
+def _run(name: str, folder: Path) -> dict[str, float]:
+    out = folder / "out"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, __file__, name, folder], capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    written = sum(path.stat().st_size for path in out.glob("*.tar")) if out.exists() else 0
+    shutil.rmtree(out, ignore_errors=True)
+    return {"seconds": seconds, "cpu_seconds": cpu, "written_bytes": written, **json.loads(done.stdout)}
+
+
+def _row(name: str, runs: list[dict[str, float]], options: Reshard, pool_bytes: int) -> dict[str, Any]:
+    work = statistics.median(run["work_seconds"] for run in runs)
+    return {
+        "contender": name,
+        "seconds": statistics.median(run["seconds"] for run in runs),
+        "work_seconds": work,
+        "work_seconds_range": [min(run["work_seconds"] for run in runs), max(run["work_seconds"] for run in runs)],
+        "cpu_seconds": statistics.median(run["cpu_seconds"] for run in runs),
+        "input_samples_per_second": options.samples / work,
+        "input_samples_per_second_with_start": options.samples / statistics.median(run["seconds"] for run in runs),
+        "output_bytes": runs[0]["written_bytes"],
+        "output_mb_per_second": runs[0]["written_bytes"] / work / 1e6,
+        "input_mb_per_second": pool_bytes / work / 1e6,
+    }
+
+
+def planned(num_uids: int) -> dict[str, Any]:
+    """Time and peak memory of the planner alone, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, "plan", str(num_uids)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"the planner failed:\n{done.stderr}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def plan_child(num_uids: int) -> None:
+    """Read a subset file of `num_uids`, match it with a pool a quarter larger, shuffle, cut, save."""
+    import numpy as np
+
+    from neuclip_scale.reshard.matching import match_pool
+    from neuclip_scale.reshard.plan import Cut, make_plan
+    from neuclip_scale.reshard.request import load_request
+    from neuclip_scale.reshard.scanning import Extents, ScannedShard
+    from neuclip_scale.reshard.uids import Uids
+
+    def numbers(begin: int, end: int, salt: int) -> np.ndarray:
+        z = np.arange(begin, end, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(salt)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        return z ^ (z >> np.uint64(27))
+
+    def scanned(samples: int) -> Iterator[ScannedShard]:
+        for number, begin in enumerate(range(0, samples, 10_000)):
+            end = min(begin + 10_000, samples)
+            first = np.arange(end - begin, dtype=np.uint32) * 60
+            extents = Extents(first, np.full_like(first, 60), np.full_like(first, 60))
+            yield ScannedShard(f"{number:08d}.tar", Uids(numbers(begin, end, 1), numbers(begin, end, 2)), extents)
+
+    pool = num_uids * 5 // 4
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "subset.npy"
+        array = np.lib.format.open_memmap(path, "w+", dtype=np.dtype("u8,u8"), shape=(num_uids,))
+        for begin in range(0, num_uids, 1 << 20):  # four of five: the last fifth of the pool is not asked for
+            end = min(begin + (1 << 20), num_uids)
+            array["f0"][begin:end], array["f1"][begin:end] = numbers(begin, end, 1), numbers(begin, end, 2)
+        array.flush()
+        del array
+        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        clear_peak()
+        seconds = {}
+        request = load_request(path)
+        seconds["request"], began = time.perf_counter() - began, time.perf_counter()
+        match = match_pool(request, scanned(pool))
+        del request
+        seconds["match"], began = time.perf_counter() - began, time.perf_counter()
+        counts = match.counts
+        plan = make_plan(match.rows, Cut(samples=10_000), 0)
+        seconds["order"] = time.perf_counter() - began
+    peak = peak_bytes()
+    result = {"uids": num_uids, "pool_samples": pool, "found": counts.found, "outputs": plan.num_outputs}
+    print(json.dumps({**result, "seconds": seconds, "peak_bytes": peak, "max_rss_before": before * 1024}))
+
+
+def clear_peak() -> None:
+    """Let the kernel's peak of resident memory begin anew: writing the input file is not the planner's."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """Peak of resident memory since `clear_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def show(options: Reshard, result: dict[str, Any]) -> None:
+    """Print the comparison."""
+    megabytes = result["pool_bytes"] / 1e6
+    print(f"{options.samples:,} samples, {megabytes:,.0f} MB in page cache, {options.keep:.0%} kept, one worker")
+    print(f"{'':<22}{'seconds':>9}{'with start':>12}{'samples/s':>12}{'out MB/s':>10}{'of cp':>8}")
+    copy = result["rows"][-1]["input_mb_per_second"]
+    for row in result["rows"]:
+        print(
+            f"{row['contender']:<22}{row['work_seconds']:>8.2f}s{row['seconds']:>11.2f}s"
+            f"{row['input_samples_per_second']:>12,.0f}{row['output_mb_per_second']:>10,.0f}"
+            f"{row['input_mb_per_second'] / copy:>8.0%}"
+        )
+    if "plan" in result:
+        plan = result["plan"]
+        times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in plan["seconds"].items())
+        print(f"planner alone, {plan['uids']:,} uids: peak {plan['peak_bytes'] / 1e9:.2f} GB; {times}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "plan":
+        plan_child(int(sys.argv[2]))
+    else:
+        child(sys.argv[1], Path(sys.argv[2]))
