@@ -47,7 +47,7 @@ def test_version_is_the_one_of_pyproject() -> None:
     assert fixed is None or fixed[1] == neuclip_scale.__version__
 
 
-@pytest.mark.parametrize(("name", "hint"), [("trian", "Did you mean train?"), ("zzz", "Commands: train, plan,")])
+@pytest.mark.parametrize(("name", "hint"), [("trian", "Did you mean train?"), ("zzz", "Commands: train, data, plan,")])
 def test_unknown_command(capsys: pytest.CaptureFixture[str], name: str, hint: str) -> None:
     assert cli.main([name]) == 2
     assert f"error: there is no command '{name}'. {hint}" in capsys.readouterr().err

@@ -98,12 +98,18 @@ def _flushed(copied: Iterator[CopiedShard], job: CopyJob) -> Iterator[CopiedShar
     """Each shard once its bytes are on the disk; the disk works while the next one is copied."""
     waiting: deque[tuple[CopiedShard, Future[None]]] = deque()
     with ThreadPoolExecutor(_FLUSHING) as threads:
-        for shard in copied:
-            waiting.append((shard, threads.submit(_flush, job.partial(shard.number))))
-            while waiting and (len(waiting) > _FLUSHING or waiting[0][1].done()):
-                yield _first(waiting)
+        failure: ReshardError | None = None
+        try:
+            for shard in copied:
+                waiting.append((shard, threads.submit(_flush, job.partial(shard.number))))
+                while waiting and (len(waiting) > _FLUSHING or waiting[0][1].done()):
+                    yield _first(waiting)
+        except ReshardError as error:  # a full disk: what was copied before it is kept
+            failure = error
         while waiting:
             yield _first(waiting)
+        if failure is not None:
+            raise failure
 
 
 def _first(waiting: deque[tuple[CopiedShard, Future[None]]]) -> CopiedShard:
