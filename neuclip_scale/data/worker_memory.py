@@ -25,6 +25,8 @@ class MemoryLimit:
     def __init__(self, limit_gib: float, drop_caches: Callable[[], None]) -> None:
         """0 sets no limit."""
         self._limit, self._drop_caches = limit_gib * GIBIBYTE, drop_caches
+        if self._limit:
+            _return_free_memory()  # what the process was forked with and no longer uses would hide as much growth
         self._at_start = _private_bytes() if self._limit else 0
 
     def check(self, activity: str) -> None:
@@ -32,7 +34,6 @@ class MemoryLimit:
         if not self._limit or self._grown() <= self._limit:
             return
         self._drop_caches()
-        gc.collect()
         _return_free_memory()
         if (grown := self._grown()) > self._limit:
             raise WorkerMemoryError(
@@ -54,6 +55,7 @@ def _private_bytes() -> int:
 
 def _return_free_memory() -> None:
     """glibc keeps what was freed; other C libraries have no such call."""
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
