@@ -94,7 +94,10 @@ def finish(saved: SavedPlan, input_dir: Path) -> Totals:
         folder = saved.folder
 
         def claim(name: str) -> None:
-            if name not in reports:
+            if name in reports:
+                for partial in folder.glob(f".{name}.*.tmp"):  # of a run that was killed; the journal keeps others out
+                    partial.unlink()
+            else:
                 if (folder / name).exists():
                     raise ReshardError(f"{folder / name}: was not written here. Move it away, and run --finish.")
                 journal.append(report=name)

@@ -89,6 +89,27 @@ def test_killed_at_random_moments_it_goes_on_to_equal_bytes(tmp_path: Path) -> N
         assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_a_kill_between_a_report_and_its_name_leaves_nothing(tmp_path: Path) -> None:
+    simple_pool(tmp_path / "pool")
+    common = ["-i", tmp_path / "pool", "-o", tmp_path / "out", "-j", 1]
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target).name == "sizes.json":
+            os._exit(9)
+        replace(source, target)
+
+    if (child := os.fork()) == 0:
+        os.replace = killed
+        run(*common)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert list((tmp_path / "out").glob(".sizes.json.*.tmp"))
+    assert run(*common) == 0
+    assert run(*common[:2], "-o", tmp_path / "whole", "-j", 1) == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     simple_pool(tmp_path / "pool", 4, 200)
     common = ["-i", tmp_path / "pool", "--shard-size", 2]
