@@ -24,7 +24,7 @@ def overrides(folder: str, more: dict[str, Any]) -> dict[str, Any]:
     return {
         "run_dir": str(Path(folder) / "run"), "data.train": str(Path(folder) / "shards"), "data.num_streams": 2,
         "data.num_workers": 0, "model.image_layers": 1, "model.text_layers": 1, "train.global_batch_size": 8,
-        "train.micro_batch_size": 2, "train.num_steps": 1, "optim.warmup_steps": 1, "train.precision": "bf16",
+        "train.micro_batch_size": 2, "train.num_steps": 1, "optim.warmup_steps": 1, "train.precision": "fp32",
         "objective.npn.num_prototypes": 16, "engine.fsdp.accumulate_sharded": True, **more,
     }  # fmt: skip
 

@@ -21,6 +21,7 @@ def recipe(folder: Path, run: str, objective: str, **overrides: Any) -> Recipe:
     values = {
         "run_dir": str(folder / run),
         "data.train": str(folder / "shards"),
+        "model.preset": "toy",
         "data.num_workers": 0,
         "data.num_streams": 4,
         "data.shuffle_window": 8,
