@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,12 +16,15 @@ from neuclip_scale.data.shards.index import index_plain_shard
 from neuclip_scale.reshard.errors import ReshardError, told_to_user
 from neuclip_scale.reshard.images import IMAGE_EXTENSIONS, ImageError, ImageWork, face_boxes
 from neuclip_scale.reshard.matching import Rows
+from neuclip_scale.reshard.patching import WrittenMember, patch
 from neuclip_scale.reshard.sources import Part, Sources
 from neuclip_scale.reshard.state import SavedPlan, load_plan
-from neuclip_scale.reshard.tar_header import BLOCK, END_OF_ARCHIVE, PADDING, member_header
+from neuclip_scale.reshard.tar_header import BLOCK, END_OF_ARCHIVE
+from neuclip_scale.reshard.writing import Writer
 
-_WRITE_BYTES = 1 << 20
-_WRITE_PARTS = 900  # below IOV_MAX, 1024
+_BATCH_BLOCKS = 4096
+"""Samples renamed and written together: 2 MiB, or one that is larger."""
+_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,6 @@ class CopiedShard:
     """Samples dropped: input shard, key they would have had, reason."""
 
 
-class WrittenMember(NamedTuple):
-    """A member as it should stand in the output."""
-
-    extension: str
-    size: int
-    crc: int
-
-
 Written = dict[int, list[WrittenMember]]
 """Members by row of the output."""
 
@@ -88,10 +82,10 @@ def copy_output(job: CopyJob, number: int) -> CopiedShard:
     with told_to_user(f"copying to {output_name(number)}"):
         with open(path, "wb", buffering=0) as file, Sources(saved, job.input_dir) as sources:
             if job.images:
-                written = _write_in_order(_Writer(file.fileno()), sources, rows, keys, job, result)
+                written = _write_in_order(Writer(file.fileno()), sources, rows, keys, job, result)
             else:
-                written = _write_by_source(_Writer(file.fileno()), sources, rows, keys)
-        _read_back(path, keys, written, result)
+                written = _write_by_source(Writer(file.fileno()), sources, rows, keys)
+        _read_back(path, written, result)
     return result
 
 
@@ -121,71 +115,51 @@ def _plan(folder: Path) -> SavedPlan:
     return load_plan(folder)
 
 
-class _Writer:
-    """Collects pieces that follow each other and writes them together."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-        self.parts: list[bytes | memoryview] = []
-        self.start = 0
-        self.end = 0
-
-    def add_sample(self, offset: int, key: str, members: list[Part]) -> int:
-        """Write a sample at `offset`, and return where it ends."""
-        if (
-            offset != self.end
-            or self.end - self.start > _WRITE_BYTES
-            or len(self.parts) > _WRITE_PARTS - 3 * len(members)
-        ):
-            self.flush()
-            self.start = self.end = offset
-        parts, end = self.parts, self.end
-        for extension, data in members:
-            size = len(data)
-            parts += (member_header(f"{key}.{extension}", size), data, PADDING[size % BLOCK])
-            end += BLOCK + size + -size % BLOCK
-        self.end = end
-        return end
-
-    def flush(self) -> None:
-        """Hand everything to the kernel."""
-        at, parts = self.start, self.parts
-        for begin in range(0, len(parts), _WRITE_PARTS):
-            group = parts[begin : begin + _WRITE_PARTS]
-            size, done = sum(map(len, group)), os.pwritev(self.descriptor, group, at)
-            if done < size:  # a full disk takes a part; the next call says why
-                rest = memoryview(b"".join(group))
-                while done < size:
-                    done += os.pwrite(self.descriptor, rest[done:], at + done)
-            at += size
-        self.parts = []
-
-    def finish(self, offset: int) -> None:
-        """End the archive at `offset`."""
-        self.flush()
-        self.parts, self.start = [END_OF_ARCHIVE], offset
-        self.flush()
-
-
-def _write_by_source(writer: _Writer, sources: Sources, rows: Rows, keys: list[str]) -> Written:
+def _write_by_source(writer: Writer, sources: Sources, rows: Rows, keys: list[str]) -> Written:
     """Copy all rows in the order they have in the input, each to the place the plan gives it: input is read forward."""
-    ends = np.cumsum(rows.written, dtype=np.int64)
-    offsets = ((ends - rows.written) * BLOCK).tolist()
+    ends = np.cumsum(rows.written, dtype=np.int64) * BLOCK
+    offsets = (ends - rows.written.astype(np.int64) * BLOCK).tolist()
     order = np.lexsort((rows.first, rows.shard)).tolist()
-    shards, firsts, lengths = rows.shard.tolist(), rows.first.tolist(), rows.length.tolist()
+    triples = list(zip(rows.shard.tolist(), rows.first.tolist(), rows.length.tolist(), strict=True))
+    # A sample that takes other room than before has members that are dropped, or headers that are not plain.
+    is_plain = [sources.is_plain(shard) for shard, *_ in triples]
+    as_it_is = (np.array(is_plain, dtype=bool) & (rows.written == rows.length)).tolist()
     written: Written = {}
-    for row in order:
-        members = sources.read(shards[row], firsts[row], lengths[row])
-        end = writer.add_sample(offsets[row], keys[row], members)
-        if end != ends[row] * BLOCK:
-            raise ReshardError(f"input shard {shards[row]}: a sample takes other room than planned. Begin anew.")
-        written[row] = [WrittenMember(name, len(data), zlib.crc32(data)) for name, data in members]
-    writer.finish(int(ends[-1]) * BLOCK if len(ends) else 0)
+    for batch in _batches(order, as_it_is, [length for *_, length in triples]):
+        if as_it_is[batch[0]]:
+            extents = sources.read_extents([triples[row] for row in batch])
+            lengths = [triples[row][2] * BLOCK for row in batch]
+            patched = patch(extents, lengths, [keys[row] for row in batch])
+            if patched is not None:
+                writer.write_extents(extents, lengths, [offsets[row] for row in batch])
+                written.update(zip(batch, patched, strict=True))
+                continue
+        for row in batch:
+            written[row] = writer.add_sample(offsets[row], keys[row], sources.read(*triples[row]))
+            if writer.end != ends[row]:
+                raise ReshardError(
+                    f"input shard {triples[row][0]}: a sample takes other room than planned. Begin anew."
+                )
+    writer.finish(int(ends[-1]) if len(ends) else 0)
     return written
 
 
+def _batches(order: list[int], kind: list[bool], lengths: list[int]) -> Iterator[list[int]]:
+    """Rows that follow each other and are of one kind, up to `_BATCH_BLOCKS` of them together."""
+    batch: list[int] = []
+    blocks = 0
+    for row in order:
+        if batch and (kind[row] != kind[batch[0]] or blocks + lengths[row] > _BATCH_BLOCKS):
+            yield batch
+            batch, blocks = [], 0
+        batch.append(row)
+        blocks += lengths[row]
+    if batch:
+        yield batch
+
+
 def _write_in_order(
-    writer: _Writer, sources: Sources, rows: Rows, keys: list[str], job: CopyJob, result: CopiedShard
+    writer: Writer, sources: Sources, rows: Rows, keys: list[str], job: CopyJob, result: CopiedShard
 ) -> Written:
     """Copy all rows with their pictures worked on; those that do not decode are left out and told in `result`."""
     offset, written = 0, Written()
@@ -197,8 +171,8 @@ def _write_in_order(
         except ImageError as error:
             result.corrupt.append((_plan(job.folder).sources[shard].name, key, f"its picture cannot be used ({error})"))
             continue
-        offset = writer.add_sample(offset, key, members)
-        written[row] = [WrittenMember(name, len(data), zlib.crc32(data)) for name, data in members]
+        written[row] = writer.add_sample(offset, key, members)
+        offset = writer.end
     writer.finish(offset)
     return written
 
@@ -221,27 +195,29 @@ def _worked_on(members: list[Part], images: ImageWork, result: CopiedShard) -> l
     return done
 
 
-def _read_back(path: Path, keys: list[str], written: Written, result: CopiedShard) -> None:
-    """Walk the file's headers and read every member; fills in `result`. Raises `ReshardError` for any difference."""
-    index = index_plain_shard(path)
+def _read_back(path: Path, written: Written, result: CopiedShard) -> None:
+    """Read the file again, headers, members and end; fills in `result`. Raises `ReshardError` for any difference."""
     expected = [member for row in sorted(written) for member in written[row]]
     result.samples, result.members = len(written), len(expected)
-    result.num_bytes = path.stat().st_size
     result.checksum = _combined([member.crc for member in expected])
-    if not written and result.num_bytes == len(END_OF_ARCHIVE):
-        return
-    same = (
-        index is not None
-        and not index.fault
-        and list(index.keys) == [keys[row] for row in sorted(written)]
-        and list(map(index.extensions.__getitem__, index.member_extension.tolist())) == [row[0] for row in expected]
-        and index.member_size.tolist() == [member.size for member in expected]
-    )
-    if index is None or not same:
-        raise ReshardError(f"{path}: reads back otherwise than it was written (headers). Check the disk.")
-    for crc, member in zip(_member_crcs(path, index.member_offset, index.member_size), expected, strict=True):
-        if crc != member.crc:
-            raise ReshardError(f"{path}: a member reads back otherwise than it was written. Check the disk.")
+    with open(path, "rb", buffering=0) as file:
+        block, begin, at = memoryview(b""), 0, 0
+        for _, size, crc, header_crc in expected:
+            here = at - begin
+            if here + BLOCK + size > len(block):
+                size_read = max(BLOCK + size, _READ_BYTES)
+                block, begin, here = memoryview(os.pread(file.fileno(), size_read, at)), at, 0
+            if (
+                zlib.crc32(block[here : here + BLOCK]) != header_crc
+                or zlib.crc32(block[here + BLOCK : here + BLOCK + size]) != crc
+            ):
+                raise ReshardError(
+                    f"{path}: byte {at} and what follows read back otherwise than written. Check the disk."
+                )
+            at += BLOCK + size + -size % BLOCK
+        result.num_bytes = at + len(END_OF_ARCHIVE)
+        if os.pread(file.fileno(), 2 * len(END_OF_ARCHIVE), at) != END_OF_ARCHIVE:
+            raise ReshardError(f"{path}: does not end where it should. Check the disk.")
 
 
 def _member_crcs(path: Path, offsets: np.ndarray, sizes: np.ndarray) -> Iterator[int]:
@@ -250,7 +226,7 @@ def _member_crcs(path: Path, offsets: np.ndarray, sizes: np.ndarray) -> Iterator
         block, begin = memoryview(b""), 0
         for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
             if offset + size > begin + len(block):
-                block, begin = memoryview(os.pread(file.fileno(), max(size, _WRITE_BYTES), offset)), offset
+                block, begin = memoryview(os.pread(file.fileno(), max(size, _READ_BYTES), offset)), offset
             yield zlib.crc32(block[offset - begin : offset - begin + size])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +59,24 @@ class Sources:
         except ValueError as error:
             raise self._changed(shard, f"sample at byte {first * BLOCK}: {error}") from error
 
+    def is_plain(self, shard: int) -> bool:
+        """Whether samples of a shard can be read by their extents."""
+        return self._saved.sources[shard].is_plain
+
+    def read_extents(self, extents: Sequence[tuple[int, int, int]]) -> bytearray:
+        """The bytes of samples (shard, first block, blocks), back to back; what follows in a file is read in one go.
+
+        Raises `ReshardError` when a shard is no longer what was planned.
+        """
+        content = bytearray(BLOCK * sum(length for *_, length in extents))
+        view, done = memoryview(content), 0
+        for shard, first, length in _joined(extents):
+            part = view[done : done + length * BLOCK]
+            if os.preadv(self._descriptor(shard), [part], first * BLOCK) < len(part):
+                raise self._changed(shard, f"ends inside a sample after byte {first * BLOCK}")
+            done += len(part)
+        return content
+
     def _descriptor(self, shard: int) -> int:
         if shard in self._open:
             self._open.move_to_end(shard)
@@ -74,6 +93,18 @@ class Sources:
     def _changed(self, shard: int, how: str) -> ReshardError:
         path = self._folder / self._saved.sources[shard].name
         return ReshardError(f"shard {path}: was changed since it was planned ({how}). Begin anew in another folder.")
+
+
+def _joined(extents: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Extents with those that follow each other made one."""
+    shard, first, length = extents[0]
+    for next_shard, next_first, next_length in extents[1:]:
+        if (next_shard, next_first) == (shard, first + length):
+            length += next_length
+        else:
+            yield shard, first, length
+            shard, first, length = next_shard, next_first, next_length
+    yield shard, first, length
 
 
 @lru_cache(maxsize=16)

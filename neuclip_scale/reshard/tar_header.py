@@ -5,6 +5,8 @@ from __future__ import annotations
 import tarfile
 import zlib
 
+import numpy as np
+
 from neuclip_scale.data.shards.names import is_unsafe, split_name
 from neuclip_scale.reshard.errors import ReshardError
 
@@ -13,12 +15,13 @@ END_OF_ARCHIVE = bytes(2 * BLOCK)
 PADDING = [bytes(-size % BLOCK) for size in range(BLOCK)]
 """By size modulo 512: the zeros that fill a member's last block."""
 
-_NAME_BYTES = 100
+NAME_BYTES = 100
 _OWNER = b"0000644\0" + b"0000000\0" * 2
 _MTIME = b"00000000000\0"
 _REST = (b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2).ljust(BLOCK - 156, b"\0")
 _FIXED_SUM = sum(_OWNER + _MTIME + _REST) + 8 * 0x20
 _LARGEST = 8 << 30
+_TEMPLATE = np.frombuffer(bytes(NAME_BYTES) + _OWNER + bytes(12) + _MTIME + bytes(8) + _REST, dtype=np.uint8)
 
 
 Span = tuple[int, int]
@@ -28,11 +31,23 @@ Span = tuple[int, int]
 def member_header(name: str, size: int) -> bytes:
     """512 bytes of a ustar header: mode 644, root, 1970. Raises `ReshardError` for what ustar cannot hold."""
     raw = name.encode(tarfile.ENCODING, "surrogateescape")
-    if len(raw) > _NAME_BYTES or size >= _LARGEST:
+    if len(raw) > NAME_BYTES or size >= _LARGEST:
         raise ReshardError(f"member {name!r} of {size} bytes: a name over 100 bytes or 8 GiB do not fit a tar header.")
     length = b"%011o\0" % size
     checksum = b"%06o\0 " % (_FIXED_SUM + sum(raw) + sum(length))
-    return b"".join((raw.ljust(_NAME_BYTES, b"\0"), _OWNER, length, _MTIME, checksum, _REST))
+    return b"".join((raw.ljust(NAME_BYTES, b"\0"), _OWNER, length, _MTIME, checksum, _REST))
+
+
+def member_headers(names: list[bytes], sizes: np.ndarray) -> np.ndarray:
+    """[m, 512] uint8: `member_header` of each name, in bytes and not over 100 of them, and size [m] int64."""
+    shifts = 3 * np.arange(10, -1, -1)
+    headers = np.broadcast_to(_TEMPLATE, (len(names), BLOCK)).copy()
+    headers[:, :NAME_BYTES] = np.array(names, dtype=f"S{NAME_BYTES}").view(np.uint8).reshape(-1, NAME_BYTES)
+    headers[:, 124:135] = (sizes[:, None] >> shifts & 7) + 0x30
+    totals = headers.sum(axis=1, dtype=np.int64) + 8 * 0x20
+    headers[:, 148:154] = (totals[:, None] >> shifts[-6:] & 7) + 0x30
+    headers[:, 155] = 0x20
+    return headers
 
 
 def members_of(extent: bytes) -> dict[str, Span]:
@@ -55,7 +70,7 @@ def members_of(extent: bytes) -> dict[str, Span]:
             raise ValueError("a member is cut off")
         if header[156] == 0x78:  # a pax header with times
             continue
-        name = header[:_NAME_BYTES].rstrip(b"\0").decode(tarfile.ENCODING, "surrogateescape")
+        name = header[:NAME_BYTES].rstrip(b"\0").decode(tarfile.ENCODING, "surrogateescape")
         parts = split_name(name)
         if parts is not None and not ("/" in name and is_unsafe(name)):
             found.setdefault(parts[1], (start, size))

@@ -187,12 +187,12 @@ class _IndexBuilder:
         last = self.keys[-1] if self.keys else None
         for name, offset, size in zip(files.names, files.offsets, files.sizes, strict=True):
             key, _, extension = name.partition(".")
-            number = numbers.get(extension)
-            if number is None or "/" in name or not key or key[0] == "_" or extension in self.current:
+            number, same = numbers.get(extension), key == last
+            if number is None or "/" in name or not key or key[0] == "_" or (same and extension in self.current):
                 self.add_file(name, offset, size)
                 last = self.keys[-1] if self.keys else None
                 continue
-            if key != last:
+            if not same:
                 self.keys.append(key)
                 self.starts.append(len(rows))
                 self.previous, self.current, last = self.current, set(), key

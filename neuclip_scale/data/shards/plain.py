@@ -12,7 +12,6 @@ import os
 import re
 import tarfile
 from dataclasses import dataclass, field
-from itertools import compress
 
 import numpy as np
 
@@ -91,7 +90,22 @@ def _tells_times_only(descriptor: int, offset: int, size: int) -> bool:
 
 def _check(headers: bytearray, is_file: list[bool], found: PlainFiles) -> bool:
     """Whether all `headers` are sound and plain; the names of the files among them, if so, go to `found`."""
-    blocks = np.frombuffer(headers, dtype=np.uint8).reshape(-1, BLOCK)  # [h, 512]
+    blocks = np.frombuffer(headers, dtype=np.uint8).reshape(-1, BLOCK)
+    if not are_sound(blocks):
+        return False
+    names = header_names(blocks[is_file])
+    found.names += names
+    return not any(name.endswith("/") for name in names)  # folders in tars older than POSIX
+
+
+def header_names(blocks: np.ndarray) -> list[str]:
+    """Names in headers [h, 512] that `are_sound`."""
+    texts = np.ascontiguousarray(blocks[:, :100]).view("S100")[:, 0].tolist()
+    return [text.decode(tarfile.ENCODING, "surrogateescape") for text in texts]
+
+
+def are_sound(blocks: np.ndarray) -> bool:
+    """Whether all headers [h, 512] uint8 have their checksum, octal numbers and a name in its first field alone."""
     if not all(_are_numbers(blocks[:, begin:end]) for begin, end in _NUMBERS):
         return False
     stored = blocks[:, 148:156]
@@ -102,12 +116,7 @@ def _check(headers: bytearray, is_file: list[bool], found: PlainFiles) -> bool:
     name = blocks[:, :100]
     # A NUL ends a name, whatever follows; a ustar prefix would stand before it. The size is read without its last byte.
     cut = (name[:, :-1] == 0) & (name[:, 1:] != 0)
-    if (told != actual).any() or blocks[:, 345].any() or cut.any() or _is_digit(blocks[:, 135]).any():
-        return False
-    texts = np.ascontiguousarray(name).view("S100")[:, 0].tolist()
-    names = [text.decode(tarfile.ENCODING, "surrogateescape") for text in compress(texts, is_file)]
-    found.names += names
-    return not any(name.endswith("/") for name in names)  # folders in tars older than POSIX
+    return not ((told != actual).any() or blocks[:, 345].any() or cut.any() or _is_digit(blocks[:, 135]).any())
 
 
 def _is_digit(values: np.ndarray) -> np.ndarray:
