@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from neuclip_scale.data.manifest import build_manifest
+from neuclip_scale.data.manifest import assemble_manifest
 from neuclip_scale.data.shards.names import split_name
 from neuclip_scale.files import atomic_file
 from neuclip_scale.reshard.copying import CopiedShard, output_name
@@ -113,9 +113,7 @@ def finish(saved: SavedPlan, input_dir: Path) -> Totals:
         write("duplicates.jsonl", lambda file: file.writelines(_duplicate_lines(saved, input_dir)))
         write("corrupt.jsonl", lambda file: file.writelines(_corrupt_lines(saved, shards)))
         if totals.written:
-            manifest = build_manifest([str(folder / name) for name in sizes])
-            counted = {Path(entry.path).name: entry.num_samples for entry in manifest.shards}
-            assert counted == sizes, "outputs do not hold the samples that were written to them"
+            manifest = assemble_manifest([_manifest_row(folder, shard) for shard in shards])
             claim("manifest.json")
             manifest.save(folder / "manifest.json")
         document = {
@@ -126,6 +124,21 @@ def finish(saved: SavedPlan, input_dir: Path) -> Totals:
         }
         write("reshard.json", lambda file: file.write(_json(document)))
     return totals
+
+
+def _manifest_row(folder: Path, shard: CopiedShard) -> dict[str, Any]:
+    """A shard as `data.manifest.index_row` has it. It was read back when it was written: its size is enough now."""
+    path = folder / output_name(shard.number)
+    status = path.stat()
+    if status.st_size != shard.num_bytes:
+        raise ReshardError(f"{path}: was changed since it was written. Delete it and run the same command again.")
+    return {
+        "path": str(path),
+        "num_samples": shard.samples,
+        "num_bytes": shard.num_bytes,
+        "mtime_ns": status.st_mtime_ns,
+        "fault": "" if shard.samples else "holds no sample",
+    }
 
 
 def _complete(saved: SavedPlan, known: dict[int, CopiedShard]) -> list[CopiedShard]:
