@@ -241,7 +241,8 @@ def show(options: Loader, result: dict[str, Any]) -> None:
         least, most = row.get("ratio_range", (float("nan"), float("nan")))
         print(
             f"{row['contender']:<30}{row['per_core_second']:>16.0f}{f'{low:.0f}-{high:.0f}':>14}"
-            f"{row.get('ratio', float('nan')):>8.2f}{f'{least:.1f}-{most:.1f}':>12}{row.get('share_of_bound', float('nan')):>24.0%}"
+            f"{row.get('ratio', float('nan')):>8.2f}{f'{least:.1f}-{most:.1f}':>12}"
+            f"{row.get('share_of_bound', float('nan')):>24.0%}"
         )
 
 

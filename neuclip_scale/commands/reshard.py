@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from neuclip_scale.files import write_json
-from neuclip_scale.reshard import ImageWork, ReshardError, ReshardOptions
+from neuclip_scale.reshard import ImageWork, ReshardOptions, UsageError
 from neuclip_scale.reshard.errors import told_to_user
 from neuclip_scale.reshard.workers import available_cores, worker_pool
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from neuclip_scale.reshard.state import SavedPlan
 
 _SECONDS_BETWEEN_LINES = 10
-_BYTES_PER_SECOND = 4e8
+_BYTES_PER_SECOND = 2e8
 """Of a core, copying and verifying: for the estimate of --dry-run only."""
 
 
@@ -77,12 +77,16 @@ class ReshardArguments:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; returns 0, or 1 when requested samples were not written. Raises `ReshardError`."""
+    """Run the command; returns 0, 1 when requested samples were not written, 2 for bad usage; raises `ReshardError`."""
     arguments = tyro.cli(ReshardArguments, args=argv, prog="neuclip reshard")
-    options = _options(arguments)
+    try:
+        options, part = _options(arguments), _part(arguments.part)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     began = time.perf_counter()
     with worker_pool(1 if arguments.finish and not arguments.verify else options.num_workers) as pool:
-        return _run(arguments, options, pool, began)
+        return _run(arguments, options, part, pool, began)
 
 
 def _options(arguments: ReshardArguments) -> ReshardOptions:
@@ -101,13 +105,19 @@ def _options(arguments: ReshardArguments) -> ReshardOptions:
     return options
 
 
-def _run(arguments: ReshardArguments, options: ReshardOptions, pool: ProcessPoolExecutor | None, began: float) -> int:
+def _run(
+    arguments: ReshardArguments,
+    options: ReshardOptions,
+    part_of: tuple[int, int],
+    pool: ProcessPoolExecutor | None,
+    began: float,
+) -> int:
     from neuclip_scale.reshard.copying import CopyJob
     from neuclip_scale.reshard.finishing import finish
     from neuclip_scale.reshard.planning import dry_plan, prepare
     from neuclip_scale.reshard.running import copy_outputs, verify_outputs
 
-    part, parts = _part(arguments.part)
+    part, parts = part_of
     progress = ProgressLines()
     if arguments.dry_run:
         return _tell_dry_run(arguments, options, *dry_plan(options, pool, progress), time.perf_counter() - began)
@@ -137,7 +147,7 @@ def _part(text: str) -> tuple[int, int]:
     """I and N of "I/N"; 1 and 1 of an empty text."""
     part, _, parts = (text or "1/1").partition("/")
     if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise ReshardError(f"--part {text!r}: give I/N with I from 1 to N, as 3/16.")
+        raise UsageError(f"--part {text!r}: give I/N with I from 1 to N, as 3/16.")
     return int(part), int(parts)
 
 
@@ -193,9 +203,9 @@ def _tell_totals(arguments: ReshardArguments, saved: SavedPlan, totals: Totals, 
 
 def _status(arguments: ReshardArguments, lost: int) -> int:
     if lost:
+        listed = "" if arguments.dry_run else ": see missing_uids.txt and corrupt.jsonl"
         print(
-            f"{lost:,} requested sample(s) are not in the output: see missing_uids.txt and corrupt.jsonl. "
-            "--allow-missing makes that no failure.",
+            f"{lost:,} requested sample(s) are not in the output{listed}. --allow-missing makes that no failure.",
             file=sys.stderr,
         )
     return 1 if lost and not arguments.allow_missing else 0

@@ -4,8 +4,8 @@
 drives it with a `journal`; `finishing` adds up. No torch.
 """
 
-from neuclip_scale.reshard.errors import DiskFullError, ReshardError
+from neuclip_scale.reshard.errors import DiskFullError, ReshardError, UsageError
 from neuclip_scale.reshard.images import ImageWork
 from neuclip_scale.reshard.options import ReshardOptions
 
-__all__ = ["DiskFullError", "ImageWork", "ReshardError", "ReshardOptions"]
+__all__ = ["DiskFullError", "ImageWork", "ReshardError", "ReshardOptions", "UsageError"]

@@ -13,6 +13,10 @@ class ReshardError(ValueError):
     """Arguments, a pool, a request or an output folder that cannot be used; the message names it and the remedy."""
 
 
+class UsageError(ReshardError):
+    """Arguments that contradict each other or cannot be understood."""
+
+
 class DiskFullError(ReshardError):
     """The disk, quota or file-size limit is used up; what is complete stays, and the same command goes on."""
 

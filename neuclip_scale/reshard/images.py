@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neuclip_scale.reshard.errors import ReshardError
+from neuclip_scale.reshard.errors import UsageError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MAX_PIXELS = 1 << 28
@@ -42,12 +42,12 @@ class ImageWork:
         return bool(self.resize or self.encode or self.blur_faces)
 
     def check(self) -> None:
-        """Raises `ReshardError` for what cannot be done."""
+        """Raises `UsageError` for what cannot be done."""
         if self.resize < 0:
-            raise ReshardError(f"--resize {self.resize}: give the shorter side in pixels.")
+            raise UsageError(f"--resize {self.resize}: give the shorter side in pixels.")
         name, quality = self._format()
         if self.encode and (name not in _FORMATS or not 1 <= quality <= 100):
-            raise ReshardError(f"--encode {self.encode!r}: give jpg, webp or png, and a quality of 1 to 100: webp:90.")
+            raise UsageError(f"--encode {self.encode!r}: give jpg, webp or png, and a quality of 1 to 100: webp:90.")
 
     def _format(self) -> tuple[str, int]:
         name, _, quality = self.encode.lower().partition(":")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from neuclip_scale.reshard.errors import ReshardError
+from neuclip_scale.reshard.errors import UsageError
 from neuclip_scale.reshard.images import ImageWork
 from neuclip_scale.reshard.plan import Cut
 
@@ -35,17 +35,17 @@ class ReshardOptions:
         return Cut(self.shard_size or (0 if self.shard_bytes else DEFAULT_SHARD_SIZE), self.shard_bytes)
 
     def check(self) -> None:
-        """Raises `ReshardError` for arguments that contradict each other."""
+        """Raises `UsageError` for arguments that contradict each other."""
         if self.subset_file is not None and self.where:
-            raise ReshardError(
+            raise UsageError(
                 "--subset-file and --where: give one. A predicate can be turned into a list of uids first."
             )
         if self.shard_size < 0 or self.shard_bytes < 0 or (self.shard_size and self.shard_bytes):
-            raise ReshardError(
+            raise UsageError(
                 f"--shard-size {self.shard_size}, --shard-bytes {self.shard_bytes}: give one of them, and positive."
             )
         if self.num_workers < 1:
-            raise ReshardError(f"--num-workers {self.num_workers}: give 1 or more.")
+            raise UsageError(f"--num-workers {self.num_workers}: give 1 or more.")
         self.images.check()
 
     def settings(self, request_digest: str, pool_digest: str) -> dict[str, Any]:

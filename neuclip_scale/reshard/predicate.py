@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from neuclip_scale.reshard.errors import ReshardError
+from neuclip_scale.reshard.errors import ReshardError, UsageError
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Lt: operator.lt,
@@ -47,15 +47,15 @@ class Predicate:
 
 
 def parse_predicate(text: str) -> Predicate:
-    """Parse `text`; raises `ReshardError` for anything but columns, constants and the operators above."""
+    """Parse `text`; raises `UsageError` for anything but columns, constants and the operators above."""
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ReshardError(f"--where {text!r}: {error}. {_HELP}") from error
+        raise UsageError(f"--where {text!r}: {error}. {_HELP}") from error
     calls = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in calls}
     if not names:
-        raise ReshardError(f"--where {text!r}: names no column. {_HELP}")
+        raise UsageError(f"--where {text!r}: names no column. {_HELP}")
     predicate = Predicate(text.strip(), tuple(sorted(names)))
     predicate.expression()
     return predicate
@@ -86,7 +86,7 @@ def _convert(node: ast.expr, text: str) -> Any:
         case ast.Compare(left=left, ops=ops, comparators=comparators):
             sides = [left, *comparators]
             return _joined([_compare(a, op, b, text) for a, op, b in zip(sides, ops, comparators, strict=False)], True)
-    raise ReshardError(f"--where {text!r}: {ast.unparse(node)!r} is not understood. {_HELP}")
+    raise UsageError(f"--where {text!r}: {ast.unparse(node)!r} is not understood. {_HELP}")
 
 
 def _joined(parts: list[Any], every: bool) -> Any:

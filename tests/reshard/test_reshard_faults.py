@@ -272,6 +272,24 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     assert "Traceback" not in text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--shard-size", 5, "--shard-bytes", 5000], "--shard-size 5, --shard-bytes 5000"),
+        (["-s", "a.npy", "--where", "score > 1"], "--subset-file and --where"),
+        (["--part", "3/2"], "--part '3/2'"),
+        (["--encode", "gif"], "--encode 'gif'"),
+    ],
+)
+def test_bad_usage_is_told_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[object], told: str
+) -> None:
+    simple_pool(tmp_path / "pool")
+    assert run("-i", tmp_path / "pool", "-o", tmp_path / "out", *arguments) == 2
+    assert f"error: {told}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 # Damage
 
 
