@@ -1,0 +1,29 @@
+"""One cluster for all tests here."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, lacking
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    if reason := lacking():
+        pytest.skip(f"no Slurm: {reason}")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # pytest's folders are too deep for a socket
+    folder.chmod(0o755)
+    try:
+        running = Cluster(folder)
+        try:
+            running.start()
+        except (AssertionError, OSError) as error:  # a container may forbid what its daemons do
+            pytest.skip(f"no Slurm: it does not start here: {error}")
+        yield running
+    finally:
+        running.stop()
+        shutil.rmtree(folder, ignore_errors=True)
