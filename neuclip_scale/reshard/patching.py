@@ -24,8 +24,6 @@ class WrittenMember(NamedTuple):
     size: int
     crc: int
     """CRC-32 of its bytes."""
-    header_crc: int
-    """CRC-32 of the header before them."""
 
 
 def patch(extents: bytearray, lengths: Sequence[int], keys: Sequence[str]) -> list[list[WrittenMember]] | None:
@@ -102,7 +100,7 @@ def _members(
 ) -> list[list[WrittenMember]]:
     view, crc32 = memoryview(extents), zlib.crc32
     members = [
-        WrittenMember(extension, size, crc32(view[at + BLOCK : at + BLOCK + size]), crc32(view[at : at + BLOCK]))
+        WrittenMember(extension, size, crc32(view[at + BLOCK : at + BLOCK + size]))
         for extension, at, size in zip(extensions, places, sizes, strict=True)
     ]
     rows, begin = [], 0

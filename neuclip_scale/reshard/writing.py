@@ -1,4 +1,4 @@
-"""Bytes of an output shard on their way to the disk."""
+"""Bytes of an output shard on their way to the disk, read again as soon as the kernel has them."""
 
 from __future__ import annotations
 
@@ -6,31 +6,34 @@ import os
 import zlib
 from collections.abc import Sequence
 
+import numpy as np
+
+from neuclip_scale.reshard.errors import ReshardError
 from neuclip_scale.reshard.patching import WrittenMember
 from neuclip_scale.reshard.sources import Part
 from neuclip_scale.reshard.tar_header import BLOCK, END_OF_ARCHIVE, PADDING, member_header
 
 _WRITE_BYTES = 1 << 20
-_WRITE_PARTS = 900  # below IOV_MAX, 1024
 
 
 class Writer:
-    """Writes samples at the places they are given; pieces that follow each other are collected."""
+    """Writes samples at the places they are given; pieces that follow each other are collected.
+
+    Every byte is read back and compared. Methods raise `ReshardError` for a difference, OSError for a full disk.
+    """
 
     def __init__(self, descriptor: int) -> None:
+        """`descriptor` is open for reading and writing."""
         self.end = 0
         """Where the sample that `add_sample` took last ends."""
         self._descriptor = descriptor
         self._parts: list[bytes | memoryview] = []
         self._start = 0
+        self._read = bytearray()
 
     def add_sample(self, offset: int, key: str, members: list[Part]) -> list[WrittenMember]:
         """Write a sample at `offset` as headers and members."""
-        if (
-            offset != self.end
-            or self.end - self._start > _WRITE_BYTES
-            or len(self._parts) > _WRITE_PARTS - 3 * len(members)
-        ):
+        if offset != self.end or self.end - self._start > _WRITE_BYTES:
             self._flush()
             self._start = self.end = offset
         written = []
@@ -39,7 +42,7 @@ class Writer:
             header = member_header(f"{key}.{extension}", size)
             self._parts += (header, data, PADDING[size % BLOCK])
             self.end += BLOCK + size + -size % BLOCK
-            written.append(WrittenMember(extension, size, zlib.crc32(data), zlib.crc32(header)))
+            written.append(WrittenMember(extension, size, zlib.crc32(data)))
         return written
 
     def write_extents(self, content: bytearray, lengths: Sequence[int], offsets: Sequence[int]) -> None:
@@ -49,28 +52,34 @@ class Writer:
             done += length
             is_last = number + 1 == len(lengths)
             if is_last or offsets[number + 1] != offsets[number] + length:
-                _write(self._descriptor, view[begin:done], offsets[number] + length - (done - begin))
+                self._write(view[begin:done], offsets[number] + length - (done - begin))
                 begin = done
 
     def finish(self, offset: int) -> None:
         """End the archive at `offset`."""
         self._flush()
-        _write(self._descriptor, memoryview(END_OF_ARCHIVE), offset)
+        self._write(memoryview(END_OF_ARCHIVE), offset)
 
     def _flush(self) -> None:
         """Hand everything collected to the kernel."""
-        at, parts = self._start, self._parts
-        for begin in range(0, len(parts), _WRITE_PARTS):
-            group = parts[begin : begin + _WRITE_PARTS]
-            size, done = sum(map(len, group)), os.pwritev(self._descriptor, group, at)
-            if done < size:
-                _write(self._descriptor, memoryview(b"".join(group))[done:], at + done)
-            at += size
+        if self._parts:
+            self._write(memoryview(b"".join(self._parts)), self._start)
         self._parts = []
 
+    def _write(self, data: memoryview, offset: int) -> None:
+        """Write all of `data`, whole blocks: a full disk takes a part, and the next call says why. Then compare."""
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._descriptor, data[done:], offset + done)
+        if len(self._read) < len(data):
+            self._read = bytearray(len(data))
+        read = memoryview(self._read)[: len(data)]
+        if os.preadv(self._descriptor, [read], offset) < len(data) or not _equal(read, data):
+            raise ReshardError(
+                f"bytes {offset} to {offset + len(data)} read back otherwise than written. Check the disk."
+            )
 
-def _write(descriptor: int, data: memoryview, offset: int) -> None:
-    """All of it: a full disk takes a part, and the next call says why."""
-    while data:
-        done = os.pwrite(descriptor, data, offset)
-        data, offset = data[done:], offset + done
+
+def _equal(one: memoryview, other: memoryview) -> bool:
+    """Whether two runs of whole blocks are equal; numpy looks at eight bytes at a time, memoryview at one."""
+    return np.array_equal(np.frombuffer(one, np.uint64), np.frombuffer(other, np.uint64))

@@ -159,20 +159,42 @@ def test_a_disk_that_takes_half_a_write(tmp_path: Path, monkeypatch: pytest.Monk
     simple_pool(tmp_path / "pool")
     common = ["-i", tmp_path / "pool", "-o", tmp_path / "out", "-j", 1]
 
-    def short(descriptor: int, parts: list[bytes], offset: int) -> int:
-        return os.pwrite(descriptor, b"".join(parts)[:1000], offset)
+    write = os.pwrite
+    room = [3000]
 
-    def full(descriptor: int, data: bytes, offset: int) -> int:
-        raise OSError(28, "No space left on device")
+    def fills_up(descriptor: int, data: memoryview, offset: int) -> int:
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        taken = write(descriptor, data[: room[0]], offset)
+        room[0] -= taken
+        return taken
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwritev", lambda descriptor, parts, offset: 1000)
-        patch.setattr(os, "pwrite", full)
+        patch.setattr(os, "pwrite", fills_up)
         with pytest.raises(DiskFullError, match="No space left"):
             run(*common)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "pwritev", short)  # a slow disk that takes a part each time is no error
+    with monkeypatch.context() as patch:  # a slow disk that takes a part each time is no error
+        patch.setattr(os, "pwrite", lambda descriptor, data, offset: write(descriptor, data[:1000], offset))
         assert run(*common, "--verify") == 0
+
+
+@pytest.mark.parametrize("more", [[], ["--resize", 8]], ids=["renamed in place", "one by one"])
+def test_a_disk_that_changes_a_byte_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[object]
+) -> None:
+    simple_pool(tmp_path / "pool")
+    write = os.pwrite
+
+    def changes(descriptor: int, data: memoryview, offset: int) -> int:
+        return write(descriptor, bytes(data[:-1]) + bytes([data[-1] ^ 1]), offset)
+
+    common = ["-i", tmp_path / "pool", "-o", tmp_path / "out", "-j", 1, *more]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", changes)
+        with pytest.raises(ReshardError, match="read back otherwise than written"):
+            run(*common)
+    assert not outputs(tmp_path / "out")
+    assert run(*common) == (1 if more else 0)  # these pictures are noise, and cannot be resized
 
 
 def test_a_torn_journal_line_is_dropped(tmp_path: Path) -> None:
