@@ -387,6 +387,7 @@ class Trainer:
             "samples_per_second": samples / cost["train_seconds"] if cost["train_seconds"] else 0.0,
             "samples_read": state.num_read,
             "samples_skipped": state.num_skipped,
+            "stream_positions": state.stream_positions,
             "epochs_checked": state.epochs_checked,
             "epochs_wrong": state.epochs_wrong,
             "sources": self._sources(),

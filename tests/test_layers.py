@@ -44,13 +44,14 @@ LAYERS = {
     "trainer": 4,
     "planning": 4,
     "reshard": 1,
+    "audit": 4,
     "studies": 4,
     "cli": 5,
     "commands": 5,
     "__main__": 5,
 }
 IN_ONE_MODULE = ("deepspeed", "timm", "open_clip", "duckdb", "triton", "jinja2")
-WITHOUT_TORCH = ("config", "files", "data.manifest", "data.manifest_file", "data.shards", "reshard")
+WITHOUT_TORCH = ("config", "files", "data.manifest", "data.manifest_file", "data.shards", "reshard", "audit")
 
 
 class Import(NamedTuple):

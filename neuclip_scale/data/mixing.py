@@ -77,6 +77,12 @@ class MixedOrder:
                 yield next(walks[source])
             block, skip = block + 1, 0
 
+    def count_reads(self, positions: Sequence[int], times: np.ndarray) -> None:
+        """Add to `times` [n] how often each dense sample index was read when the streams stand at `positions`."""
+        taken = [self.taken(stream, position) for stream, position in enumerate(positions)]
+        for order, counts in zip(self._orders, zip(*taken, strict=True), strict=True):
+            order.count_reads(counts, times)
+
     def _before(self, source: int, block: int) -> int:
         """Samples that `source` fills in the first `block` blocks."""
         low, high = self._ends[source], self._ends[source + 1]

@@ -13,7 +13,7 @@ anew, so that every sample is as likely as any other and a window still lies in 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -84,6 +84,16 @@ class StreamOrder:
                 yield from self.window(stream, epoch, number)[skip:].tolist()
                 number, skip = number + 1, 0
             epoch, number = epoch + 1, 0
+
+    def count_reads(self, positions: Sequence[int], times: np.ndarray) -> None:
+        """Add to `times` [n] how often each dense sample index was read when the streams stand at `positions`."""
+        for stream, position in enumerate(positions):
+            start = 0
+            while start < position:
+                epoch, offset = divmod(start, self.length(stream))
+                window = self.window(stream, epoch, offset // self._window)[: position - start]
+                times[window] += 1  # a window holds no index twice
+                start += len(window)
 
     def window(self, stream: int, epoch: int, number: int) -> np.ndarray:
         """Dense sample indices of one window in reading order: [<= shuffle_window] int64."""

@@ -16,6 +16,9 @@ from neuclip_scale.data.shards.plain import PlainFiles, plain_files
 MAX_MEMBER_BYTES = 64 << 20
 """Larger members are refused: no picture or caption of a training set comes near it."""
 
+HOLDS_NO_SAMPLE = "holds no sample"
+"""The only fault of a tar that is whole and empty."""
+
 MAX_HEADER_BYTES = 1 << 20
 """Longest extended (pax, GNU) header that is read; a longer one is an attack or damage."""
 
@@ -208,7 +211,7 @@ class _IndexBuilder:
         if self.num_ignored:
             faults.append(f"{self.num_ignored} member(s) ignored (links, repeated or unsafe names)")
         if not self.keys:
-            faults.append("holds no sample")
+            faults.append(HOLDS_NO_SAMPLE)
         table = np.asarray(self.rows, dtype=np.int64).reshape(-1, 3)
         return ShardIndex(
             path=path,

@@ -1,0 +1,156 @@
+"""Where the audit's queries run: DuckDB inside this process, or Spark. Both read and write parquet files.
+
+The queries themselves are written once, with Ibis.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from neuclip_scale.audit.errors import AuditError, UsageError
+from neuclip_scale.files import atomic_file
+
+ENGINES = ("duckdb", "spark")
+_EXTRAS = {"duckdb": "audit", "spark": "spark"}
+_ROWS_AT_ONCE = 1 << 17
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which engine, and what it may take of the machine."""
+
+    name: str = "duckdb"
+    master: str = "local[*]"
+    """Of Spark: local[N], spark://HOST:7077, yarn, k8s://..."""
+    memory_limit: str = "4GB"
+    """Of DuckDB, which spills to the scratch folder above it; of Spark's driver."""
+    num_threads: int = 0
+    """Of DuckDB; 0 takes every core."""
+
+    def check(self) -> None:
+        """Raise `UsageError` for an engine that is not known."""
+        if self.name not in ENGINES:
+            raise UsageError(f"--engine {self.name!r}: give one of {', '.join(ENGINES)}.")
+
+
+class Engine:
+    """An open connection; the same queries give the same rows on any."""
+
+    def __init__(self, options: EngineOptions, scratch: Path) -> None:
+        """Connect; `scratch` is a folder for what does not fit in memory. Raises `AuditError`, `UsageError`."""
+        options.check()
+        self.name = options.name
+        scratch.mkdir(parents=True, exist_ok=True)
+        try:
+            import_module("ibis")
+            self._backend: Any = _duckdb(options, scratch) if options.name == "duckdb" else _spark(options, scratch)
+        except ImportError as error:
+            extra = _EXTRAS[options.name]
+            raise AuditError(
+                f"neuclip audit needs the extra `{extra}`: pip install 'neuclip-scale[{extra}]' ({error})"
+            ) from error
+        self._scratch = scratch
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._backend.disconnect()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def parquet(self, files: Sequence[Path | str]) -> Any:
+        """An `ibis.Table` over parquet files of one schema."""
+        return self._backend.read_parquet([str(file) for file in files])
+
+    def rows(self, query: Any) -> list[dict[str, Any]]:
+        """A small result, as dicts."""
+        found: list[dict[str, Any]] = self._backend.to_pyarrow(query).to_pylist()
+        return found
+
+    def save(self, query: Any, path: Path) -> int:
+        """Write a result of any size as one parquet file, atomically; returns its number of rows."""
+        import pyarrow.parquet as pq
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parts = self._scratch / f"{path.stem}.parts"
+        shutil.rmtree(parts, ignore_errors=True)
+        try:
+            if self.name == "duckdb":
+                parts.mkdir()
+                self._backend.to_parquet(query, str(parts / "0.parquet"))
+            else:
+                self._backend.to_parquet(query, str(parts))  # a folder, with one file for each of Spark's partitions
+            files = sorted(parts.glob("*.parquet"))
+            if len(files) == 1:
+                _move(files[0], path)
+                return int(pq.read_metadata(path).num_rows)
+            return _join(files, path)
+        finally:
+            shutil.rmtree(parts, ignore_errors=True)
+
+
+def batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    """The columns of a parquet file as pyarrow record batches, some megabytes at a time."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as parquet:
+        yield from parquet.iter_batches(_ROWS_AT_ONCE, columns=list(columns))
+
+
+def _move(source: Path, path: Path) -> None:
+    with open(source, "rb") as stream, atomic_file(path) as file:
+        shutil.copyfileobj(stream, file, 16 << 20)
+
+
+def _join(files: Sequence[Path], path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    num_rows = 0
+    with atomic_file(path) as stream:
+        writer = None
+        for file in files:
+            with pq.ParquetFile(file) as parquet:
+                writer = writer or pq.ParquetWriter(stream, parquet.schema_arrow)
+                for batch in parquet.iter_batches(_ROWS_AT_ONCE):
+                    writer.write_batch(batch)
+                    num_rows += batch.num_rows
+        assert writer is not None, "Spark wrote no file"
+        writer.close()
+    return num_rows
+
+
+def _duckdb(options: EngineOptions, scratch: Path) -> Any:
+    import ibis
+
+    settings: dict[str, Any] = {"memory_limit": options.memory_limit, "temp_directory": str(scratch / "spill")}
+    if options.num_threads:
+        settings["threads"] = options.num_threads
+    import_module("duckdb")
+    try:
+        # Rows come sorted where it matters; keeping the order of every file would cost memory.
+        return ibis.duckdb.connect(preserve_insertion_order=False, **settings)
+    except Exception as error:
+        raise UsageError(f"--memory-limit {options.memory_limit!r}: {error}. Give a size, as 4GB.") from error
+
+
+def _spark(options: EngineOptions, scratch: Path) -> Any:
+    import ibis
+    from pyspark.sql import SparkSession
+
+    session = (
+        SparkSession.builder.master(options.master)
+        .appName("neuclip audit")
+        .config("spark.ui.enabled", "false")
+        .config("spark.sql.session.timeZone", "UTC")
+        .config("spark.driver.memory", options.memory_limit.upper().removesuffix("B").replace(" ", ""))
+        .config("spark.sql.warehouse.dir", str(scratch / "warehouse"))
+        .config("spark.local.dir", str(scratch))
+        .getOrCreate()
+    )
+    session.sparkContext.setLogLevel("ERROR")
+    return ibis.pyspark.connect(session)

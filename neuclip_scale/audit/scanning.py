@@ -1,0 +1,279 @@
+"""Reading one shard of a download: what its parquet says was attempted, and what its tar really holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuclip_scale.audit.downloads import MAX_STATS_BYTES, DownloadedShard
+from neuclip_scale.audit.identity import Identity, normal_uid, url_uid
+from neuclip_scale.data.shards import MAX_MEMBER_BYTES, ShardError, ShardIndex, index_shard, read_member
+from neuclip_scale.data.shards.index import HOLDS_NO_SAMPLE
+from neuclip_scale.files import atomic_file, write_json
+from neuclip_scale.reshard.images import IMAGE_EXTENSIONS
+from neuclip_scale.reshard.json_uid import json_uid
+
+ATTEMPT_COLUMNS = ("uid", "url", "key", "status", "error_message", "sha256")
+CONTENT_COLUMNS = ("uid", "key", "fault", "sha256")
+_ROWS_AT_ONCE = 1 << 16
+_MAX_JSON_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ScannedShard:
+    """What was found in one shard, beside the rows themselves."""
+
+    name: str
+    num_attempted: int | None = None
+    """Rows of the parquet; None without a readable one."""
+    num_samples: int | None = None
+    """Samples in the tar; None without a tar."""
+    num_corrupt: int = 0
+    """Of these, those that cannot be used."""
+    tar_fault: str = ""
+    """What is wrong with the tar: it ends early, holds no sample, ..."""
+    parquet_fault: str = ""
+    started: str = ""
+    """Day the download of the shard began, as 2026-11-25, where `_stats.json` tells it."""
+    num_bytes: int = 0
+    """Of the tar."""
+
+
+@dataclass(frozen=True)
+class ScanJob:
+    """Reads shards of a download into a folder of parquet files, `attempts/` and `contents/`; can be pickled."""
+
+    folder: Path
+    identity: Identity
+
+    def __call__(self, shard: DownloadedShard) -> ScannedShard:
+        """Read one shard, or take over what an earlier run has read of the same files.
+
+        Faults of the shard are told in the result. Raises OSError when the results cannot be written.
+        """
+        stem = f"{_file_name(shard.name)}-{shard.fingerprint}"
+        done = self.folder / "shards" / f"{stem}.json"
+        if done.exists():
+            return ScannedShard(**json.loads(done.read_bytes()))
+        uids = _ParquetUids(shard.parquet, self.identity)
+        num_attempted, parquet_fault = self._read_attempts(shard, stem)
+        num_samples, num_corrupt, tar_fault = None, 0, ""
+        if shard.tar:
+            num_samples, num_corrupt, tar_fault = self._read_contents(shard, stem, uids)
+        scanned = ScannedShard(
+            shard.name,
+            num_attempted,
+            num_samples,
+            num_corrupt,
+            tar_fault,
+            parquet_fault,
+            _day(shard.stats),
+            shard.tar.stat().st_size if shard.tar else 0,
+        )
+        write_json(done, asdict(scanned))
+        return scanned
+
+    def files(self, kind: str, shards: Sequence[DownloadedShard]) -> list[Path]:
+        """The files that reading `shards` has left, of kind `attempts` or `contents`."""
+        paths = (self.folder / kind / f"{_file_name(s.name)}-{s.fingerprint}.parquet" for s in shards)
+        return [path for path in paths if path.exists()]
+
+    def _read_attempts(self, shard: DownloadedShard, stem: str) -> tuple[int | None, str]:
+        import pyarrow as pa
+
+        if shard.parquet is None:
+            return None, ""
+        try:
+            return self._write("attempts", stem, _attempts(shard, self.identity), ATTEMPT_COLUMNS), ""
+        except (pa.ArrowException, UnreadableError) as error:
+            return None, f"{shard.parquet.name}: {str(error).splitlines()[0]}"
+
+    def _read_contents(self, shard: DownloadedShard, stem: str, uids: _ParquetUids) -> tuple[int, int, str]:
+        assert shard.tar is not None
+        try:
+            index = index_shard(shard.tar)
+            rows = list(_samples(shard.tar, index, self.identity, uids))
+        except OSError as error:
+            return 0, 0, error.strerror or str(error)
+        columns: dict[str, list[Any]] = {
+            name: [row[place] for row in rows] for place, name in enumerate(CONTENT_COLUMNS)
+        }
+        columns |= {"shard": [shard.name] * len(rows), "position": list(range(len(rows)))}
+        self._write("contents", stem, iter([columns]), CONTENT_COLUMNS)
+        fault = "" if index.fault == HOLDS_NO_SAMPLE else index.fault  # so is the tar of a shard of which nothing came
+        return len(rows), sum(fault is not None for fault in columns["fault"]), fault
+
+    def _write(self, kind: str, stem: str, parts: Iterator[dict[str, list[Any]]], texts: Sequence[str]) -> int:
+        """Write rows; returns how many. Nothing stays of them when reading fails."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = pa.schema([*((name, pa.string()) for name in (*texts, "shard")), ("position", pa.int64())])
+        path, num_rows = self.folder / kind / f"{stem}.parquet", 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as stream, pq.ParquetWriter(stream, schema) as writer:
+            for part in parts:
+                table = pa.table(part, schema=schema)
+                writer.write_table(table)
+                num_rows += table.num_rows
+        return num_rows
+
+
+class UnreadableError(ValueError):
+    """A parquet that says nothing of downloads."""
+
+
+def _attempts(shard: DownloadedShard, identity: Identity) -> Iterator[dict[str, list[Any]]]:
+    """Rows of img2dataset's parquet. Raises `UnreadableError` and pyarrow's errors."""
+    position = 0
+    for part in _columns(shard.parquet, ATTEMPT_COLUMNS, needed=(identity, "key", "status")):
+        count = len(part["key"])
+        part["uid"] = _uids(part, identity)
+        part |= {"shard": [shard.name] * count, "position": list(range(position, position + count))}
+        position += count
+        yield part
+
+
+def _uids(part: dict[str, list[Any]], identity: Identity) -> list[str | None]:
+    if identity == "url":
+        return [None if url is None else url_uid(url) for url in part["url"]]
+    return [None if uid is None else normal_uid(uid) for uid in part["uid"]]
+
+
+def _columns(path: Path | None, names: Sequence[str], needed: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
+    """Columns as lists of texts, None where one is absent or null."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        parquet = pq.ParquetFile(path)
+    except OSError as error:
+        raise UnreadableError(str(error)) from error
+    with parquet:
+        there = parquet.schema_arrow.names
+        absent = [name for name in needed if name not in there]
+        if absent:
+            raise UnreadableError(f"has no column {absent[0]}, but {', '.join(there[:20])}")
+        for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=[name for name in names if name in there]):
+            yield {
+                name: _texts(batch.column(name)) if name in batch.schema.names else pa.nulls(len(batch)).to_pylist()
+                for name in names
+            }
+
+
+def _texts(column: Any) -> list[str | None]:
+    """A column as texts; bytes that are no UTF-8 are replaced, since engines refuse them."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return [None if value is None else str(value) for value in column.to_pylist()]
+    try:
+        column.validate(full=True)
+        found: list[str | None] = column.to_pylist()
+        return found
+    except pa.ArrowInvalid:
+        raw = column.cast(pa.large_binary()).to_pylist()
+        return [None if value is None else value.decode("utf-8", "replace") for value in raw]
+
+
+class _ParquetUids:
+    """Uids by key, for samples whose json tells none; read when first asked for."""
+
+    def __init__(self, path: Path | None, identity: Identity) -> None:
+        self._path = path
+        self._identity: Identity = identity
+        self._by_key: dict[str, str] | None = None
+
+    def of(self, key: str) -> str | None:
+        import pyarrow as pa
+
+        if self._by_key is None:
+            self._by_key = {}
+            try:
+                parts = _columns(self._path, ("key", "uid", "url"), ("key", self._identity)) if self._path else ()
+                for part in parts:
+                    self._by_key.update(zip(part["key"], _uids(part, self._identity), strict=True))  # type: ignore[arg-type]
+            except (pa.ArrowException, UnreadableError):
+                pass  # told once, by reading the attempts
+        return self._by_key.get(key)
+
+
+Sample = tuple[str, str, str | None, str | None]
+"""Uid, key, fault, sha256 of the original bytes."""
+
+
+def _samples(path: Path, index: ShardIndex, identity: Identity, uids: _ParquetUids) -> Iterator[Sample]:
+    extensions = np.array([name in IMAGE_EXTENSIONS for name in index.extensions], dtype=bool)
+    with open(path, "rb", buffering=0) as stream:
+        for position, key in enumerate(index.keys):
+            rows = slice(int(index.starts[position]), int(index.starts[position + 1]))
+            pictures = extensions[index.member_extension[rows]]
+            fault = _size_fault(index.member_size[rows], pictures)
+            uid, sha256 = None, None
+            span = index.members(position).get("json")
+            if span is not None:
+                try:
+                    uid, sha256 = _of_json(read_member(stream.fileno(), span, max_bytes=_MAX_JSON_BYTES), identity)
+                except (ValueError, ShardError) as error:
+                    fault = f"its json cannot be read ({error})"
+            yield uid or uids.of(key) or key, key, fault, sha256
+
+
+def _size_fault(sizes: np.ndarray, pictures: np.ndarray) -> str | None:
+    if (sizes > MAX_MEMBER_BYTES).any():
+        return f"a member of over {MAX_MEMBER_BYTES} bytes"
+    if not pictures.any():
+        return "it has no picture"
+    return None if sizes[pictures].all() else "its picture is empty"
+
+
+def _of_json(raw: bytes, identity: Identity) -> tuple[str | None, str | None]:
+    """Uid and original sha256; raises ValueError."""
+    if identity == "uid":
+        uid = json_uid(raw)
+        # The hash is in the parquet too, where there is one; finding it here costs as much as the uid.
+        return (None if uid is None else normal_uid(uid)), _sha256(raw)
+    try:
+        value = json.loads(raw)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__}, not an object")
+    url = value.get("url")
+    return (url_uid(url) if isinstance(url, str) else None), _sha256(raw)
+
+
+def _sha256(raw: bytes) -> str | None:
+    start = raw.find(b'"sha256"')
+    if start < 0:
+        return None
+    text = raw[start + 8 : start + 90].lstrip(b" :")
+    digest = text[1:65]
+    return (
+        digest.decode().lower() if text[65:66] == b'"' and all(c in b"0123456789abcdefABCDEF" for c in digest) else None
+    )
+
+
+def _day(path: Path | None) -> str:
+    """The day a shard's download began; empty where its `_stats.json` does not tell."""
+    from datetime import datetime, timezone
+
+    try:
+        if path is None or os.path.getsize(path) > MAX_STATS_BYTES:
+            return ""
+        value = json.loads(path.read_bytes())["start_time"]
+        return datetime.fromtimestamp(float(value), timezone.utc).strftime("%Y-%m-%d")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return ""
+
+
+def _file_name(name: str) -> str:
+    return name.replace(os.sep, "_").lstrip("_")

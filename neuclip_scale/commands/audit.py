@@ -1,0 +1,166 @@
+"""`neuclip audit --manifest LIST --download DIR --output DIR`: which data is this really?"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from neuclip_scale.audit.engines import Engine, EngineOptions
+from neuclip_scale.audit.errors import UsageError
+from neuclip_scale.audit.request import AuditRequest, Thresholds
+from neuclip_scale.comparison.text import printable
+from neuclip_scale.files import write_json
+from neuclip_scale.reshard.workers import available_cores, worker_pool
+
+_SECONDS_BETWEEN_LINES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditArguments:
+    """Say what a download lacks of the published list, why, how that part differs, and whether it matters.
+
+    Writes audit.json, audit.html and the uids of each class into the output folder. An interrupted audit goes on with
+    the same command. Exit status: 0 no discrepancy above the limits, 1 some, 2 bad usage.
+    """
+
+    manifest: str
+    """The published list: parquet (file, folder or pattern) with uid or url, or a .tsv as CC3M's and CC12M's."""
+    download: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]DIR"), tyro.conf.UseAppendAction]
+    """What img2dataset or `neuclip reshard` wrote: a folder, or a manifest. Twice or more to compare downloads."""
+    output: Path
+    """Folder to write."""
+    run: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """Run folder of a training on one of the downloads: what it really saw."""
+    subset_file: Annotated[Path | None, tyro.conf.arg(aliases=["-s"])] = None
+    """Uids that are wanted, all without it: DataComp's .npy of dtype u8,u8, a parquet with a column uid, or a text."""
+    identity: Literal["auto", "uid", "url"] = "auto"
+    """What makes two records one sample; auto takes the uid, and the url where something has no uids."""
+    deep: bool = False
+    """Decode every picture, and compare what the same sample looks like in the downloads."""
+    samples_seen: int | None = None
+    """Samples that a training sees, for the passes over each download."""
+    max_missing: float = 0.0
+    """Share of the wanted samples whose absence is no discrepancy."""
+    max_orphaned: float = 0.0
+    """The same for samples that are not on the list."""
+    max_duplicated: float = 0.0
+    """The same for samples that are there more than once."""
+    max_corrupt: float = 0.0
+    """The same for samples that cannot be used."""
+    max_changed: float = 0.0
+    """Share of the checked samples whose content may have changed."""
+    min_jaccard: float = 1.0
+    """Of two downloads, below which they count as different."""
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    """Where the queries run."""
+    master: str = "local[*]"
+    """Of Spark."""
+    memory_limit: str = "4GB"
+    """Of the engine in this process; DuckDB writes to the output's disk what does not fit."""
+    num_workers: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 0
+    """Processes that read shards; 0 takes every core."""
+    json: Path | None = None
+    """Also write audit.json to this file."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns 0, 1 when a discrepancy was found, 2 for bad usage; raises `AuditError`."""
+    arguments = tyro.cli(AuditArguments, args=argv, prog="neuclip audit")
+    try:
+        return _run(arguments, _request(arguments))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _request(arguments: AuditArguments) -> AuditRequest:
+    limits = {name: getattr(arguments, name) for name in Thresholds.__dataclass_fields__}
+    request = AuditRequest(
+        manifest=arguments.manifest,
+        downloads=arguments.download,
+        output=arguments.output,
+        runs=arguments.run,
+        subset_file=arguments.subset_file,
+        identity=arguments.identity,
+        deep=arguments.deep,
+        samples_seen=arguments.samples_seen,
+        thresholds=Thresholds(**limits),
+        engine=EngineOptions(arguments.engine, arguments.master, arguments.memory_limit),
+        num_workers=arguments.num_workers or available_cores(),
+    )
+    request.check()
+    return request
+
+
+def _run(arguments: AuditArguments, request: AuditRequest) -> int:
+    from neuclip_scale.audit.inputs import open_inputs
+
+    inputs = open_inputs(request, request.output / "cache")
+    progress = ProgressLines()
+    with Engine(request.engine, request.output / "scratch") as engine:
+        from neuclip_scale.audit.auditing import Audit
+        from neuclip_scale.audit.document import add_digest, build_document
+        from neuclip_scale.audit.lists import write_list
+
+        with worker_pool(request.num_workers) as pool:
+            audit = Audit(request, inputs, engine, pool, progress)
+        document = build_document(audit)
+        with audit.stage("writing lists"):
+            folder = request.output / "lists"
+            document["lists"] = {
+                name: write_list(engine, query, folder / name) for name, query in audit.lists().items()
+            }
+    add_digest(document)
+    for path in (request.output / "audit.json", *([arguments.json] if arguments.json else [])):
+        write_json(path, document)
+    _print(document, Console(highlight=False))
+    return int(document["status"])
+
+
+class ProgressLines:
+    """Prints each stage when it begins, and every ten seconds how far it is, to stderr."""
+
+    def __init__(self) -> None:
+        self._stage, self._told = "", 0.0
+
+    def __call__(self, stage: str, done: int, whole: int) -> None:
+        now = time.monotonic()
+        if stage == self._stage and now - self._told < _SECONDS_BETWEEN_LINES:
+            return
+        self._stage, self._told = stage, now
+        print(f"{stage}: {done:,} of {whole:,} shards" if whole else stage, file=sys.stderr, flush=True)
+
+
+def _print(document: dict[str, Any], console: Console) -> None:
+    table = Table(title="uids", title_justify="left")
+    table.add_column("")
+    for part in document["downloads"]:
+        table.add_column(Text(printable(part["name"])), justify="right")
+    for name in document["counts"]:
+        values = [part["counts"][name] for part in document["downloads"]]
+        table.add_row(name.replace("_", " "), *("unknown" if value is None else f"{value:,}" for value in values))
+    console.print(table)
+    for part in document["downloads"]:
+        for name, reason in part["reasons"].items():
+            line = f"{part['name']}: {reason['count']:,} {name} - {reason['words']}"
+            console.print(Text(printable(line)))
+    for note in document["notes"]:
+        console.print(Text(f"note: {printable(note)}"))
+    for finding in document["findings"]:
+        text = printable(f"{finding['subject']}: {finding['text']}")
+        console.print(
+            Text(
+                f"! {text}" if finding["is_discrepancy"] else f"  {text}",
+                style="red" if finding["is_discrepancy"] else "",
+            )
+        )
+    verdict = "Discrepancies were found." if document["status"] else "No discrepancy above the limits."
+    console.print(f"{verdict} Digest {document['digest']}.")
