@@ -43,6 +43,8 @@ LAYERS = {
     "run_state": 4,
     "trainer": 4,
     "planning": 4,
+    "audit": 4,
+    "downloading": 1,
     "reshard": 1,
     "studies": 4,
     "cli": 5,
@@ -50,7 +52,16 @@ LAYERS = {
     "__main__": 5,
 }
 IN_ONE_MODULE = ("deepspeed", "timm", "open_clip", "duckdb", "triton", "jinja2")
-WITHOUT_TORCH = ("config", "files", "data.manifest", "data.manifest_file", "data.shards", "reshard")
+WITHOUT_TORCH = (
+    "config",
+    "files",
+    "data.manifest",
+    "data.manifest_file",
+    "data.shards",
+    "reshard",
+    "audit",
+    "downloading",
+)
 
 
 class Import(NamedTuple):

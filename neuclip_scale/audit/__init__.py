@@ -1,0 +1,1 @@
+"""What a download lacks, why, and whether it matters."""
