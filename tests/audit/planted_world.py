@@ -30,7 +30,7 @@ from planted_server import CUT, HANG, RESET, SILENT, TRICKLE, Answer, Ports, pla
 
 from neuclip_scale.downloading import img2dataset_command, img2dataset_environment, img2dataset_variables
 
-TIMEOUT = 4
+TIMEOUT = 7
 """Seconds: a busy machine answers within that."""
 _DONE = "done"
 MIN_SIDE, MAX_AREA, MAX_ASPECT = 48, 150_000, 3

@@ -1,8 +1,8 @@
 """Runs at the start of every Python that has this folder in PYTHONPATH: a name server with planted faults.
 
-`PLANTED_RESOLVER` names a JSON file: `ports` {80: port, 443: port} that every host of `.example` is led to, `hosts` with
-another port for single ones (null: there is no such host), and `broken_urls`, for which name resolution as a whole is
-out of order. No name reaches the network.
+`PLANTED_RESOLVER` names a JSON file: `ports` {80: port, 443: port} that every host of `.example` is led to, `hosts`
+with another port for single ones (null: there is no such host), and `broken_urls`, for which name resolution as a
+whole is out of order. No name reaches the network.
 """
 
 from __future__ import annotations
