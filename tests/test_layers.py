@@ -43,15 +43,25 @@ LAYERS = {
     "run_state": 4,
     "trainer": 4,
     "planning": 4,
-    "reshard": 1,
     "audit": 4,
+    "downloading": 1,
+    "reshard": 1,
     "studies": 4,
     "cli": 5,
     "commands": 5,
     "__main__": 5,
 }
 IN_ONE_MODULE = ("deepspeed", "timm", "open_clip", "duckdb", "triton", "jinja2")
-WITHOUT_TORCH = ("config", "files", "data.manifest", "data.manifest_file", "data.shards", "reshard", "audit")
+WITHOUT_TORCH = (
+    "config",
+    "files",
+    "data.manifest",
+    "data.manifest_file",
+    "data.shards",
+    "reshard",
+    "audit",
+    "downloading",
+)
 
 
 class Import(NamedTuple):
