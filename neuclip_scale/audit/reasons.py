@@ -73,7 +73,7 @@ _TOLD = (
     Reason(
         "bad_url",
         "the address is no url",
-        "unknown url type|no host given|nonnumeric port|control characters|codec",
+        "unknown url type|no host given|nonnumeric port|control characters|codec can|idna",
     ),
     Reason("not_decoded", "no picture that can be decoded", "decoding|opencv|cannot identify", reached=True),
 )
