@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from neuclip_scale.audit import addresses
+from neuclip_scale.audit.bias import measure_bias
 from neuclip_scale.audit.downloads import Download
 from neuclip_scale.audit.engines import Engine
 from neuclip_scale.audit.errors import AuditError
 from neuclip_scale.audit.fates import Sources, fates
 from neuclip_scale.audit.inputs import Inputs, write_subset
-from neuclip_scale.audit.membership import Membership
+from neuclip_scale.audit.membership import KEPT, Membership
 from neuclip_scale.audit.outages import outages, shard_losses
 from neuclip_scale.audit.pairs import Pair, compare_pair
 from neuclip_scale.audit.places import losses_by_address, losses_in
@@ -71,8 +72,11 @@ class Audit:
         with self.stage("reasons"):
             reasons = self._reasons(i)
             losses = [] if attempts is None else shard_losses(self.engine, attempts)
+        judged = self._judged(i)
         with self.stage("places"):
-            places = self._places(i, [(loss.shard, loss.attempted, loss.failed) for loss in losses])
+            places = self._places(i, judged, [(loss.shard, loss.attempted, loss.failed) for loss in losses])
+        with self.stage("bias"):
+            bias = measure_bias(judged, KEPT)
         return {
             "name": download.name,
             "path": str(download.path),
@@ -90,6 +94,7 @@ class Audit:
                 if fault
             ],
             "places": places,
+            "bias": bias.document(),
         }
 
     def pairs(self) -> list[Pair]:
@@ -144,9 +149,13 @@ class Audit:
         stage = f"reading {download.name}"
         began = time.perf_counter()
         found = []
-        for scanned in ordered(self._pool, job, download.shards, 4 * self.request.num_workers):
-            found.append(scanned)
-            self._progress(stage, len(found), len(download.shards))
+        try:
+            for scanned in ordered(self._pool, job, download.shards, 4 * self.request.num_workers):
+                found.append(scanned)
+                self._progress(stage, len(found), len(download.shards))
+        except OSError as error:
+            what = f"{error.filename or ''} {error.strerror or error}"
+            raise AuditError(f"{stage}: {what}. Mend that and run the same command again: it goes on.") from error
         self.seconds[stage] = time.perf_counter() - began
         return found
 
@@ -223,11 +232,17 @@ class Audit:
             for name, count in self.membership.reasons(self.engine, i)
         }
 
-    def _places(self, i: int, by_shard: Sequence[tuple[str, int, int]]) -> list[dict[str, Any]]:
+    def _judged(self, i: int) -> Any:
+        path = self.cache / f"judged-{i}-{self.inputs.digest}.parquet"
+        if not path.exists():
+            with self.stage("joining the list"):
+                self.engine.save(self.membership.judged(self.published, i), path)
+        return self.engine.parquet([path])
+
+    def _places(self, i: int, judged: Any, by_shard: Sequence[tuple[str, int, int]]) -> list[dict[str, Any]]:
         found = []
         if self.inputs.published.url:
-            judged = self.membership.judged(self.published, i)
-            found += losses_by_address(self.engine, judged.select("url", "lost"))
+            found += losses_by_address(self.engine, judged.select("url", kept=judged[KEPT]))
         if by_shard:
             found.append(losses_in("shard", by_shard))
         days = {shard.name: shard.started for shard in self.scanned[i] if shard.started}

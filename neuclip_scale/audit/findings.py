@@ -45,6 +45,8 @@ def findings_of_download(part: Mapping[str, Any], thresholds: Thresholds) -> Ite
                 f"{samples(count)} {words} ({percent(count / wanted)} of what is wanted).",
             )
     yield from _of_shards(name, part)
+    for sentence in part["bias"]["sentences"][1:]:
+        yield Finding("bias", name, False, f"What is missing differs. {sentence}.")
     content = part.get("content") or {}
     checked, changed = content.get("checked", 0), content.get("changed", 0)
     if changed:

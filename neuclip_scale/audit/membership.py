@@ -20,6 +20,9 @@ CLASSES = {
 }
 """Of each download, with what they mean. Wanted is what the subset file asks for, else the whole list."""
 
+KEPT = "neuclip_kept"
+"""A name that no published list uses."""
+
 
 class Membership:
     """Set algebra by uid over the fates."""
@@ -128,6 +131,6 @@ class Membership:
         )
 
     def judged(self, published: Any, i: int) -> Any:
-        """The list's rows of wanted samples with `lost`, whether each is missing in download i."""
-        wanted = self.table.mutate(lost=self.conditions(i)["missing"], wanted=self._wanted)
-        return published.inner_join(wanted.filter(wanted.wanted).select("uid", "lost"), "uid")
+        """The list's rows of wanted samples, with whether download i has each under the name `KEPT`."""
+        wanted = self.table.filter(self._wanted)
+        return published.inner_join(wanted.select("uid", **{KEPT: ~self.conditions(i)["missing"]}), "uid")

@@ -95,10 +95,15 @@ def _reasons(document: Mapping[str, Any]) -> Section | None:
     for part in document["downloads"]:
         missing = max(1, part["counts"]["missing"])
         rows = [
-            [text(name.replace("_", " ")), text(reason["words"]), count(reason["count"]), share(reason["count"] / missing),
-             text("yes" if reason["is_passing"] else "no")]
+            [
+                text(name.replace("_", " ")),
+                text(reason["words"]),
+                count(reason["count"]),
+                share(reason["count"] / missing),
+                text("yes" if reason["is_passing"] else "no"),
+            ]
             for name, reason in part["reasons"].items()
-        ]  # fmt: skip
+        ]
         if rows:
             columns = ("reason", "meaning", "samples", "share of the missing", "worth another try")
             grids.append(Grid(printable(part["name"]), columns, rows))
@@ -214,11 +219,8 @@ def _pairs(document: Mapping[str, Any]) -> Section | None:
     pairs = document["pairs"]
     if not pairs:
         return None
-    rows = [
-        [text(f"{pair['first']} / {pair['second']}"), count(pair["common"]), count(pair["only_first"]), count(pair["only_second"]),
-         count(pair["jaccard"]), count(pair["epochs_first"]), count(pair["epochs_second"])]
-        for pair in pairs
-    ]  # fmt: skip
+    shown = ("common", "only_first", "only_second", "jaccard", "epochs_first", "epochs_second")
+    rows = [[text(f"{pair['first']} / {pair['second']}"), *(count(pair[name]) for name in shown)] for pair in pairs]
     columns = (
         "downloads",
         "common",
@@ -237,11 +239,10 @@ def _pairs(document: Mapping[str, Any]) -> Section | None:
 def _runs(document: Mapping[str, Any]) -> Section | None:
     if not document["runs"]:
         return None
+    shown = ("samples_seen", "trained", "untrained", "most_often")
     rows = [
-        [text(run["name"]), text(run["download"]), count(run["samples_seen"]), count(run["trained"]), count(run["untrained"]),
-         count(run["most_often"])]
-        for run in document["runs"]
-    ]  # fmt: skip
+        [text(run["name"]), text(run["download"]), *(count(run[name]) for name in shown)] for run in document["runs"]
+    ]
     columns = ("run", "download", "samples seen", "different samples", "usable but never seen", "most often seen")
     return Section("What training saw", tables=[Grid("", columns, rows)])
 

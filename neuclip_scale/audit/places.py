@@ -39,16 +39,16 @@ class Places:
 
 
 def losses_by_address(engine: Engine, table: Any) -> list[Places]:
-    """By domain and by top-level domain, of a table with `url` and `lost` (true or false)."""
+    """By domain and by top-level domain, of a table with `url` and `kept` (true or false)."""
     host = addresses.host(table.url)
-    named = table.select(table.lost, domain=addresses.domain(host), tld=addresses.top_level_domain(host))
+    named = table.select(table.kept, domain=addresses.domain(host), tld=addresses.top_level_domain(host))
     return [losses_by(engine, named, "domain"), losses_by(engine, named, "tld")]
 
 
 def losses_by(engine: Engine, table: Any, column: str) -> Places:
-    """By a column of a table with `lost`."""
+    """By a column of a table with `kept`."""
     grouped = table.group_by(name=table[column].fill_null("(unknown)")).agg(
-        total=table.lost.count(), lost=table.lost.cast("int64").sum()
+        total=table.kept.count(), lost=(~table.kept).cast("int64").sum()
     )
     whole = engine.rows(grouped.agg(groups=grouped.count(), lost=grouped.lost.sum()))[0]
     import ibis

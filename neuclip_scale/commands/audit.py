@@ -17,7 +17,7 @@ from neuclip_scale.audit.engines import Engine, EngineOptions
 from neuclip_scale.audit.errors import UsageError
 from neuclip_scale.audit.request import AuditRequest, Thresholds
 from neuclip_scale.comparison.text import printable
-from neuclip_scale.files import write_json
+from neuclip_scale.files import write_json, write_text
 from neuclip_scale.reshard.workers import available_cores, worker_pool
 
 _SECONDS_BETWEEN_LINES = 10
@@ -63,6 +63,8 @@ class AuditArguments:
     """Where the queries run."""
     master: str = "local[*]"
     """Of Spark."""
+    spark_conf: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE"), tyro.conf.UseAppendAction] = ()
+    """Settings of Spark, as spark.sql.shuffle.partitions=2000."""
     memory_limit: str = "4GB"
     """Of the engine in this process; DuckDB writes to the output's disk what does not fit."""
     num_workers: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 0
@@ -93,7 +95,9 @@ def _request(arguments: AuditArguments) -> AuditRequest:
         deep=arguments.deep,
         samples_seen=arguments.samples_seen,
         thresholds=Thresholds(**limits),
-        engine=EngineOptions(arguments.engine, arguments.master, arguments.memory_limit),
+        engine=EngineOptions(
+            arguments.engine, arguments.master, arguments.memory_limit, spark_conf=arguments.spark_conf
+        ),
         num_workers=arguments.num_workers or available_cores(),
     )
     request.check()
@@ -109,6 +113,7 @@ def _run(arguments: AuditArguments, request: AuditRequest) -> int:
         from neuclip_scale.audit.auditing import Audit
         from neuclip_scale.audit.document import add_digest, build_document
         from neuclip_scale.audit.lists import write_list
+        from neuclip_scale.audit.page import render_page
 
         with worker_pool(request.num_workers) as pool:
             audit = Audit(request, inputs, engine, pool, progress)
@@ -121,6 +126,7 @@ def _run(arguments: AuditArguments, request: AuditRequest) -> int:
     add_digest(document)
     for path in (request.output / "audit.json", *([arguments.json] if arguments.json else [])):
         write_json(path, document)
+    write_text(request.output / "audit.html", render_page(document))
     _print(document, Console(highlight=False))
     return int(document["status"])
 
