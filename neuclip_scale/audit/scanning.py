@@ -173,15 +173,19 @@ def _texts(column: Any) -> list[str | None]:
 
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return [None if value is None else str(value) for value in column.to_pylist()]
-    try:
-        column.validate(full=True)
-        found: list[str | None] = column.to_pylist()
-        return found
-    except pa.ArrowInvalid:
-        raw = column.cast(pa.large_binary()).to_pylist()
-        return [None if value is None else value.decode("utf-8", "replace") for value in raw]
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        try:
+            column.validate(full=True)
+            found: list[str | None] = column.to_pylist()
+            return found
+        except pa.ArrowInvalid:
+            column = column.cast(pa.large_binary())
+    values = column.to_pylist()
+    return [value.decode("utf-8", "replace") if isinstance(value, bytes) else _text(value) for value in values]
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 class _ParquetUids:
