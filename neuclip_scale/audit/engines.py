@@ -5,6 +5,7 @@ The queries themselves are written once, with Ibis.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ class Engine:
                 f"neuclip audit needs the extra `{extra}`: pip install 'neuclip-scale[{extra}]' ({error})"
             ) from error
         self._scratch = scratch
+        self._num_views = 0
 
     def __enter__(self) -> Engine:
         return self
@@ -65,7 +67,14 @@ class Engine:
 
     def parquet(self, files: Sequence[Path | str]) -> Any:
         """An `ibis.Table` over parquet files of one schema."""
-        return self._backend.read_parquet([str(file) for file in files])
+        paths = [str(file) for file in files]
+        if self.name == "duckdb":
+            return self._backend.read_parquet(paths)
+        self._num_views += 1
+        name = f"audit_{self._num_views}"
+        # Ibis hands a list over as one path.
+        self._backend._session.read.parquet(*map(_literally, paths)).createOrReplaceTempView(name)
+        return self._backend.table(name)
 
     def rows(self, query: Any) -> list[dict[str, Any]]:
         """A small result, as dicts."""
@@ -100,6 +109,11 @@ def batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
 
     with pq.ParquetFile(path) as parquet:
         yield from parquet.iter_batches(_ROWS_AT_ONCE, columns=list(columns))
+
+
+def _literally(path: str) -> str:
+    """A path in which Hadoop sees no pattern."""
+    return re.sub(r"([][{}*?^\\])", r"\\\1", path)
 
 
 def _move(source: Path, path: Path) -> None:

@@ -1,0 +1,146 @@
+"""Which columns of a list are compared between what was downloaded and what was not, and as what."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import ibis.expr.types as ir
+
+BEYOND = 1e100
+"""Numbers of a larger size are counted beside the infinite ones: their squares leave float64 no room for a sum."""
+
+NAMES_OF_ITS_OWN = ("uid", "url", "text", "caption", "sha256", "md5", "key")
+"""Columns that name a sample or are looked at through what is derived from them."""
+
+# RE2 and Java agree on this class, not on \s.
+_SPACES = r"[\t\n\x0B\f\r ]+"
+_HOST = r"^[a-z][a-z0-9+.-]*://(?:[^/?#\\\t\n\r ]*@)?(\[[0-9a-f:.]*\]|[^/?#:@\\\t\n\r ]+)"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that is compared; `alias` names it in `Narrow.table`."""
+
+    name: str
+    alias: str
+    kind: Literal["number", "category"]
+    whole: bool = False
+    """Whether its numbers are whole ones."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A column that is not compared."""
+
+    column: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """The list as the comparison needs it: `kept`, and one column each under names without surprises.
+
+    A number's column is float64, with `{alias}_given` NULL where it is NULL, NaN, infinite or beyond 1e100.
+    """
+
+    table: ir.Table
+    columns: tuple[Column, ...]
+    left_out: tuple[LeftOut, ...]
+
+    def of_kind(self, kind: Literal["number", "category"]) -> list[Column]:
+        """Its columns of one kind, in the order of the list."""
+        return [column for column in self.columns if column.kind == kind]
+
+
+def narrow(table: ir.Table, kept: str, leave_out: Collection[str] = ()) -> Narrow:
+    """Choose and derive columns of `table`; raises ValueError unless it has a boolean column `kept`."""
+    schema = table.schema()
+    if kept not in schema or not schema[kept].is_boolean():
+        raise ValueError(f"kept = {kept!r}: no boolean column of the table; it has {', '.join(schema)}")
+    values: dict[str, ir.Value] = {"kept": table[kept]}
+    columns: list[Column] = []
+    left_out: list[LeftOut] = []
+    for name, value in [*((name, table[name]) for name in schema if name != kept), *_derived(table).items()]:
+        reason = "left out as asked" if name in leave_out else _reason(name, value)
+        if reason:
+            left_out.append(LeftOut(name, reason))
+            continue
+        column = _column(name, value, len(columns))
+        columns.append(column)
+        values |= _values(column, value)
+    return Narrow(table.select(**values), tuple(columns), tuple(left_out))
+
+
+def distrust_bounds(table: ir.Table) -> None:
+    """Have DuckDB read NaN where there is one, for the connection of `table`; other engines need nothing.
+
+    Its optimizer (2.0.1) takes the bounds in a Parquet file for those of all values, though writers leave NaN out: it
+    computes `isnan(x)` as false, and reads a NaN beside equal numbers as that number.
+    """
+    engine = table.get_backend()
+    if engine.name != "duckdb":
+        return
+    disabled = engine.raw_sql("SELECT current_setting('disabled_optimizers')").fetchall()[0][0]
+    if "statistics_propagation" not in disabled:
+        both = ",".join(filter(None, [disabled, "statistics_propagation"]))
+        engine.raw_sql(f"SET disabled_optimizers = '{both}'").fetchall()
+
+
+def host_of(url: ir.StringValue) -> ir.StringValue:
+    """Host of an address in small letters without a final dot; empty where there is none."""
+    return url.strip().lower().re_extract(_HOST, 1).re_replace(r"\.$", "")
+
+
+def top_level_domain(url: ir.StringValue) -> ir.StringValue:
+    """Last label of the host; `(none)` without a host, `(IP address)` for one."""
+    host = host_of(url)
+    label = host.re_extract(r"([^.]+)$", 1)
+    is_address = host.re_search(r"^[0-9.]+$") | host.startswith("[")
+    return (host.length() == 0).ifelse("(none)", is_address.ifelse("(IP address)", label))
+
+
+def num_words(text: ir.StringValue) -> ir.IntegerValue:
+    """Runs of other characters than ASCII white space."""
+    words = text.re_replace(_SPACES, " ").strip()
+    return (words.length() == 0).ifelse(0, words.length() - words.replace(" ", "").length() + 1)
+
+
+def _derived(table: ir.Table) -> dict[str, ir.Value]:
+    schema, found = table.schema(), {}
+    texts = [name for name in ("text", "caption") if name in schema and schema[name].is_string()]
+    for name in texts[:1]:
+        found[f"{name} length in characters"] = table[name].length()
+        found[f"{name} length in words"] = num_words(table[name])
+    if "url" in schema and schema["url"].is_string():
+        found["top-level domain"] = top_level_domain(table["url"])
+    return {name: value for name, value in found.items() if name not in schema}
+
+
+def _reason(name: str, value: ir.Value) -> str:
+    """Why a column is left out by its name or type; empty when it is not."""
+    if name.lower() in NAMES_OF_ITS_OWN:
+        return "names a sample; its length and domain are compared instead where they can be"
+    kind = value.type()
+    if kind.is_numeric() or kind.is_boolean() or kind.is_string():
+        return ""
+    return f"of type {kind}: neither numbers nor categories"
+
+
+def _column(name: str, value: ir.Value, number: int) -> Column:
+    kind = value.type()
+    # Ibis counts booleans among the numbers.
+    if kind.is_numeric() and not kind.is_boolean():
+        return Column(name, f"c{number}", "number", whole=kind.is_integer())
+    return Column(name, f"c{number}", "category")
+
+
+def _values(column: Column, value: ir.Value) -> dict[str, ir.Value]:
+    if column.kind == "category":
+        return {column.alias: value.cast("string")}
+    number = value.cast("float64")
+    # NaN is larger than every number, in DuckDB as in Spark.
+    given = (number.abs() <= BEYOND).ifelse(number, None)
+    return {column.alias: number, f"{column.alias}_given": given}
