@@ -1,10 +1,10 @@
 """What a picture looks like, in a few numbers that survive another compression or size.
 
 Two perceptual hashes of 64 bits each, from the library imagehash: `phash` takes the signs of the lowest frequencies of
-a cosine transform, which noise and compression hardly touch; `dhash` compares neighbouring pixels of a tiny copy, and
-so sees edges where phash sees large shapes. They fail for different pictures, so that both must agree before two
-pictures are said to look alike (whash, from wavelets, agrees with phash too often to be worth its time). Both see
-grey only, and nothing in a picture of one flat colour: the mean colour is kept beside them.
+a cosine transform, `dhash` compares neighbouring pixels of a tiny copy. They fail for different pictures: phash where
+few frequencies are there (a drawing on white), dhash where a tiny copy shows little; so their bits are counted
+together. whash, from wavelets, takes five times as long as phash. Hashes see grey only, and nothing in a picture of one
+flat colour: the mean colour is kept beside them.
 """
 
 from __future__ import annotations
