@@ -54,6 +54,8 @@ def findings_of_download(part: Mapping[str, Any], thresholds: Thresholds) -> Ite
         share = percent(changed / checked)
         text = f"{changed:,} of {checked:,} checked samples are no longer what was published ({share})."
         yield Finding("changed", name, above, text)
+    for sentence in content.get("sentences", [])[1:]:
+        yield Finding("content", name, False, sentence)
 
 
 def _of_shards(name: str, part: Mapping[str, Any]) -> Iterator[Finding]:

@@ -202,17 +202,37 @@ def _content(part: Mapping[str, Any]) -> Section | None:
     content = part.get("content")
     if not content:
         return None
-    grids = [
-        Grid(
-            grid["title"],
-            tuple(grid["columns"]),
-            [[count(c) if isinstance(c, (int, float)) else text(c) for c in row] for row in grid["rows"]],
-        )
-        for grid in content["tables"]
-    ]
-    return Section(
-        f"Content of {printable(part['name'])}", [printable(each) for each in content["sentences"]], tables=grids
-    )
+    grids = []
+    if content["tiers"]:
+        rows = [[text(tier), count(number)] for tier, number in content["tiers"].items()]
+        grids.append(Grid("how much shows of what changed", ("look", "samples"), rows))
+    changed = content["mass_changes"]["listed"]
+    if changed:
+        rows = [
+            [
+                text(host["host"]),
+                count(host["num_checked"]),
+                count(host["num_changed"]),
+                share(host["low"]),
+                count(host["num_different"]),
+            ]
+            for host in changed
+        ]
+        columns = ("host", "checked", "changed", "at least (99.9 %)", "look otherwise")
+        grids.append(Grid("hosts that changed far more than the others", columns, rows))
+    listed = content["placeholders"]["listed"]
+    if listed:
+        rows = [
+            [
+                text(each["content"][:16]),
+                *(count(each[name]) for name in ("num_samples", "num_urls", "num_captions")),
+                text(", ".join(f"{host} ({number})" for host, number in each["hosts"])),
+            ]
+            for each in listed
+        ]
+        grids.append(Grid("placeholder pictures", ("sha256", "samples", "urls", "captions", "hosts"), rows))
+    words = [printable(sentence) for sentence in content["sentences"]]
+    return Section(f"Content of {printable(part['name'])}", words, tables=grids)
 
 
 def _pairs(document: Mapping[str, Any]) -> Section | None:
