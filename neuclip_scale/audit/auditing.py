@@ -17,10 +17,10 @@ from neuclip_scale.audit.engines import Engine
 from neuclip_scale.audit.errors import AuditError
 from neuclip_scale.audit.fates import fates
 from neuclip_scale.audit.inputs import Inputs, write_subset
-from neuclip_scale.audit.membership import KEPT, Membership
+from neuclip_scale.audit.membership import DOMAIN, KEPT, TLD, Membership
 from neuclip_scale.audit.outages import ShardLoss, outages, shard_losses
 from neuclip_scale.audit.pairs import Pair, compare_pair
-from neuclip_scale.audit.places import Places, losses_by_address, losses_in
+from neuclip_scale.audit.places import Places, losses_by, losses_in
 from neuclip_scale.audit.reading import Progress, ReadDownload, decode_pictures, read_download, tell_resolver_failures
 from neuclip_scale.audit.reasons import REASONS
 from neuclip_scale.audit.request import AuditRequest
@@ -70,7 +70,7 @@ class Audit:
         with self.stage("places"):
             places = self._places(i, judged, losses)
         with self.stage("bias"):
-            bias = measure_bias(judged, KEPT)
+            bias = measure_bias(judged.drop("url", DOMAIN) if DOMAIN in judged.columns else judged, KEPT)
         return {
             "name": read.download.name,
             "path": str(read.download.path),
@@ -160,7 +160,8 @@ class Audit:
                 with self.stage(f"decoding {download.name}"):
                     read = decode_pictures(read, self.engine, folder / "pictures", workers, self._progress)
             reads.append(read)
-        return tell_resolver_failures(reads)
+        with self.stage("hosts"):
+            return tell_resolver_failures(reads, self.engine, self._file("hosts"))
 
     def _file(self, name: str) -> Path:
         """Where a result is kept that holds while the inputs do."""
@@ -209,7 +210,8 @@ class Audit:
     def _places(self, i: int, judged: Any, losses: Sequence[ShardLoss]) -> list[Places]:
         found = []
         if self.inputs.published.url:
-            found += losses_by_address(self.engine, judged.select("url", kept=judged[KEPT]))
+            kept = judged[KEPT]
+            found += [losses_by(self.engine, judged.select(kept=kept, name=judged[of]), of) for of in (DOMAIN, TLD)]
         if losses:
             found.append(losses_in("shard", [(loss.shard, loss.attempted, loss.failed) for loss in losses]))
         days = {shard.name: shard.started for shard in self.reads[i].shards if shard.started}

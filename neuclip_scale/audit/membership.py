@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from neuclip_scale.audit import addresses
 from neuclip_scale.audit.engines import Engine
 from neuclip_scale.audit.fates import is_there
 from neuclip_scale.audit.inputs import Inputs
@@ -21,7 +22,8 @@ CLASSES = {
 """Of each download, with what they mean. Wanted is what the subset file asks for, else the whole list."""
 
 KEPT = "neuclip_kept"
-"""A name that no published list uses."""
+DOMAIN, TLD = "domain of the url", "top-level domain"
+"""Names that no published list uses."""
 
 
 class Membership:
@@ -131,6 +133,10 @@ class Membership:
         )
 
     def judged(self, published: Any, i: int) -> Any:
-        """The list's rows of wanted samples, with whether download i has each under the name `KEPT`."""
+        """The list's rows of wanted samples, with `DOMAIN` and `TLD`, and in `KEPT` whether download i has each."""
         wanted = self.table.filter(self._wanted)
-        return published.inner_join(wanted.select("uid", **{KEPT: ~self.conditions(i)["missing"]}), "uid")
+        rows = published.inner_join(wanted.select("uid", **{KEPT: ~self.conditions(i)["missing"]}), "uid")
+        if "url" not in rows.columns:
+            return rows
+        host = addresses.host(rows.url)
+        return rows.mutate(**{DOMAIN: addresses.domain(host), TLD: addresses.top_level_domain(host)})

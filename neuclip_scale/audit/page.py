@@ -149,7 +149,7 @@ def _places(part: Mapping[str, Any]) -> Section | None:
         ]
         columns = (
             places["what"],
-            "wanted" if places["what"] in ("domain", "tld") else "attempted",
+            "wanted" if places["what"] not in ("shard", "day") else "attempted",
             "lost",
             "share",
             "low",
@@ -158,7 +158,7 @@ def _places(part: Mapping[str, Any]) -> Section | None:
         rest = places["num_groups"] - len(rows)
         more = f"; {rest:,} more lost {places['lost_elsewhere']:,}" if rest else ""
         grids.append(Grid(f"by {places['what']}, those that lost most{more}", columns, rows))
-        if places["what"] == "domain" and rows:
+        if places["what"] == "domain of the url" and rows:
             pictures.append(("share lost by domain", embedded(figures.draw_places(places))))
     words = ["Shares come with their 95 % interval (Wilson): a host with three pictures proves little."]
     return Section(f"Where {printable(part['name'])} lost samples", words, pictures, grids)

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from neuclip_scale.audit import addresses, changes
+from neuclip_scale.audit import changes
 from neuclip_scale.audit.downloads import Download
 from neuclip_scale.audit.engines import Engine
 from neuclip_scale.audit.errors import AuditError
 from neuclip_scale.audit.fates import Sources
 from neuclip_scale.audit.identity import Identity
 from neuclip_scale.audit.pictures import PictureShard, scan_pictures
-from neuclip_scale.audit.reasons import hosts_reached, told_reason, with_resolver_failures
+from neuclip_scale.audit.reasons import hosts_reached, with_resolver_failures
 from neuclip_scale.audit.scanning import ScanJob, ScannedShard
 from neuclip_scale.reshard.workers import ordered
 
@@ -79,18 +79,20 @@ def read_download(
         engine.parquet(files) if (files := job.files(kind, download.shards)) else None
         for kind in ("attempts", "contents")
     )
-    if attempts is not None:
-        reason = told_reason(attempts.status, attempts.error_message)
-        attempts = attempts.mutate(host=addresses.host(attempts.url), reason=reason)
     return ReadDownload(download, tuple(shards), attempts, contents)
 
 
-def tell_resolver_failures(downloads: list[ReadDownload]) -> list[ReadDownload]:
-    """The same with the reason `resolver` for names that were known in another attempt of any download."""
+def tell_resolver_failures(downloads: list[ReadDownload], engine: Engine, path: Path) -> list[ReadDownload]:
+    """The same with the reason `resolver` for names that were known in another attempt of any download.
+
+    The hosts that were reached are kept at `path`.
+    """
     known = [hosts_reached(read.attempts) for read in downloads if read.attempts is not None]
     if not known:
         return downloads
-    reached = known[0].union(*known[1:], distinct=True) if len(known) > 1 else known[0]
+    if not path.exists():
+        engine.save(known[0].union(*known[1:], distinct=True) if len(known) > 1 else known[0], path)
+    reached = engine.parquet([path])
     return [
         read if read.attempts is None else replace(read, attempts=with_resolver_failures(read.attempts, reached))
         for read in downloads

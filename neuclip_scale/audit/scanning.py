@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from neuclip_scale.audit.addresses import host_of
 from neuclip_scale.audit.downloads import MAX_STATS_BYTES, DownloadedShard
 from neuclip_scale.audit.identity import Identity, normal_uid, url_uid
+from neuclip_scale.audit.reasons import reason_of
 from neuclip_scale.data.shards import MAX_MEMBER_BYTES, ShardError, ShardIndex, index_shard, read_member
 from neuclip_scale.data.shards.index import HOLDS_NO_SAMPLE
 from neuclip_scale.files import atomic_file, write_json
@@ -90,7 +92,9 @@ class ScanJob:
         if shard.parquet is None:
             return None, ""
         try:
-            return self._write("attempts", stem, _attempts(shard, self.identity), ATTEMPT_COLUMNS), ""
+            return self._write(
+                "attempts", stem, _attempts(shard, self.identity), (*ATTEMPT_COLUMNS, "host", "reason")
+            ), ""
         except (pa.ArrowException, UnreadableError) as error:
             return None, f"{shard.parquet.name}: {str(error).splitlines()[0]}"
 
@@ -135,6 +139,8 @@ def _attempts(shard: DownloadedShard, identity: Identity) -> Iterator[dict[str, 
     for part in _columns(shard.parquet, ATTEMPT_COLUMNS, needed=(identity, "key", "status")):
         count = len(part["key"])
         part["uid"] = _uids(part, identity)
+        part["host"] = list(map(host_of, part["url"]))
+        part["reason"] = list(map(reason_of, part["status"], part["error_message"]))
         part |= {"shard": [shard.name] * count, "position": list(range(position, position + count))}
         position += count
         yield part
