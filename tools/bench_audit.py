@@ -60,7 +60,8 @@ def measure(options: Audit) -> dict[str, Any]:
             }
             results.append(measured)
             speed = f"{measured['seconds']:7.1f} s, {measured['rows_per_second']:9,.0f} rows/s"
-            cost = f"{measured['cpu_microseconds_per_row']:.2f} us of CPU a row, peak {measured['peak_bytes'] / 1e9:.2f} GB"
+            cpu, peak = measured["cpu_microseconds_per_row"], measured["peak_bytes"] / 1e9
+            cost = f"{cpu:.2f} us of CPU a row, peak {peak:.2f} GB"
             print(f"{rows:>12,} uids: {speed}, {cost}", flush=True)
     return {"rows": results}
 
