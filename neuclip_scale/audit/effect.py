@@ -153,7 +153,7 @@ def judge_gain(
 def effective_pairs(unique: int, samples_seen: int, decay: float = REPEAT_DECAY) -> float:
     """New pairs that `samples_seen` of `unique` pairs are worth: U + U R* (1 - exp(-R / R*)), R = seen / U - 1.
 
-    Muennighoff et al. (arXiv 2305.16264, section 3), found on language models. Raises ValueError unless all are above 0.
+    Muennighoff et al. (arXiv 2305.16264, section 3), found on language models. Raises ValueError unless positive.
     """
     if unique < 1 or samples_seen < 1 or not decay > 0:
         raise ValueError(f"unique = {unique}, samples_seen = {samples_seen}, decay = {decay}: give positive ones")
@@ -243,14 +243,14 @@ def _sentence(
     noise, by_repeats, quantity, selection, ceiling = numbers
     what = "the 38-task average" if metric == "average" else "ImageNet"
     between = f"{by_repeats:.2f} to {quantity:.2f}" if by_repeats is not None else f"up to {quantity:.2f}"
-    end = ""
+    end = verdict if verdict.startswith("could") else f"is {verdict}"
     if verdict == "not explained under the assumptions" and abs(gain) <= noise + quantity + ceiling:
-        end = f"; only pairs that held the whole effect of the best published filter ({ceiling:.1f} points) could"
+        end += f"; only pairs that held the whole effect of the best published filter ({ceiling:.1f} points) could"
     return (
         f"Of the difference of {gain:+.2f} points on {what}, seeds alone make up to {noise:.2f} "
         f"({confidence:.0%} confidence); the downloads hold {downloads.first:,} and {downloads.second:,} pairs, "
         f"{downloads.common:,} of them in common (Jaccard {downloads.jaccard:.1%}), which could make {between} more by "
-        f"their number and up to {selection:.2f} by which pairs they are: the difference is {verdict}{end}."
+        f"their number and up to {selection:.2f} by which pairs they are: the difference {end}."
     )
 
 
