@@ -26,6 +26,8 @@ Verdict = Literal[
     "explained by seed noise", "could be explained by the data difference", "not explained under the assumptions"
 ]
 
+_SEED_SOURCE = "DataComp's README: the size of differences between its seeds, generously taken for one run's deviation"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Downloads:
@@ -181,9 +183,7 @@ def _noise(
         )
     several = [scores for scores in (first, second) if len(scores) > 1]
     if not several or assumptions.seed_deviation is not None:
-        known = _given(
-            assumptions.seed_deviation, lambda name: Found(SEED_DEVIATION[name], "DataComp's README"), metric
-        )
+        known = _given(assumptions.seed_deviation, lambda name: Found(SEED_DEVIATION[name], _SEED_SOURCE), metric)
         limit = noise_limit((known.value, known.value), counts, math.inf, assumptions.confidence)
         runs = f"{counts[0]} against {counts[1]} run(s)"
         return (

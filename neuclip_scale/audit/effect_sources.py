@@ -9,8 +9,8 @@ Metric = Literal["average", "imagenet"]
 """DataComp's average over 38 tasks, or ImageNet's zero-shot top-1."""
 
 SEED_DEVIATION: dict[Metric, float] = {"average": 0.6, "imagenet": 0.2}
-"""What DataComp says of its own baselines: 0.2 points on ImageNet, up to 0.006 of the average. Taken for one standard
-deviation of a single run."""
+"""DataComp's README sees differences between seeds of typically 0.2 points on ImageNet and up to 0.006 of the average.
+Taken for the standard deviation of one run, which is generous to noise: the README speaks of differences."""
 
 REPEAT_DECAY = 15.387756
 """R_D*, Muennighoff et al., "Scaling Data-Constrained Language Models" (arXiv 2305.16264), appendix A."""
