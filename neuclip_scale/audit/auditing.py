@@ -125,7 +125,7 @@ class Audit:
         found = dict(self._lists)
         names = [download.name for download in self.inputs.downloads]
         for i, read in enumerate(self.reads):
-            classes = self.membership.classes(i)
+            classes = {"usable": self.membership.wanted_and_usable(i), **self.membership.classes(i)}
             if self.inputs.published.url and read.attempts is not None:
                 classes["retry"] = self.membership.retry(self._published, i)
             found |= {self._list_name(i, kind): query for kind, query in classes.items()}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from neuclip_scale.audit.downloads import Download
 from neuclip_scale.audit.empirical_arms import Arms, EmpiricalError, plan_arms, read_uids
 from neuclip_scale.audit.empirical_summary import Empirical, summarise
 from neuclip_scale.files import atomic_file, write_json
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
     from neuclip_scale.studies.methods.settings import MethodsStudy
 
 Report = Callable[[str], None]
+
+
+def join_pools(downloads: Sequence[Download], folder: Path) -> Path:
+    """A folder of links to the shards of all downloads, which `neuclip reshard` takes for one pool."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for download in downloads:
+        for shard in download.shards:
+            for file in filter(None, (shard.tar, shard.parquet)):
+                link = folder / f"{download.name}-{file.name}"
+                if shard.tar and not link.is_symlink():
+                    link.symlink_to(file.resolve())
+    return folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,6 +124,10 @@ class Membership:
         )[0]
         return {name: int(value or 0) for name, value in row.items()}
 
+    def wanted_and_usable(self, i: int) -> Any:
+        """Wanted samples that can be used in download i."""
+        return self.table.filter(self._wanted & self.usable(i)).select("uid")
+
     def retry(self, published: Any, i: int) -> Any:
         """The list's rows of missing samples that may come when asked for once more, with `reason`."""
         passing = [name for name, reason in REASONS.items() if reason.is_passing]

@@ -268,10 +268,20 @@ def _runs(document: Mapping[str, Any]) -> Section | None:
 
 
 def _effect(document: Mapping[str, Any]) -> Section | None:
-    effect = document.get("effect")
-    if not effect:
+    effect, empirical = document["effect"], document["empirical"]
+    if not effect and not empirical:
         return None
-    return Section("Does it matter?", [printable(sentence) for sentence in effect["sentences"]])
+    words = [printable(sentence) for sentence in effect["sentences"]] if effect else []
+    grids = []
+    if empirical:
+        words.append(printable(empirical["sentence"]))
+        rows = [
+            [text(arm["name"]), count(arm["num_pairs"]), count(arm["estimate"]["mean"]),
+             text(", ".join(f"{score:.2f}" for score in arm["scores"]))]
+            for arm in empirical["arms"]
+        ]  # fmt: skip
+        grids.append(Grid("trained at small scale", ("arm", "pairs", "mean score", "by seed"), rows))
+    return Section("Does it matter?", words, tables=grids)
 
 
 def _lists(document: Mapping[str, Any]) -> Section:
