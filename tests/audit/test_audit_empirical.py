@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +18,9 @@ from hypothesis import strategies as st
 from neuclip_scale.audit.empirical import EmpiricalCheck, run_check
 from neuclip_scale.audit.empirical_arms import Arms, EmpiricalError, plan_arms
 from neuclip_scale.audit.empirical_summary import prediction_limits, summarise
+from neuclip_scale.commands.audit import main
 from neuclip_scale.data.synthetic import write_synthetic_shards
+from neuclip_scale.files import json_ready
 
 UIDS = np.dtype("u8,u8")
 numbers = st.sets(st.tuples(st.integers(0, 3), st.integers(0, 2**64 - 1)), min_size=1, max_size=30)
@@ -98,33 +103,48 @@ def held_out(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_check_trains_compares_and_keeps_what_is_finished(tmp_path: Path) -> None:
-    pool = tmp_path / "pool"
+def test_an_audit_trains_compares_and_keeps_what_is_finished(tmp_path: Path) -> None:
+    pool, part, output = tmp_path / "whole", tmp_path / "part", tmp_path / "out"
     write_synthetic_shards(pool, num_samples=40, samples_per_shard=20, image_size=40, seed=1)
+    part.mkdir()
+    shutil.copy(pool / "00000.tar", part)
     keys = [f"{shard:05d}{place:04d}" for shard in range(2) for place in range(20)]
     uids = [hashlib.md5(f"1/{key}".encode()).hexdigest() for key in keys]  # as write_synthetic_shards names them
-    (tmp_path / "first.txt").write_text("\n".join(uids))
-    (tmp_path / "second.txt").write_text("\n".join(uids[:30]))
-    overrides = {
+    pq.write_table(pa.table({"uid": uids}), tmp_path / "list.parquet")
+    values = {
         "evaluation.data": json.dumps(str(held_out(tmp_path))), "evaluation.normalizer_every_steps": 0,
         "train.num_steps": 2, "train.global_batch_size": 8, "data.num_workers": 0, "checkpoint.every_steps": 0,
         "engine.device": "cpu",
     }  # fmt: skip
+    overrides = tuple(f"{key}={value}" for key, value in values.items())
+    arguments = ["--manifest", tmp_path / "list.parquet", "--download", pool, "--download", part, "--output", output]
+    arguments += ["--first-scores", "30", "31", "--second-scores", "28", "28.5", "-j", "1", "--empirical"]
+    arguments += [
+        "--empirical-seeds",
+        "0",
+        "--empirical-drops",
+        "1",
+        *(f"--empirical-set={each}" for each in overrides),
+    ]
+    assert main(list(map(str, arguments))) == 1
+    document = json.loads((output / "audit.json").read_bytes())
+    assert document["effect"]["gain"] == pytest.approx(2.25)
+    found = document["empirical"]
+    scores = {arm["name"]: arm["scores"] for arm in found["arms"]}
+    assert {arm["name"]: arm["num_pairs"] for arm in found["arms"]} == {"first": 40, "second": 20, "second-drop1": 20}
+    assert found["arm_of"]["common"] == "second", "one download holds the other, so they share the smaller one"
+    assert all(0 <= score <= 100 for values in scores.values() for score in values)
+    assert found["difference"]["mean"] == pytest.approx(scores["first"][0] - scores["second"][0])
+    assert "16 samples seen" in found["sentence"]
+    assert found["sentence"] in (output / "audit.html").read_text().replace("&#39;", "'")
+
+    (tmp_path / "first.txt").write_text("\n".join(uids))
     check = EmpiricalCheck(
-        output=tmp_path / "out", pool=pool, first=tmp_path / "first.txt", second=tmp_path / "second.txt", seeds=(0,),
-        drops=1, overrides=tuple(f"{key}={value}" for key, value in overrides.items()),
+        output=output / "empirical", pool=pool, first=tmp_path / "first.txt", second=output / "lists/part/usable.npy",
+        seeds=(0,), drops=1, overrides=overrides,
     )  # fmt: skip
     told: list[str] = []
-    found = run_check(check, told.append)
-    assert {arm.name: arm.num_pairs for arm in found.arms} == {"first": 40, "second": 30, "second-drop1": 30}
-    assert found.arm_of["common"] == "second", "one download holds the other, so they share the smaller one"
-    assert all(0 <= score <= 100 for arm in found.arms for score in arm.scores)
-    assert found.difference.mean == pytest.approx(found.arms[0].scores[0] - found.arms[1].scores[0])
-    assert "16 samples seen" in found.sentence
-    assert json.loads((tmp_path / "out" / "empirical.json").read_bytes())["sentence"] == found.sentence
-
-    told.clear()
-    assert run_check(check, told.append).document() == found.document()
+    assert json_ready(run_check(replace(check, pool=output / "empirical/pool"), told.append).document()) == found
     assert sum("kept from before" in text for text in told) == 3
     (tmp_path / "first.txt").write_text("\n".join([*uids, "0" * 32]))
     with pytest.raises(EmpiricalError, match="holds other pairs than asked now"):

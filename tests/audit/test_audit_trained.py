@@ -1,0 +1,114 @@
+"""What a real training run saw, against walking its order sample by sample."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trainer_helpers import settings as run_settings
+
+from neuclip_scale.audit.errors import AuditError
+from neuclip_scale.commands.audit import main
+from neuclip_scale.config import load_recipe
+from neuclip_scale.data.manifest import Manifest, ShardEntry
+from neuclip_scale.data.mixing import MixedOrder, create_order
+from neuclip_scale.data.streams import StreamOrder
+from neuclip_scale.data.synthetic import write_synthetic_shards
+from neuclip_scale.trainer import Trainer
+
+
+def manifest(sizes: list[int]) -> Manifest:
+    starts = np.cumsum([0, *sizes])
+    return Manifest(
+        tuple(ShardEntry(f"{i}.tar", size, 1, 1, int(starts[i]), source=i % 2) for i, size in enumerate(sizes))
+    )
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=3, max_size=6),
+    positions=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+    window=st.integers(1, 7),
+    replacement=st.booleans(),
+    mixed=st.booleans(),
+)
+def test_reads_are_counted_as_a_walk_meets_them(
+    sizes: list[int], positions: tuple[int, int], window: int, replacement: bool, mixed: bool
+) -> None:
+    shards = manifest([size + 1 for size in sizes])
+    options: dict[str, Any] = {"num_streams": 2, "shuffle_window": window, "seed": 3, "replacement": replacement}
+    order: StreamOrder | MixedOrder = StreamOrder(shards, **options)
+    if mixed:
+        order = MixedOrder([StreamOrder(shards, source=source, **options) for source in (0, 1)], [1.0, 2.0], 3)
+    expected = Counter(i for stream, stop in enumerate(positions) for i in islice(order.walk(stream), stop))
+    times = np.zeros(shards.num_samples, dtype=np.int32)
+    order.count_reads(positions, times)
+    assert {index: count for index, count in enumerate(times.tolist()) if count} == expected
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a list, a download of 40 pairs, one of them broken, and a run of a little over half an epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_synthetic_shards(folder / "d", num_samples=40, samples_per_shard=14, image_size=40, seed=1)
+    broken = bytearray((folder / "d/00001.tar").read_bytes())
+    begin = broken.find(b"\xff\xd8")
+    broken[begin : begin + 300] = bytes(300)
+    (folder / "d/00001.tar").write_bytes(broken)
+    keys = [f"{shard:05d}{place:04d}" for shard in range(3) for place in range(14)][:40]
+    uids = [hashlib.md5(f"1/{key}".encode()).hexdigest() for key in keys]
+    pq.write_table(pa.table({"uid": uids}), folder / "list.parquet")
+    values = run_settings(folder / "d", folder / "run", **{"train.num_steps": 3, "data.max_bad_fraction": 0.5})
+    Trainer(load_recipe("demo", values)).fit()
+    shutil.rmtree(folder / "run/checkpoints", ignore_errors=True)
+    return folder
+
+
+def audit(folder: Path, *more: object) -> dict[str, Any]:
+    arguments = ["--manifest", folder / "list.parquet", "--download", folder / "d", "--run", folder / "run"]
+    main([*map(str, [*arguments, "--output", folder / "out", *more]), "-j", "1"])
+    return dict(json.loads((folder / "out/audit.json").read_bytes()))
+
+
+def test_what_a_run_saw(trained: Path) -> None:
+    (run,) = audit(trained)["runs"]
+    recipe, shards = load_recipe(trained / "run/config.yaml"), Manifest.load(trained / "run/manifest.json")
+    order = create_order(shards, recipe.data, recipe.seed)
+    positions = json.loads((trained / "run/summary.json").read_bytes())["stream_positions"]
+    walked = [i for stream, stop in enumerate(positions) for i in islice(order.walk(stream), stop)]
+    seen = Counter(index for index in walked if index != 14)  # the broken one, if it was met
+    assert run["samples_seen"] == 24
+    assert sum(seen.values()) == 24
+    assert run["positions_are_exact"]
+    assert (run["trained"], run["reads"], run["most_often"]) == (len(seen), 24, max(seen.values()))
+    rows = pq.read_table(trained / "out/lists/untrained_run.parquet")
+    assert len(rows) == run["untrained"] == 40 - len(seen)
+
+
+def test_without_a_summary_positions_follow_from_the_samples_seen(trained: Path) -> None:
+    (trained / "run/summary.json").rename(trained / "summary.json")
+    try:
+        document = audit(trained)
+        assert not document["runs"][0]["positions_are_exact"]
+        assert any("skipped none" in note for note in document["notes"])
+        assert 20 <= document["runs"][0]["trained"] <= 24
+    finally:
+        (trained / "summary.json").rename(trained / "run/summary.json")
+
+
+def test_a_run_on_other_data_is_refused(trained: Path, tmp_path: Path) -> None:
+    write_synthetic_shards(tmp_path / "d", num_samples=9, samples_per_shard=9, image_size=40, seed=1)
+    arguments = ["--manifest", trained / "list.parquet", "--download", tmp_path / "d", "--run", trained / "run"]
+    with pytest.raises(AuditError, match="no download has its 3 shards"):
+        main([*map(str, arguments), "--output", str(tmp_path / "out"), "-j", "1"])
