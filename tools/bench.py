@@ -4,12 +4,14 @@
     python tools/bench.py loader [--num-workers 0] [--batch-size 128] [--repeats 3] [--json PATH]
     python tools/bench.py npn [--batch-size 4096] [--num-prototypes 4096] [--updates-per-step 10] [--json PATH]
     python tools/bench.py reshard [--samples 20000] [--keep 0.3] [--folder /dev/shm] [--plan-uids N] [--json PATH]
+    python tools/bench.py audit [--rows 1000000 5000000 20000000] [--folder DIR] [--json PATH]
 
 `loss`: each measurement is a fresh process, ours and the peer's by turns, so that drift of the machine falls on both.
 Times on a CPU are for ratios only. `bound` is the arithmetic that cannot be avoided, at the speed of one matmul
 measured in the same process. `loader`: pictures per second of one core
 (tools/bench_loader.py). `npn`: the NPN's share of an iteration, and how to spread it (tools/bench_npn.py).
 `reshard`: beside a tarfile filter, a header walk and cp (tools/bench_reshard.py).
+`audit`: lists of growing length (tools/bench_audit.py).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import bench_audit
 import bench_loader
 import bench_npn
 import bench_reshard
@@ -203,6 +206,12 @@ def main() -> int:
         measured = bench_reshard.measure(reshard)
         bench_reshard.show(reshard, measured)
         write({"options": asdict(reshard), "machine": _machine(), "commit": _commit(), **measured}, reshard.json)
+    elif sys.argv[1:2] == ["audit"]:
+        audit = tyro.cli(bench_audit.Audit, args=sys.argv[2:], prog="bench.py audit")
+        write(
+            {"options": asdict(audit), "machine": _machine(), "commit": _commit(), **bench_audit.measure(audit)},
+            audit.json,
+        )
     else:
         print(__doc__)
         return 0 if sys.argv[1:2] in (["-h"], ["--help"]) else 2

@@ -1,34 +1,30 @@
-"""The audit itself: reads the shards, computes every sample's fate, and from it all parts of the report."""
+"""The audit itself: reads the downloads, computes every sample's fate, and from it all parts of the report."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from neuclip_scale.audit import addresses
-from neuclip_scale.audit.downloads import Download
+from neuclip_scale.audit.bias import measure_bias
+from neuclip_scale.audit.content import Fetched, compare_looks, examine
 from neuclip_scale.audit.engines import Engine
 from neuclip_scale.audit.errors import AuditError
-from neuclip_scale.audit.fates import Sources, fates
+from neuclip_scale.audit.fates import fates
 from neuclip_scale.audit.inputs import Inputs, write_subset
-from neuclip_scale.audit.membership import Membership
-from neuclip_scale.audit.outages import outages, shard_losses
+from neuclip_scale.audit.membership import DOMAIN, KEPT, TLD, Membership
+from neuclip_scale.audit.outages import ShardLoss, outages, shard_losses
 from neuclip_scale.audit.pairs import Pair, compare_pair
-from neuclip_scale.audit.places import losses_by_address, losses_in
-from neuclip_scale.audit.reasons import REASONS, hosts_reached, told_reason, with_resolver_failures
+from neuclip_scale.audit.places import Places, losses_by, losses_in
+from neuclip_scale.audit.reading import Progress, ReadDownload, decode_pictures, read_download, tell_resolver_failures
+from neuclip_scale.audit.reasons import REASONS
 from neuclip_scale.audit.request import AuditRequest
-from neuclip_scale.audit.scanning import ScanJob, ScannedShard
 from neuclip_scale.audit.trained import TrainedRun
-from neuclip_scale.reshard.workers import ordered
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage, what is done of it, and the whole."""
 
 
 class Audit:
@@ -45,17 +41,16 @@ class Audit:
         self.request = request
         self.inputs = inputs
         self.engine = engine
-        self.cache = request.output / "cache"
         self.seconds: dict[str, float] = {}
-        self._pool = pool
+        self._cache = request.output / "cache"
         self._progress = progress
-        self.scanned = [self._scan(i, download) for i, download in enumerate(inputs.downloads)]
-        self.published = inputs.published.table(engine, inputs.identity)
-        self.sources = self._sources()
+        self._lists: dict[str, Any] = {}
+        self._published = inputs.published.table(engine, inputs.identity)
+        self.reads = self._read(pool)
         self.membership = Membership(engine.parquet([self._fates()]), inputs, request.subset_file is not None)
-        self.counts = [self.membership.counts(engine, i) for i in range(len(inputs.downloads))]
-        if self.counts[0]["listed_more_than_once"]:
-            self.published = self.published.distinct(on="uid", keep="first")
+        self._counts = [self.membership.counts(engine, i) for i in range(len(inputs.downloads))]
+        if self._counts[0]["listed_more_than_once"]:
+            self._published = self._published.distinct(on="uid", keep="first")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -67,40 +62,46 @@ class Audit:
 
     def download_part(self, i: int) -> dict[str, Any]:
         """What the document says of download i."""
-        download, scanned, attempts = self.inputs.downloads[i], self.scanned[i], self.sources[i].attempts
+        read = self.reads[i]
         with self.stage("reasons"):
             reasons = self._reasons(i)
-            losses = [] if attempts is None else shard_losses(self.engine, attempts)
+            losses = [] if read.attempts is None else shard_losses(self.engine, read.attempts)
+        judged = self._judged(i)
         with self.stage("places"):
-            places = self._places(i, [(loss.shard, loss.attempted, loss.failed) for loss in losses])
+            places = self._places(i, judged, losses)
+        with self.stage("bias"):
+            bias = measure_bias(judged.drop("url", DOMAIN) if DOMAIN in judged.columns else judged, KEPT)
         return {
-            "name": download.name,
-            "path": str(download.path),
-            "shards": len(download.shards),
-            "tars": sum(shard.tar is not None for shard in download.shards),
-            "bytes": sum(shard.num_bytes for shard in scanned),
-            "samples_in_tars": sum(shard.num_samples or 0 for shard in scanned) if download.has_tars else None,
-            "counts": self.counts[i],
+            "name": read.download.name,
+            "path": str(read.download.path),
+            "shards": len(read.shards),
+            "tars": sum(shard.tar is not None for shard in read.download.shards),
+            "bytes": sum(shard.num_bytes for shard in read.shards),
+            "samples_in_tars": None if read.contents is None else sum(shard.num_samples or 0 for shard in read.shards),
+            "counts": self._counts[i],
             "reasons": reasons,
             "outages": [asdict(outage) for outage in outages(losses)],
-            "damaged_shards": [
-                {"shard": shard.name, "fault": f"{kind}: {fault}"}
-                for shard in scanned
-                for kind, fault in (("tar", shard.tar_fault), ("parquet", shard.parquet_fault))
-                if fault
-            ],
-            "places": places,
+            "damaged_shards": read.damaged,
+            "places": [asdict(each) for each in places],
+            "bias": bias.document(),
+            "content": self._content(i),
         }
 
     def pairs(self) -> list[Pair]:
         """Every two downloads against each other."""
         names = [download.name for download in self.inputs.downloads]
         seen = self.request.samples_seen or max((run.samples_seen for run in self.inputs.runs), default=None)
+        found = []
         with self.stage("pairs"):
-            return [
-                compare_pair(self.engine, self.membership.pair(i, j), (names[i], names[j]), seen)
-                for i, j in combinations(range(len(names)), 2)
-            ]
+            for i, j in combinations(range(len(names)), 2):
+                pair = compare_pair(self.engine, self.membership.pair(i, j), (names[i], names[j]), seen)
+                first, second = self.reads[i].looks, self.reads[j].looks
+                if first is not None and second is not None:
+                    tiers, table = compare_looks(self.engine, first, second, self._file(f"between-{i}-{j}"))
+                    pair = replace(pair, looks=asdict(tiers))
+                    self._lists[f"differ_{names[i]}_{names[j]}"] = table
+                found.append(pair)
+        return found
 
     def runs(self) -> list[dict[str, Any]]:
         """What each training run saw of the download it was trained on."""
@@ -120,15 +121,14 @@ class Audit:
         return found
 
     def lists(self) -> dict[str, Any]:
-        """Queries of all lists to write, by their names below `lists/`."""
-        found: dict[str, Any] = {}
+        """Queries of all lists to write, by their names below `lists/`; after the parts above."""
+        found = dict(self._lists)
         names = [download.name for download in self.inputs.downloads]
-        for i, name in enumerate(names):
-            prefix = f"{name}/" if i else ""
-            for kind, query in self.membership.classes(i).items():
-                found[prefix + kind] = query
-            if self.inputs.published.url and self.sources[i].attempts is not None:
-                found[f"{prefix}retry"] = self.membership.retry(self.published, i)
+        for i, read in enumerate(self.reads):
+            classes = {"usable": self.membership.wanted_and_usable(i), **self.membership.classes(i)}
+            if self.inputs.published.url and read.attempts is not None:
+                classes["retry"] = self.membership.retry(self._published, i)
+            found |= {self._list_name(i, kind): query for kind, query in classes.items()}
         if len(names) > 1:
             found["common"] = self.membership.common()
         for i, j in combinations(range(len(names)), 2):
@@ -139,79 +139,56 @@ class Audit:
             found[f"untrained_{run.name}"] = self.membership.untrained(self.download_of(run), j)
         return found
 
-    def _scan(self, i: int, download: Download) -> list[ScannedShard]:
-        job = self._job(i)
-        stage = f"reading {download.name}"
-        began = time.perf_counter()
-        found = []
-        for scanned in ordered(self._pool, job, download.shards, 4 * self.request.num_workers):
-            found.append(scanned)
-            self._progress(stage, len(found), len(download.shards))
-        self.seconds[stage] = time.perf_counter() - began
-        return found
-
-    def _job(self, i: int) -> ScanJob:
-        return ScanJob(self.cache / f"download-{i}", self.inputs.identity)
-
-    def _sources(self) -> list[Sources]:
-        tables = []
-        for i, download in enumerate(self.inputs.downloads):
-            job = self._job(i)
-            attempts, contents = (self._table(job.files(kind, download.shards)) for kind in ("attempts", "contents"))
-            if attempts is not None:
-                reason = told_reason(attempts.status, attempts.error_message)
-                attempts = attempts.mutate(host=addresses.host(attempts.url), reason=reason)
-            tables.append((attempts, contents))
-        known = [hosts_reached(attempts) for attempts, _ in tables if attempts is not None]
-        sources = []
-        for i, (attempts, contents) in enumerate(tables):
-            if attempts is not None:
-                reached = known[0].union(*known[1:], distinct=True) if len(known) > 1 else known[0]
-                attempts = with_resolver_failures(attempts, reached)
-            damaged = tuple(shard.name for shard in self.scanned[i] if shard.tar_fault)
-            sources.append(Sources(attempts, contents, damaged))
-        return sources
-
-    def _table(self, files: Sequence[Path]) -> Any | None:
-        return self.engine.parquet(files) if files else None
-
-    def _fates(self) -> Path:
-        path = self.cache / f"fates-{self.inputs.digest}.parquet"
-        if path.exists():
-            return path
-        requested = None
-        if self.request.subset_file:
-            subset = self.cache / f"subset-{self.inputs.digest}.parquet"
-            write_subset(self.request.subset_file, subset)
-            requested = self.engine.parquet([subset])
-        runs = [self._seen_by(j, run) for j, run in enumerate(self.inputs.runs)]
-        query = fates(self.published, requested, self.sources, runs)
-        with self.stage("fates of all samples"):
-            self.engine.save(query, path)
-        return path
-
-    def _seen_by(self, j: int, run: TrainedRun) -> Any:
-        """Uids that a run saw, and how often, by the tars of the download it was trained on."""
-        i = self.download_of(run)
-        contents = self.sources[i].contents
-        path = self.cache / f"run-{j}-{self.inputs.digest}.parquet"
-        with self.stage(f"order of {run.name}"):
-            run.write(path)
-        seen = self.engine.parquet([path])
-        assert contents is not None
-        joined = seen.inner_join(contents, ["shard", "position"])
-        return joined.group_by("uid").agg(times=joined.times.sum())
-
     def download_of(self, run: TrainedRun) -> int:
         """The download whose shards a run was trained on; raises `AuditError` where there is none."""
-        for i, scanned in enumerate(self.scanned):
-            counts = {shard.name: shard.num_samples for shard in scanned}
+        for i, read in enumerate(self.reads):
+            counts = {shard.name: shard.num_samples for shard in read.shards}
             if all(counts.get(name) == count for name, count in run.shards.items()):
                 return i
         raise AuditError(
             f"--run {run.path}: no download has its {len(run.shards)} shards with as many samples. Give the folder it "
             f"was trained on ({run.recipe.data.train}) as a --download."
         )
+
+    def _read(self, pool: ProcessPoolExecutor | None) -> list[ReadDownload]:
+        reads, workers = [], self.request.num_workers
+        for i, download in enumerate(self.inputs.downloads):
+            folder = self._cache / f"download-{i}"
+            with self.stage(f"reading {download.name}"):
+                read = read_download(download, self.inputs.identity, self.engine, folder, pool, workers, self._progress)
+            if self.request.deep:
+                with self.stage(f"decoding {download.name}"):
+                    read = decode_pictures(read, self.engine, folder / "pictures", workers, self._progress)
+            reads.append(read)
+        with self.stage("hosts"):
+            return tell_resolver_failures(reads, self.engine, self._file("hosts"))
+
+    def _file(self, name: str) -> Path:
+        """Where a result is kept that holds while the inputs do."""
+        return self._cache / f"{name}-{self.inputs.digest}.parquet"
+
+    def _fates(self) -> Path:
+        path = self._file("fates")
+        if path.exists():
+            return path
+        requested = None
+        if self.request.subset_file:
+            write_subset(self.request.subset_file, self._file("subset"))
+            requested = self.engine.parquet([self._file("subset")])
+        runs = [self._seen_by(j, run) for j, run in enumerate(self.inputs.runs)]
+        query = fates(self._published, requested, [read.sources for read in self.reads], runs)
+        with self.stage("fates of all samples"):
+            self.engine.save(query, path)
+        return path
+
+    def _seen_by(self, j: int, run: TrainedRun) -> Any:
+        """Uids that a run saw, and how often, by the tars of the download it was trained on."""
+        contents = self.reads[self.download_of(run)].contents
+        path = self._file(f"run-{j}")
+        with self.stage(f"order of {run.name}"):
+            run.write(path)
+        joined = self.engine.parquet([path]).inner_join(contents, ["shard", "position"])
+        return joined.group_by("uid").agg(times=joined.times.sum())
 
     def _reasons(self, i: int) -> dict[str, dict[str, Any]]:
         return {
@@ -223,19 +200,42 @@ class Audit:
             for name, count in self.membership.reasons(self.engine, i)
         }
 
-    def _places(self, i: int, by_shard: Sequence[tuple[str, int, int]]) -> list[dict[str, Any]]:
+    def _judged(self, i: int) -> Any:
+        path = self._file(f"judged-{i}")
+        if not path.exists():
+            with self.stage("joining the list"):
+                self.engine.save(self.membership.judged(self._published, i), path)
+        return self.engine.parquet([path])
+
+    def _places(self, i: int, judged: Any, losses: Sequence[ShardLoss]) -> list[Places]:
         found = []
         if self.inputs.published.url:
-            judged = self.membership.judged(self.published, i)
-            found += losses_by_address(self.engine, judged.select("url", "lost"))
-        if by_shard:
-            found.append(losses_in("shard", by_shard))
-        days = {shard.name: shard.started for shard in self.scanned[i] if shard.started}
-        if days and by_shard:
-            totals: dict[str, list[int]] = {}
-            for name, attempted, failed in by_shard:
-                day = totals.setdefault(days.get(name, "(unknown)"), [0, 0])
-                day[0], day[1] = day[0] + attempted, day[1] + failed
-            rows = [(day, attempted, failed) for day, (attempted, failed) in sorted(totals.items())]
-            found.append(losses_in("day", rows))
-        return [asdict(places) for places in found]
+            kept = judged[KEPT]
+            found += [losses_by(self.engine, judged.select(kept=kept, name=judged[of]), of) for of in (DOMAIN, TLD)]
+        if losses:
+            found.append(losses_in("shard", [(loss.shard, loss.attempted, loss.failed) for loss in losses]))
+        days = {shard.name: shard.started for shard in self.reads[i].shards if shard.started}
+        totals: dict[str, tuple[int, int]] = {}
+        for loss in losses if days else ():
+            day = days.get(loss.shard, "(unknown)")
+            attempted, failed = totals.get(day, (0, 0))
+            totals[day] = attempted + loss.attempted, failed + loss.failed
+        if totals:
+            found.append(losses_in("day", [(day, *counts) for day, counts in totals.items()]))
+        return found
+
+    def _content(self, i: int) -> dict[str, Any] | None:
+        """None where nothing tells which bytes a url gave."""
+        if not self.inputs.published.url:
+            return None
+        read = self.reads[i]
+        looks = [each.looks for each in self.reads if each.looks is not None]
+        fetched = Fetched(read.originals(self._published), read.looks)
+        with self.stage("content"):
+            content = examine(self.engine, self._published, fetched, looks, self._cache, f"{i}-{self.inputs.digest}")
+        self._lists |= {self._list_name(i, name): query for name, query in content.lists.items()}
+        return content.document()
+
+    def _list_name(self, i: int, kind: str) -> str:
+        """The first download's lists stand in `lists/` itself, those of the others in a folder each."""
+        return f"{self.inputs.downloads[i].name}/{kind}" if i else kind

@@ -69,7 +69,10 @@ class CategoryBias:
 
 def category_columns(table: ir.Table, column: Column) -> dict[str, ir.Value]:
     """Aggregates that `compare_categories` reads, for the one query over all columns."""
-    return {f"{column.alias}_n": table[column.alias].count(), f"{column.alias}_len": table[column.alias].length().sum()}
+    asked = {f"{column.alias}_n": table[f"{column.alias}_given"].ifelse(1, 0).sum()}
+    if not column.derived:  # which are short, and dear to compute
+        asked[f"{column.alias}_len"] = table[column.alias].length().sum()
+    return asked
 
 
 def compare_categories(
@@ -80,7 +83,7 @@ def compare_categories(
     nulls = int(kept["rows"]) - given[0], int(missing["rows"]) - given[1]
     if not sum(given):
         return "every value is NULL"
-    length = sum(int(side[f"{column.alias}_len"] or 0) for side in (kept, missing)) / sum(given)
+    length = sum(int(side.get(f"{column.alias}_len") or 0) for side in (kept, missing)) / sum(given)
     if length > LONG:
         return f"texts of {length:.0f} characters on average, no categories"
     found = _most_frequent(table, column)
@@ -133,13 +136,14 @@ def compare_counts(
 
 
 def _most_frequent(table: ir.Table, column: Column) -> list[tuple[str, tuple[int, int]]]:
-    values = table.filter(table[column.alias].notnull())
-    counts = values.group_by(name=values[column.alias]).agg(
-        kept=values.kept.ifelse(1, 0).sum(), missing=values.kept.ifelse(0, 1).sum()
+    counts = table.group_by(name=table[column.alias]).agg(
+        kept=table.kept.ifelse(1, 0).sum(), missing=table.kept.ifelse(0, 1).sum()
     )
     order = [(counts.kept + counts.missing).desc(), counts.name.asc()]
-    rows = counts.order_by(order).limit(MAX_CATEGORIES).to_pyarrow().to_pylist()
-    return [(row["name"], (int(row["kept"]), int(row["missing"]))) for row in rows]
+    # NULL is one group more; a filter before would compute a derived column twice.
+    rows = counts.order_by(order).limit(MAX_CATEGORIES + 1).to_pyarrow().to_pylist()
+    found = [(row["name"], (int(row["kept"]), int(row["missing"]))) for row in rows if row["name"] is not None]
+    return found[:MAX_CATEGORIES]
 
 
 def _shown(name: str) -> str:

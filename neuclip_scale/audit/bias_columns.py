@@ -17,7 +17,12 @@ NAMES_OF_ITS_OWN = ("uid", "url", "text", "caption", "sha256", "md5", "key")
 
 # RE2 and Java agree on this class, not on \s.
 _SPACES = r"[\t\n\x0B\f\r ]+"
-_HOST = r"^[a-z][a-z0-9+.-]*://(?:[^/?#\\\t\n\r ]*@)?(\[[0-9a-f:.]*\]|[^/?#:@\\\t\n\r ]+)"
+_NOT_HOST = r"/?#\\\t\n\r "
+# Last label of the host, or the bracket that opens an IPv6 address; one expression, as it is most of the work.
+_LABEL = (
+    rf"^[ ]*[A-Za-z][A-Za-z0-9+.-]*://(?:[^{_NOT_HOST}]*@)?"
+    rf"(?:[^{_NOT_HOST}:@\[]*\.)?(\[|[^{_NOT_HOST}:@\[.]+)"
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Column:
     kind: Literal["number", "category"]
     whole: bool = False
     """Whether its numbers are whole ones."""
+    derived: bool = False
+    """Whether it was made from another column."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,8 @@ class LeftOut:
 class Narrow:
     """The list as the comparison needs it: `kept`, and one column each under names without surprises.
 
-    A number's column is float64, with `{alias}_given` NULL where it is NULL, NaN, infinite or beyond 1e100.
+    A number's column is float64, with `{alias}_given` NULL where it is NULL, NaN, infinite or beyond 1e100; that of a
+    category is a string, with `{alias}_given` saying whether it is there.
     """
 
     table: ir.Table
@@ -63,14 +71,18 @@ def narrow(table: ir.Table, kept: str, leave_out: Collection[str] = ()) -> Narro
     values: dict[str, ir.Value] = {"kept": table[kept]}
     columns: list[Column] = []
     left_out: list[LeftOut] = []
-    for name, value in [*((name, table[name]) for name in schema if name != kept), *_derived(table).items()]:
+    derived = _derived(table)
+    for name in [*schema, *derived]:
+        if name == kept:
+            continue
+        value = derived[name][1] if name in derived else table[name]
         reason = "left out as asked" if name in leave_out else _reason(name, value)
         if reason:
             left_out.append(LeftOut(name, reason))
             continue
-        column = _column(name, value, len(columns))
+        column = _column(name, value, len(columns), name in derived)
         columns.append(column)
-        values |= _values(column, value)
+        values |= _values(column, value, derived[name][0] if name in derived else value)
     return Narrow(table.select(**values), tuple(columns), tuple(left_out))
 
 
@@ -89,17 +101,11 @@ def distrust_bounds(table: ir.Table) -> None:
         engine.raw_sql(f"SET disabled_optimizers = '{both}'").fetchall()
 
 
-def host_of(url: ir.StringValue) -> ir.StringValue:
-    """Host of an address in small letters without a final dot; empty where there is none."""
-    return url.strip().lower().re_extract(_HOST, 1).re_replace(r"\.$", "")
-
-
 def top_level_domain(url: ir.StringValue) -> ir.StringValue:
-    """Last label of the host; `(none)` without a host, `(IP address)` for one."""
-    host = host_of(url)
-    label = host.re_extract(r"([^.]+)$", 1)
-    is_address = host.re_search(r"^[0-9.]+$") | host.startswith("[")
-    return (host.length() == 0).ifelse("(none)", is_address.ifelse("(IP address)", label))
+    """Last label of the host in small letters; `(none)` without a host, `(IP address)` for one."""
+    label = url.re_extract(_LABEL, 1)
+    is_address = label.re_search(r"^[0-9]+$|^\[$")  # no domain ends in digits alone
+    return (label.length() == 0).ifelse("(none)", is_address.ifelse("(IP address)", label.lower()))
 
 
 def num_words(text: ir.StringValue) -> ir.IntegerValue:
@@ -108,15 +114,17 @@ def num_words(text: ir.StringValue) -> ir.IntegerValue:
     return (words.length() == 0).ifelse(0, words.length() - words.replace(" ", "").length() + 1)
 
 
-def _derived(table: ir.Table) -> dict[str, ir.Value]:
-    schema, found = table.schema(), {}
+def _derived(table: ir.Table) -> dict[str, tuple[ir.Value, ir.Value]]:
+    """Name -> the column it is made from, which is NULL where it is, and itself."""
+    schema = table.schema()
+    found: dict[str, tuple[ir.Value, ir.Value]] = {}
     texts = [name for name in ("text", "caption") if name in schema and schema[name].is_string()]
-    for name in texts[:1]:
-        found[f"{name} length in characters"] = table[name].length()
-        found[f"{name} length in words"] = num_words(table[name])
+    for text in (table[name] for name in texts[:1]):
+        found[f"{text.get_name()} length in characters"] = text, text.length()
+        found[f"{text.get_name()} length in words"] = text, num_words(text)
     if "url" in schema and schema["url"].is_string():
-        found["top-level domain"] = top_level_domain(table["url"])
-    return {name: value for name, value in found.items() if name not in schema}
+        found["top-level domain"] = table["url"], top_level_domain(table["url"])
+    return {name: pair for name, pair in found.items() if name not in schema}
 
 
 def _reason(name: str, value: ir.Value) -> str:
@@ -129,18 +137,18 @@ def _reason(name: str, value: ir.Value) -> str:
     return f"of type {kind}: neither numbers nor categories"
 
 
-def _column(name: str, value: ir.Value, number: int) -> Column:
+def _column(name: str, value: ir.Value, number: int, derived: bool) -> Column:
     kind = value.type()
     # Ibis counts booleans among the numbers.
     if kind.is_numeric() and not kind.is_boolean():
-        return Column(name, f"c{number}", "number", whole=kind.is_integer())
-    return Column(name, f"c{number}", "category")
+        return Column(name, f"c{number}", "number", kind.is_integer(), derived)
+    return Column(name, f"c{number}", "category", derived=derived)
 
 
-def _values(column: Column, value: ir.Value) -> dict[str, ir.Value]:
+def _values(column: Column, value: ir.Value, source: ir.Value) -> dict[str, ir.Value]:
+    given = f"{column.alias}_given"
     if column.kind == "category":
-        return {column.alias: value.cast("string")}
+        return {column.alias: value.cast("string"), given: source.notnull()}
     number = value.cast("float64")
     # NaN is larger than every number, in DuckDB as in Spark.
-    given = (number.abs() <= BEYOND).ifelse(number, None)
-    return {column.alias: number, f"{column.alias}_given": given}
+    return {column.alias: number, given: (number.abs() <= BEYOND).ifelse(number, None)}

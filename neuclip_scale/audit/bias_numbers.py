@@ -68,7 +68,7 @@ class NumberBias:
     mean_difference: float | None
     """Missing minus kept over the pooled deviation (Cohen's d); None where a side has one number."""
     size: Size
-    """Plain word for it."""
+    """Plain word for it; where it is None, for `distance`."""
     distance: float
     """Kolmogorov-Smirnov D, exact."""
     shape: Size
@@ -157,7 +157,7 @@ def compare_numbers(
         kept=_summary(kept, of_kept),
         missing=_summary(missing, of_missing),
         mean_difference=smd,
-        size="negligible" if smd is None else size_of_mean_difference(smd),
+        size=size_of_distance(distance) if smd is None else size_of_mean_difference(smd),
         distance=distance,
         shape=size_of_distance(distance),
         p=p,
@@ -183,7 +183,7 @@ def _order_statistics(
     before = {0: (0, 0)}
     totals = {0: sizes}
     if cut:
-        sums = counts.group_by("bucket").agg(kept=counts.kept.sum(), missing=counts.missing.sum())
+        sums = values.group_by("bucket").agg(kept=_count(values.kept), missing=_count(~values.kept))
         totals = {row["bucket"]: (int(row["kept"]), int(row["missing"])) for row in sums.to_pyarrow().to_pylist()}
         running = (0, 0)
         for bucket in sorted(totals):

@@ -12,6 +12,7 @@ from typing import Any
 from neuclip_scale import __version__
 from neuclip_scale.audit.auditing import Audit
 from neuclip_scale.audit.findings import findings_of_download, findings_of_pair
+from neuclip_scale.audit.mattering import effect_of
 from neuclip_scale.audit.membership import CLASSES
 from neuclip_scale.files import json_ready
 
@@ -51,6 +52,8 @@ def build_document(audit: Audit) -> dict[str, Any]:
         "downloads": downloads,
         "pairs": [asdict(pair) for pair in pairs],
         "runs": audit.runs(),
+        "effect": effect_of(pairs[0], request.claim) if pairs else None,
+        "empirical": None,
         "seconds": audit.seconds,
     }
 

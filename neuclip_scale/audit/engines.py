@@ -32,9 +32,14 @@ class EngineOptions:
     """Of DuckDB, which spills to the scratch folder above it; of Spark's driver."""
     num_threads: int = 0
     """Of DuckDB; 0 takes every core."""
+    spark_conf: tuple[str, ...] = ()
+    """KEY=VALUE each."""
 
     def check(self) -> None:
-        """Raise `UsageError` for an engine that is not known."""
+        """Raise `UsageError` for an engine that is not known, or settings that are none."""
+        wrong = [text for text in self.spark_conf if not text.partition("=")[2]]
+        if wrong:
+            raise UsageError(f"--spark-conf {wrong[0]!r}: give KEY=VALUE, as spark.sql.shuffle.partitions=2000.")
         if self.name not in ENGINES:
             raise UsageError(f"--engine {self.name!r}: give one of {', '.join(ENGINES)}.")
 
@@ -156,7 +161,7 @@ def _spark(options: EngineOptions, scratch: Path) -> Any:
     import ibis
     from pyspark.sql import SparkSession
 
-    session = (
+    builder = (
         SparkSession.builder.master(options.master)
         .appName("neuclip audit")
         .config("spark.ui.enabled", "false")
@@ -164,7 +169,10 @@ def _spark(options: EngineOptions, scratch: Path) -> Any:
         .config("spark.driver.memory", options.memory_limit.upper().removesuffix("B").replace(" ", ""))
         .config("spark.sql.warehouse.dir", str(scratch / "warehouse"))
         .config("spark.local.dir", str(scratch))
-        .getOrCreate()
     )
+    for setting in options.spark_conf:
+        key, _, value = setting.partition("=")
+        builder = builder.config(key, value)
+    session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     return ibis.pyspark.connect(session)

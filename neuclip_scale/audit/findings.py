@@ -45,6 +45,8 @@ def findings_of_download(part: Mapping[str, Any], thresholds: Thresholds) -> Ite
                 f"{samples(count)} {words} ({percent(count / wanted)} of what is wanted).",
             )
     yield from _of_shards(name, part)
+    for sentence in part["bias"]["sentences"][1:]:
+        yield Finding("bias", name, False, f"What is missing differs. {sentence}.")
     content = part.get("content") or {}
     checked, changed = content.get("checked", 0), content.get("changed", 0)
     if changed:
@@ -52,6 +54,8 @@ def findings_of_download(part: Mapping[str, Any], thresholds: Thresholds) -> Ite
         share = percent(changed / checked)
         text = f"{changed:,} of {checked:,} checked samples are no longer what was published ({share})."
         yield Finding("changed", name, above, text)
+    for sentence in content.get("sentences", [])[1:]:
+        yield Finding("content", name, False, sentence)
 
 
 def _of_shards(name: str, part: Mapping[str, Any]) -> Iterator[Finding]:

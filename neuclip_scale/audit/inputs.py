@@ -63,7 +63,12 @@ def open_inputs(request: AuditRequest, cache: Path) -> Inputs:
         notes.append("The list has no url: losses by domain are left out, and so are lists to download again.")
     if request.subset_file and identity == "url":
         raise UsageError(f"--subset-file {request.subset_file}: holds uids, but samples are known by their urls here.")
-    parts = [published.fingerprint, identity, *(s.fingerprint for d in downloads for s in d.shards)]
+    parts = [
+        published.fingerprint,
+        identity,
+        "deep" if request.deep else "",
+        *(s.fingerprint for d in downloads for s in d.shards),
+    ]
     parts += [json.dumps([run.manifest.fingerprint, run.positions]) for run in runs]
     if request.subset_file:
         parts.append(_stamp(request.subset_file))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from neuclip_scale.audit import addresses
 from neuclip_scale.audit.engines import Engine
 from neuclip_scale.audit.fates import is_there
 from neuclip_scale.audit.inputs import Inputs
@@ -19,6 +20,10 @@ CLASSES = {
     "lost": "downloaded with success, and not in the tars",
 }
 """Of each download, with what they mean. Wanted is what the subset file asks for, else the whole list."""
+
+KEPT = "neuclip_kept"
+DOMAIN, TLD = "domain of the url", "top-level domain"
+"""Names that no published list uses."""
 
 
 class Membership:
@@ -119,6 +124,10 @@ class Membership:
         )[0]
         return {name: int(value or 0) for name, value in row.items()}
 
+    def wanted_and_usable(self, i: int) -> Any:
+        """Wanted samples that can be used in download i."""
+        return self.table.filter(self._wanted & self.usable(i)).select("uid")
+
     def retry(self, published: Any, i: int) -> Any:
         """The list's rows of missing samples that may come when asked for once more, with `reason`."""
         passing = [name for name, reason in REASONS.items() if reason.is_passing]
@@ -128,6 +137,10 @@ class Membership:
         )
 
     def judged(self, published: Any, i: int) -> Any:
-        """The list's rows of wanted samples with `lost`, whether each is missing in download i."""
-        wanted = self.table.mutate(lost=self.conditions(i)["missing"], wanted=self._wanted)
-        return published.inner_join(wanted.filter(wanted.wanted).select("uid", "lost"), "uid")
+        """The list's rows of wanted samples, with `DOMAIN` and `TLD`, and in `KEPT` whether download i has each."""
+        wanted = self.table.filter(self._wanted)
+        rows = published.inner_join(wanted.select("uid", **{KEPT: ~self.conditions(i)["missing"]}), "uid")
+        if "url" not in rows.columns:
+            return rows
+        host = addresses.host(rows.url)
+        return rows.mutate(**{DOMAIN: addresses.domain(host), TLD: addresses.top_level_domain(host)})

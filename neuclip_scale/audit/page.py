@@ -95,10 +95,15 @@ def _reasons(document: Mapping[str, Any]) -> Section | None:
     for part in document["downloads"]:
         missing = max(1, part["counts"]["missing"])
         rows = [
-            [text(name.replace("_", " ")), text(reason["words"]), count(reason["count"]), share(reason["count"] / missing),
-             text("yes" if reason["is_passing"] else "no")]
+            [
+                text(name.replace("_", " ")),
+                text(reason["words"]),
+                count(reason["count"]),
+                share(reason["count"] / missing),
+                text("yes" if reason["is_passing"] else "no"),
+            ]
             for name, reason in part["reasons"].items()
-        ]  # fmt: skip
+        ]
         if rows:
             columns = ("reason", "meaning", "samples", "share of the missing", "worth another try")
             grids.append(Grid(printable(part["name"]), columns, rows))
@@ -144,7 +149,7 @@ def _places(part: Mapping[str, Any]) -> Section | None:
         ]
         columns = (
             places["what"],
-            "wanted" if places["what"] in ("domain", "tld") else "attempted",
+            "wanted" if places["what"] not in ("shard", "day") else "attempted",
             "lost",
             "share",
             "low",
@@ -153,7 +158,7 @@ def _places(part: Mapping[str, Any]) -> Section | None:
         rest = places["num_groups"] - len(rows)
         more = f"; {rest:,} more lost {places['lost_elsewhere']:,}" if rest else ""
         grids.append(Grid(f"by {places['what']}, those that lost most{more}", columns, rows))
-        if places["what"] == "domain" and rows:
+        if places["what"] == "domain of the url" and rows:
             pictures.append(("share lost by domain", embedded(figures.draw_places(places))))
     words = ["Shares come with their 95 % interval (Wilson): a host with three pictures proves little."]
     return Section(f"Where {printable(part['name'])} lost samples", words, pictures, grids)
@@ -197,28 +202,45 @@ def _content(part: Mapping[str, Any]) -> Section | None:
     content = part.get("content")
     if not content:
         return None
-    grids = [
-        Grid(
-            grid["title"],
-            tuple(grid["columns"]),
-            [[count(c) if isinstance(c, (int, float)) else text(c) for c in row] for row in grid["rows"]],
-        )
-        for grid in content["tables"]
-    ]
-    return Section(
-        f"Content of {printable(part['name'])}", [printable(each) for each in content["sentences"]], tables=grids
-    )
+    grids = []
+    if content["tiers"]:
+        rows = [[text(tier), count(number)] for tier, number in content["tiers"].items()]
+        grids.append(Grid("how much shows of what changed", ("look", "samples"), rows))
+    changed = content["mass_changes"]["listed"]
+    if changed:
+        rows = [
+            [
+                text(host["host"]),
+                count(host["num_checked"]),
+                count(host["num_changed"]),
+                share(host["low"]),
+                count(host["num_different"]),
+            ]
+            for host in changed
+        ]
+        columns = ("host", "checked", "changed", "at least (99.9 %)", "look otherwise")
+        grids.append(Grid("hosts that changed far more than the others", columns, rows))
+    listed = content["placeholders"]["listed"]
+    if listed:
+        rows = [
+            [
+                text(each["content"][:16]),
+                *(count(each[name]) for name in ("num_samples", "num_urls", "num_captions")),
+                text(", ".join(f"{host} ({number})" for host, number in each["hosts"])),
+            ]
+            for each in listed
+        ]
+        grids.append(Grid("placeholder pictures", ("sha256", "samples", "urls", "captions", "hosts"), rows))
+    words = [printable(sentence) for sentence in content["sentences"]]
+    return Section(f"Content of {printable(part['name'])}", words, tables=grids)
 
 
 def _pairs(document: Mapping[str, Any]) -> Section | None:
     pairs = document["pairs"]
     if not pairs:
         return None
-    rows = [
-        [text(f"{pair['first']} / {pair['second']}"), count(pair["common"]), count(pair["only_first"]), count(pair["only_second"]),
-         count(pair["jaccard"]), count(pair["epochs_first"]), count(pair["epochs_second"])]
-        for pair in pairs
-    ]  # fmt: skip
+    shown = ("common", "only_first", "only_second", "jaccard", "epochs_first", "epochs_second")
+    rows = [[text(f"{pair['first']} / {pair['second']}"), *(count(pair[name]) for name in shown)] for pair in pairs]
     columns = (
         "downloads",
         "common",
@@ -237,20 +259,29 @@ def _pairs(document: Mapping[str, Any]) -> Section | None:
 def _runs(document: Mapping[str, Any]) -> Section | None:
     if not document["runs"]:
         return None
+    shown = ("samples_seen", "trained", "untrained", "most_often")
     rows = [
-        [text(run["name"]), text(run["download"]), count(run["samples_seen"]), count(run["trained"]), count(run["untrained"]),
-         count(run["most_often"])]
-        for run in document["runs"]
-    ]  # fmt: skip
+        [text(run["name"]), text(run["download"]), *(count(run[name]) for name in shown)] for run in document["runs"]
+    ]
     columns = ("run", "download", "samples seen", "different samples", "usable but never seen", "most often seen")
     return Section("What training saw", tables=[Grid("", columns, rows)])
 
 
 def _effect(document: Mapping[str, Any]) -> Section | None:
-    effect = document.get("effect")
-    if not effect:
+    effect, empirical = document["effect"], document["empirical"]
+    if not effect and not empirical:
         return None
-    return Section("Does it matter?", [printable(sentence) for sentence in effect["sentences"]])
+    words = [printable(sentence) for sentence in effect["sentences"]] if effect else []
+    grids = []
+    if empirical:
+        words.append(printable(empirical["sentence"]))
+        rows = [
+            [text(arm["name"]), count(arm["num_pairs"]), count(arm["estimate"]["mean"]),
+             text(", ".join(f"{score:.2f}" for score in arm["scores"]))]
+            for arm in empirical["arms"]
+        ]  # fmt: skip
+        grids.append(Grid("trained at small scale", ("arm", "pairs", "mean score", "by seed"), rows))
+    return Section("Does it matter?", words, tables=grids)
 
 
 def _lists(document: Mapping[str, Any]) -> Section:

@@ -26,6 +26,8 @@ class Pair:
     epochs_first: float | None = None
     """Passes over the first download in that run."""
     epochs_second: float | None = None
+    looks: dict[str, int] | None = None
+    """With `--deep`: of the common samples with other original bytes, how much that shows (see `changes`)."""
 
 
 def compare_pair(engine: Engine, table: Any, names: tuple[str, str], samples_seen: int | None) -> Pair:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neuclip_scale.audit import addresses
 from neuclip_scale.audit.engines import Engine
 from neuclip_scale.audit.statistics import wilson_interval
 
@@ -38,23 +37,16 @@ class Places:
     """Lost samples of groups that are not among `rows`."""
 
 
-def losses_by_address(engine: Engine, table: Any) -> list[Places]:
-    """By domain and by top-level domain, of a table with `url` and `lost` (true or false)."""
-    host = addresses.host(table.url)
-    named = table.select(table.lost, domain=addresses.domain(host), tld=addresses.top_level_domain(host))
-    return [losses_by(engine, named, "domain"), losses_by(engine, named, "tld")]
-
-
-def losses_by(engine: Engine, table: Any, column: str) -> Places:
-    """By a column of a table with `lost`."""
-    grouped = table.group_by(name=table[column].fill_null("(unknown)")).agg(
-        total=table.lost.count(), lost=table.lost.cast("int64").sum()
-    )
-    whole = engine.rows(grouped.agg(groups=grouped.count(), lost=grouped.lost.sum()))[0]
+def losses_by(engine: Engine, table: Any, what: str) -> Places:
+    """By the column `name` of a table with `kept` (true or false)."""
     import ibis
 
+    grouped = table.group_by(name=table.name.fill_null("")).agg(
+        total=table.kept.count(), lost=(~table.kept).cast("int64").sum()
+    )
+    whole = engine.rows(grouped.agg(groups=grouped.count(), lost=grouped.lost.sum()))[0]
     rows = engine.rows(grouped.order_by([ibis.desc("lost"), ibis.desc("total"), "name"]).limit(TOP))
-    return _places(column, rows, whole["groups"], whole["lost"] or 0)
+    return _places(what, rows, whole["groups"], whole["lost"] or 0)
 
 
 def losses_in(what: str, groups: Sequence[tuple[str, int, int]]) -> Places:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 
@@ -83,20 +85,21 @@ _DEDUCED = (
     Reason("damaged_shard", "downloaded into a shard that is now damaged", is_passing=True),
     Reason("lost_from_tars", "downloaded, but not in the tars", is_passing=True),
 )
+_PATTERNS = [(reason, re.compile(reason.pattern)) for reason in _TOLD]
 REASONS = {reason.name: reason for reason in (*_TOLD, *_DEDUCED)}
 
 
-def told_reason(status: Any, message: Any) -> Any:
-    """The class of an attempt as an Ibis column, `success` for one that has none.
+@lru_cache(maxsize=4096)  # the texts of a million failures are few
+def reason_of(status: str | None, message: str | None) -> str:
+    """The class of an attempt; `success` for one that has none.
 
     A picture that img2dataset could not decode or did not want has the status failed_to_resize.
     """
-    import ibis
-
-    text = message.lower().fill_null("")
-    branches = [(text.re_search(reason.pattern), reason.name) for reason in _TOLD]
-    late = (status == "failed_to_resize", "not_decoded")
-    return ibis.cases((status == "success", "success"), *branches, late, else_="other")
+    if status == "success":
+        return "success"
+    text = (message or "").lower()
+    found = next((reason.name for reason, pattern in _PATTERNS if pattern.search(text)), None)
+    return found or ("not_decoded" if status == "failed_to_resize" else "other")
 
 
 def hosts_reached(attempts: Any) -> Any:
@@ -109,7 +112,5 @@ def with_resolver_failures(attempts: Any, reached: Any) -> Any:
     """`attempts` with `dns` turned into `resolver` where the host is among those `reached`."""
     import ibis
 
-    known = reached.mutate(was_reached=True)
-    joined = attempts.left_join(known, "host").drop("host_right")
-    failed = (joined.reason == "dns") & joined.was_reached.fill_null(False)
-    return joined.mutate(reason=ibis.cases((failed, "resolver"), else_=joined.reason)).drop("was_reached")
+    failed = (attempts.reason == "dns") & attempts.host.isin(reached.host)
+    return attempts.mutate(reason=ibis.cases((failed, "resolver"), else_=attempts.reason))

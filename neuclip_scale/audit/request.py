@@ -9,6 +9,7 @@ from typing import Literal
 
 from neuclip_scale.audit.engines import EngineOptions
 from neuclip_scale.audit.errors import UsageError
+from neuclip_scale.audit.mattering import Claim
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,20 @@ class Thresholds:
 
 
 @dataclass(frozen=True)
+class EmpiricalOptions:
+    """Training at small scale on what two downloads hold; see `empirical.EmpiricalCheck`."""
+
+    recipe: str = "demo"
+    method: str = "openclip"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    drops: int = 3
+    max_pairs: int = 0
+    overrides: tuple[str, ...] = ()
+    jobs: int = 1
+    launcher: str = ""
+
+
+@dataclass(frozen=True)
 class AuditRequest:
     """One audit; every part but the list, a download and the output may be left out."""
 
@@ -44,6 +59,8 @@ class AuditRequest:
     deep: bool = False
     samples_seen: int | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
+    claim: Claim = field(default_factory=Claim)
+    empirical: EmpiricalOptions | None = None
     engine: EngineOptions = field(default_factory=EngineOptions)
     num_workers: int = 1
 
@@ -53,6 +70,11 @@ class AuditRequest:
         self.engine.check()
         if not self.downloads:
             raise UsageError("--download: none given. Give the folder of a download at least once.")
+        pairs = len(self.downloads) > 1
+        if not pairs and (self.claim.points is not None or self.empirical):
+            raise UsageError("--gain, --empirical: compare two downloads. Give --download twice.")
+        if self.empirical and self.identity == "url":
+            raise UsageError("--empirical: needs uids, and --identity url has none.")
         if self.samples_seen is not None and self.samples_seen < 1:
             raise UsageError(f"--samples-seen {self.samples_seen}: give a positive number.")
         if self.output.exists() and not self.output.is_dir():

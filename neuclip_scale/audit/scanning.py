@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from neuclip_scale.audit.addresses import host_of
 from neuclip_scale.audit.downloads import MAX_STATS_BYTES, DownloadedShard
 from neuclip_scale.audit.identity import Identity, normal_uid, url_uid
+from neuclip_scale.audit.reasons import reason_of
 from neuclip_scale.data.shards import MAX_MEMBER_BYTES, ShardError, ShardIndex, index_shard, read_member
 from neuclip_scale.data.shards.index import HOLDS_NO_SAMPLE
 from neuclip_scale.files import atomic_file, write_json
@@ -90,7 +92,9 @@ class ScanJob:
         if shard.parquet is None:
             return None, ""
         try:
-            return self._write("attempts", stem, _attempts(shard, self.identity), ATTEMPT_COLUMNS), ""
+            return self._write(
+                "attempts", stem, _attempts(shard, self.identity), (*ATTEMPT_COLUMNS, "host", "reason")
+            ), ""
         except (pa.ArrowException, UnreadableError) as error:
             return None, f"{shard.parquet.name}: {str(error).splitlines()[0]}"
 
@@ -135,6 +139,8 @@ def _attempts(shard: DownloadedShard, identity: Identity) -> Iterator[dict[str, 
     for part in _columns(shard.parquet, ATTEMPT_COLUMNS, needed=(identity, "key", "status")):
         count = len(part["key"])
         part["uid"] = _uids(part, identity)
+        part["host"] = list(map(host_of, part["url"]))
+        part["reason"] = list(map(reason_of, part["status"], part["error_message"]))
         part |= {"shard": [shard.name] * count, "position": list(range(position, position + count))}
         position += count
         yield part
@@ -173,15 +179,19 @@ def _texts(column: Any) -> list[str | None]:
 
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return [None if value is None else str(value) for value in column.to_pylist()]
-    try:
-        column.validate(full=True)
-        found: list[str | None] = column.to_pylist()
-        return found
-    except pa.ArrowInvalid:
-        raw = column.cast(pa.large_binary()).to_pylist()
-        return [None if value is None else value.decode("utf-8", "replace") for value in raw]
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        try:
+            column.validate(full=True)
+            found: list[str | None] = column.to_pylist()
+            return found
+        except pa.ArrowInvalid:
+            column = column.cast(pa.large_binary())
+    values = column.to_pylist()
+    return [value.decode("utf-8", "replace") if isinstance(value, bytes) else _text(value) for value in values]
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 class _ParquetUids:

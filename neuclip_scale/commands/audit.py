@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -15,10 +15,14 @@ from rich.text import Text
 
 from neuclip_scale.audit.engines import Engine, EngineOptions
 from neuclip_scale.audit.errors import UsageError
-from neuclip_scale.audit.request import AuditRequest, Thresholds
+from neuclip_scale.audit.mattering import Assumptions, Claim
+from neuclip_scale.audit.request import AuditRequest, EmpiricalOptions, Thresholds
 from neuclip_scale.comparison.text import printable
-from neuclip_scale.files import write_json
+from neuclip_scale.files import write_json, write_text
 from neuclip_scale.reshard.workers import available_cores, worker_pool
+
+if TYPE_CHECKING:
+    from neuclip_scale.audit.inputs import Inputs
 
 _SECONDS_BETWEEN_LINES = 10
 
@@ -47,6 +51,32 @@ class AuditArguments:
     """Decode every picture, and compare what the same sample looks like in the downloads."""
     samples_seen: int | None = None
     """Samples that a training sees, for the passes over each download."""
+    gain: float | None = None
+    """Claimed gain in points of a run on the first download over one on the second."""
+    first_scores: tuple[float, ...] = ()
+    """Instead, scores in points of runs on the first download, one a seed."""
+    second_scores: tuple[float, ...] = ()
+    """Those on the second."""
+    metric: Literal["average", "imagenet"] = "average"
+    """What the scores are: DataComp's average over 38 tasks, or ImageNet's top-1."""
+    assume: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=POINTS"), tyro.conf.UseAppendAction] = ()
+    """Instead of the published figure: seed_deviation, points_per_doubling, points_per_share, repeat_decay."""
+    empirical: bool = False
+    """Train at small scale on what each download holds, on what both do and on random drops of the same sizes."""
+    empirical_recipe: str = "demo"
+    """Recipe of these runs."""
+    empirical_method: str = "openclip"
+    """Objective of these runs."""
+    empirical_seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of every arm."""
+    empirical_drops: int = 3
+    """Random drops for each size."""
+    empirical_max_pairs: int = 0
+    """Pairs drawn from both downloads together; 0 takes all."""
+    empirical_set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE"), tyro.conf.UseAppendAction] = ()
+    """Overrides of the recipe; evaluation.data is needed."""
+    empirical_launcher: str = ""
+    """Words before `neuclip`, as "torchrun --no-python --nproc-per-node 8"."""
     max_missing: float = 0.0
     """Share of the wanted samples whose absence is no discrepancy."""
     max_orphaned: float = 0.0
@@ -63,6 +93,8 @@ class AuditArguments:
     """Where the queries run."""
     master: str = "local[*]"
     """Of Spark."""
+    spark_conf: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE"), tyro.conf.UseAppendAction] = ()
+    """Settings of Spark, as spark.sql.shuffle.partitions=2000."""
     memory_limit: str = "4GB"
     """Of the engine in this process; DuckDB writes to the output's disk what does not fit."""
     num_workers: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 0
@@ -93,11 +125,40 @@ def _request(arguments: AuditArguments) -> AuditRequest:
         deep=arguments.deep,
         samples_seen=arguments.samples_seen,
         thresholds=Thresholds(**limits),
-        engine=EngineOptions(arguments.engine, arguments.master, arguments.memory_limit),
+        claim=_claim(arguments),
+        empirical=_empirical(arguments) if arguments.empirical else None,
+        engine=EngineOptions(
+            arguments.engine, arguments.master, arguments.memory_limit, spark_conf=arguments.spark_conf
+        ),
         num_workers=arguments.num_workers or available_cores(),
     )
     request.check()
     return request
+
+
+def _claim(arguments: AuditArguments) -> Claim:
+    assumed = {}
+    for setting in arguments.assume:
+        name, _, value = setting.partition("=")
+        try:
+            assumed[name] = float(value)
+            Assumptions(**assumed)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"--assume {setting!r}: {error}. Give NAME=POINTS, see --help.") from error
+    scores = arguments.first_scores, arguments.second_scores
+    return Claim(arguments.gain, arguments.metric, *scores, Assumptions(**assumed))
+
+
+def _empirical(arguments: AuditArguments) -> EmpiricalOptions:
+    return EmpiricalOptions(
+        arguments.empirical_recipe,
+        arguments.empirical_method,
+        arguments.empirical_seeds,
+        arguments.empirical_drops,
+        arguments.empirical_max_pairs,
+        arguments.empirical_set,
+        launcher=arguments.empirical_launcher,
+    )
 
 
 def _run(arguments: AuditArguments, request: AuditRequest) -> int:
@@ -109,6 +170,7 @@ def _run(arguments: AuditArguments, request: AuditRequest) -> int:
         from neuclip_scale.audit.auditing import Audit
         from neuclip_scale.audit.document import add_digest, build_document
         from neuclip_scale.audit.lists import write_list
+        from neuclip_scale.audit.page import render_page
 
         with worker_pool(request.num_workers) as pool:
             audit = Audit(request, inputs, engine, pool, progress)
@@ -118,11 +180,33 @@ def _run(arguments: AuditArguments, request: AuditRequest) -> int:
             document["lists"] = {
                 name: write_list(engine, query, folder / name) for name, query in audit.lists().items()
             }
+    if request.empirical:
+        document["empirical"] = _train(request, inputs, request.empirical)
     add_digest(document)
     for path in (request.output / "audit.json", *([arguments.json] if arguments.json else [])):
         write_json(path, document)
+    write_text(request.output / "audit.html", render_page(document))
     _print(document, Console(highlight=False))
     return int(document["status"])
+
+
+def _train(request: AuditRequest, inputs: Inputs, options: EmpiricalOptions) -> dict[str, Any]:
+    """Train on the first two downloads; what the document holds of it."""
+    from neuclip_scale.audit.empirical import EmpiricalCheck, join_pools, run_check
+
+    if inputs.identity == "url":
+        raise UsageError("--empirical: samples are known by their urls here, and it needs uids.")
+    first, second = inputs.downloads[:2]
+    folder, lists = request.output / "empirical", request.output / "lists"
+    check = EmpiricalCheck(
+        output=folder,
+        pool=join_pools([first, second], folder / "pool"),
+        first=lists / "usable.npy",
+        second=lists / second.name / "usable.npy",
+        num_workers=request.num_workers,
+        **asdict(options),
+    )
+    return run_check(check, lambda text: print(text, file=sys.stderr, flush=True)).document()
 
 
 class ProgressLines:
@@ -162,5 +246,7 @@ def _print(document: dict[str, Any], console: Console) -> None:
                 style="red" if finding["is_discrepancy"] else "",
             )
         )
+    for part in filter(None, (document["effect"], document["empirical"])):
+        console.print(Text(printable(part["sentence"] if "arms" in part else part["sentences"][0])))
     verdict = "Discrepancies were found." if document["status"] else "No discrepancy above the limits."
     console.print(f"{verdict} Digest {document['digest']}.")

@@ -323,7 +323,10 @@ def spark() -> Iterator[Any]:
         builder = pyspark.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
         # Compiling each small query would take most of the time.
         builder = builder.config("spark.sql.codegen.wholeStage", "false").config("spark.sql.shuffle.partitions", "1")
-        session = builder.config("spark.sql.codegen.factoryMode", "NO_CODEGEN").getOrCreate()
+        builder = builder.config("spark.sql.codegen.factoryMode", "NO_CODEGEN").config(
+            "spark.sql.adaptive.enabled", "false"
+        )
+        session = builder.getOrCreate()
         yield ibis.pyspark.connect(session)
         session.stop()
 

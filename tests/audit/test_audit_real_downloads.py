@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
-from planted_list import SHARD_SIZE
+from planted_list import HIJACKED, SHARD_SIZE, STOCK
 from planted_world import Download, PlantedWorld
 
 from neuclip_scale.commands.audit import main
@@ -46,7 +46,9 @@ class Audited(NamedTuple):
 def audited(two_downloads: PlantedWorld, tmp_path_factory: pytest.TempPathFactory) -> Audited:
     output = tmp_path_factory.mktemp("audit")
     downloads = [f"--download={download.folder}" for download in (two_downloads.first, two_downloads.second)]
-    status = main(["--manifest", str(two_downloads.published), *downloads, "--output", str(output), "-j", "1"])
+    status = main(
+        ["--manifest", str(two_downloads.published), *downloads, "--output", str(output), "-j", "1", "--deep"]
+    )
     return Audited(two_downloads, status, json.loads((output / "audit.json").read_bytes()), output / "lists")
 
 
@@ -96,3 +98,28 @@ def test_the_common_subset_is_what_arrived_twice(audited: Audited) -> None:
     both = {sample.uid for sample in audited.world.samples if first.arrives(sample.uid) and second.arrives(sample.uid)}
     assert set(pq.read_table(audited.lists / "common.parquet")["uid"].to_pylist()) == both
     assert audited.document["pairs"][0]["common"] == len(both)
+
+
+def test_changed_content_is_named_by_uid_with_how_much_it_shows(audited: Audited) -> None:
+    for (part, download, lists), other in zip(parts(audited), (audited.world.second, audited.world.first)):
+        content, expected = part["content"], {}
+        for sample in audited.world.samples:
+            kind = download.fates.content_of(sample.uid)
+            if kind not in ("", "same"):
+                published = other.fates.content_of(sample.uid) == "same"
+                looks = {"rewrapped": "identical", "placeholder": "different"}.get(kind, kind)
+                expected[sample.uid] = looks if published else "unseen"
+        rows = pq.read_table(lists / "changed.parquet").to_pylist()
+        assert {row["uid"]: row["tier"] for row in rows} == expected
+        assert content["changed"] == len(expected)
+        assert content["checked"] == part["counts"]["downloaded"]
+        assert content["unknown"] == 0
+
+
+def test_placeholders_and_hosts_that_changed_all(audited: Audited) -> None:
+    first, second = audited.document["downloads"]
+    planted = {uid for uid, kind in audited.world.first.fates.content.items() if kind == "placeholder"}
+    assert set(pq.read_table(audited.lists / "placeholder.parquet")["uid"].to_pylist()) == planted
+    assert pq.read_metadata(audited.lists / "second/placeholder.parquet").num_rows == 0
+    hosts = [[host["host"] for host in part["content"]["mass_changes"]["listed"]] for part in (first, second)]
+    assert hosts == [[STOCK], [HIJACKED]]

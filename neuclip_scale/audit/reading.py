@@ -1,0 +1,121 @@
+"""Reading one download as tables: what was attempted, what its tars hold, and with `--deep` what its pictures are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from neuclip_scale.audit import changes
+from neuclip_scale.audit.downloads import Download
+from neuclip_scale.audit.engines import Engine
+from neuclip_scale.audit.errors import AuditError
+from neuclip_scale.audit.fates import Sources
+from neuclip_scale.audit.identity import Identity
+from neuclip_scale.audit.pictures import PictureShard, scan_pictures
+from neuclip_scale.audit.reasons import hosts_reached, with_resolver_failures
+from neuclip_scale.audit.scanning import ScanJob, ScannedShard
+from neuclip_scale.reshard.workers import ordered
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, what is done of it, and the whole."""
+
+
+@dataclass(frozen=True)
+class ReadDownload:
+    """One download, read."""
+
+    download: Download
+    shards: tuple[ScannedShard, ...]
+    attempts: Any | None
+    """With `uid`, `url`, `host`, `key`, `shard`, `status`, `reason`, `sha256`; None without a parquet."""
+    contents: Any | None
+    """With `uid`, `key`, `shard`, `position`, `fault`, `sha256`; None without a tar."""
+    looks: Any | None = None
+    """See `changes.looks`; None without `--deep`."""
+
+    @property
+    def sources(self) -> Sources:
+        """For the fates of samples."""
+        return Sources(self.attempts, self.contents, tuple(shard.name for shard in self.shards if shard.tar_fault))
+
+    @property
+    def damaged(self) -> list[dict[str, str]]:
+        """Shards with a fault, and which."""
+        return [
+            {"shard": shard.name, "fault": f"{kind}: {fault}"}
+            for shard in self.shards
+            for kind, fault in (("tar", shard.tar_fault), ("parquet", shard.parquet_fault))
+            if fault
+        ]
+
+    def originals(self, published: Any) -> Any:
+        """What is known of the bytes that were fetched, see `changes.originals`, with `url`."""
+        found = changes.originals(self.contents if self.attempts is None else self.attempts)
+        return found if "url" in found.columns else found.inner_join(published.select("uid", "url"), "uid")
+
+
+def read_download(
+    download: Download,
+    identity: Identity,
+    engine: Engine,
+    cache: Path,
+    pool: ProcessPoolExecutor | None,
+    num_workers: int,
+    progress: Progress,
+) -> ReadDownload:
+    """Read every shard, or take over what `cache` has of it; raises `AuditError` when results cannot be written."""
+    job, stage, shards = ScanJob(cache, identity), f"reading {download.name}", []
+    try:
+        for shard in ordered(pool, job, download.shards, 4 * num_workers):
+            shards.append(shard)
+            progress(stage, len(shards), len(download.shards))
+    except OSError as error:
+        what = f"{error.filename or ''} {error.strerror or error}"
+        raise AuditError(f"{stage}: {what}. Mend that and run the same command again: it goes on.") from error
+    attempts, contents = (
+        engine.parquet(files) if (files := job.files(kind, download.shards)) else None
+        for kind in ("attempts", "contents")
+    )
+    return ReadDownload(download, tuple(shards), attempts, contents)
+
+
+def tell_resolver_failures(downloads: list[ReadDownload], engine: Engine, path: Path) -> list[ReadDownload]:
+    """The same with the reason `resolver` for names that were known in another attempt of any download.
+
+    The hosts that were reached are kept at `path`.
+    """
+    known = [hosts_reached(read.attempts) for read in downloads if read.attempts is not None]
+    if not known:
+        return downloads
+    if not path.exists():
+        engine.save(known[0].union(*known[1:], distinct=True) if len(known) > 1 else known[0], path)
+    reached = engine.parquet([path])
+    return [
+        read if read.attempts is None else replace(read, attempts=with_resolver_failures(read.attempts, reached))
+        for read in downloads
+    ]
+
+
+def decode_pictures(
+    read: ReadDownload, engine: Engine, cache: Path, num_workers: int, progress: Progress
+) -> ReadDownload:
+    """The same with the looks of its pictures, and with those that cannot be decoded among the faults."""
+    contents, done = read.contents, 0
+    if contents is None:
+        return read
+    tars = [(shard.name, shard.tar) for shard in read.download.shards if shard.tar]
+
+    def count(_: PictureShard) -> None:
+        nonlocal done
+        done += 1
+        progress(f"decoding {read.download.name}", done, len(tars))
+
+    pictures = engine.parquet(scan_pictures(tars, cache, num_workers, count).files)
+    place = ["shard", "position"]
+    looks = changes.looks(pictures.drop("uid").inner_join(contents.select("uid", *place), place))
+    joined = contents.left_join(pictures.select(*place, seen="fault"), place)
+    faults = joined.mutate(fault=joined.fault.coalesce(joined.seen)).select(*contents.columns)
+    return replace(read, contents=faults, looks=looks)

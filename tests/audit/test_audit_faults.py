@@ -1,0 +1,166 @@
+"""What is damaged or hostile is told with field, value and remedy; what is interrupted goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from audit_worlds import Shard, uid_of, url_of, write_download, write_published
+
+from neuclip_scale.audit.errors import AuditError
+from neuclip_scale.commands.audit import main
+
+
+def audit(folder: Path, *more: object, download: str = "d") -> int:
+    arguments = ["--manifest", folder / "list.parquet", "--download", folder / download, "--output", folder / "out"]
+    return main([*map(str, arguments), "-j", "1", *map(str, more)])
+
+
+def document(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "out/audit.json").read_bytes()))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    write_published(tmp_path / "list.parquet", list(range(40)))
+    whole = [Shard([(n, None) for n in part], [(n, None) for n in part]) for part in (range(20), range(20, 40))]
+    write_download(tmp_path / "d", whole)
+    return tmp_path
+
+
+def test_a_whole_download_has_no_discrepancy(world: Path) -> None:
+    assert audit(world) == 0
+    assert document(world)["findings"] == []
+
+
+def test_thresholds_decide_what_a_discrepancy_is(world: Path) -> None:
+    write_published(world / "list.parquet", list(range(50)))
+    assert audit(world) == 1
+    assert audit(world, "--max-missing", "0.2") == 0
+    assert audit(world, "--max-missing", "0.19") == 1
+
+
+def test_a_tar_that_was_cut(world: Path) -> None:
+    tar = world / "d/00001.tar"
+    tar.write_bytes(tar.read_bytes()[: 10 * 3 * 1024 + 700])
+    assert audit(world) == 1
+    (part,) = document(world)["downloads"]
+    assert [row["shard"] for row in part["damaged_shards"]] == ["00001"]
+    assert part["damaged_shards"][0]["fault"].startswith("tar: damaged at byte 30720")
+    assert {name: reason["count"] for name, reason in part["reasons"].items()} == {"damaged_shard": 10}
+
+
+@pytest.mark.parametrize("damage", ["cut", "wrong columns", "no parquet", "empty"])
+def test_a_parquet_that_cannot_be_read(world: Path, damage: str) -> None:
+    path = world / "d/00001.parquet"
+    if damage == "wrong columns":
+        pq.write_table(pa.table({"a": [1]}), path)
+    else:
+        path.write_bytes({"cut": path.read_bytes()[:-40], "no parquet": b"<html>", "empty": b""}[damage])
+    assert audit(world) == 1
+    found = document(world)
+    assert found["counts"]["attempted"] == 20
+    assert found["counts"]["in_tars"] == 40
+    (row,) = found["downloads"][0]["damaged_shards"]
+    assert row["fault"].startswith("parquet: 00001.parquet: ")
+
+
+def test_bytes_that_are_no_text(world: Path) -> None:
+    columns = {
+        "uid": [uid_of(n).encode() for n in range(20, 40)],
+        "url": [url_of(n).encode() + b"\xff" for n in range(20, 40)],
+        "key": [b"%09d" % n for n in range(20)],
+        "status": pa.array(["success"] * 20).dictionary_encode(),
+        "error_message": pa.nulls(20),
+    }
+    pq.write_table(pa.table(columns), world / "d/00001.parquet")
+    assert audit(world) == 0
+    assert document(world)["counts"]["downloaded"] == 40
+
+
+def test_links_and_paths_in_a_tar_are_no_samples(world: Path) -> None:
+    with tarfile.open(world / "d/00001.tar", "w") as tar:
+        link = tarfile.TarInfo("000000001.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+        for name in ("/etc/000000002.jpg", "../000000003.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"abc"))
+    assert audit(world) == 1
+    found = document(world)
+    assert found["counts"]["in_tars"] == 20
+    assert "links" in found["downloads"][0]["damaged_shards"][0]["fault"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "columns", "none", "two lists"])
+def test_a_list_that_cannot_be_used(world: Path, damage: str) -> None:
+    path = world / "list.parquet"
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
+    elif damage == "columns":
+        pq.write_table(pa.table({"picture": [1]}), path)
+    elif damage == "none":
+        path.unlink()
+    else:
+        path.unlink()
+        path.mkdir()
+        write_published(path / "a.parquet", [1])
+        pq.write_table(pa.table({"uid": ["x"]}), path / "b.parquet")
+    expected = {"cut": "Fetch it again", "columns": "neither a column uid nor url", "none": "no parquet"}
+    with pytest.raises(AuditError, match=expected.get(damage, "other columns")):
+        audit(world)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--max-missing", "3"], "--max-missing 3.0: give a share"),
+        (["--samples-seen", "0"], "--samples-seen 0"),
+        (["--memory-limit", "much"], "--memory-limit 'much'"),
+        (["--spark-conf", "x"], "--spark-conf 'x'"),
+    ],
+)
+def test_bad_usage(world: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit(world, *more) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_download_that_is_not_there(world: Path) -> None:
+    with pytest.raises(AuditError, match="there is no such folder"):
+        audit(world, download="elsewhere")
+    (world / "void").mkdir()
+    with pytest.raises(AuditError, match=r"neither \.tar nor \.parquet"):
+        audit(world, download="void")
+
+
+def test_what_was_killed_goes_on_and_what_changed_is_read_anew(world: Path) -> None:
+    command = [sys.executable, "-m", "neuclip_scale", "audit", "--manifest", world / "list.parquet"]
+    command += ["--download", world / "d", "--output", world / "out", "-j", "1"]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = world / "out/cache/download-0/shards"
+    while process.poll() is None and not (done.is_dir() and any(done.glob("*.json"))):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path.name: path.stat().st_mtime_ns for path in done.glob("*.json")}
+    assert kept
+    assert audit(world) == 0
+    assert all((done / name).stat().st_mtime_ns == time_ns for name, time_ns in kept.items())
+    assert len(list(done.glob("*.json"))) == 2
+
+    write_download(world / "d", [Shard([(n, None) for n in range(20)], [(n, None) for n in range(7)])])
+    os.utime(world / "d/00000.tar", (1, 1))
+    assert audit(world) == 1
+    assert document(world)["counts"]["missing"] == 13
