@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.digest import batch_digest
 from neuclip_scale.data.loader import LoadedBatch, TrainLoader
 from neuclip_scale.data.mixing import MixedOrder
+from neuclip_scale.data.required_audit import RequiredAudit, required_audit
 from neuclip_scale.data.run_manifest import run_manifest
 from neuclip_scale.data.shards import split_sources
 from neuclip_scale.data.skips import SkipLog, check_bad_fraction
@@ -83,6 +84,7 @@ class Trainer:
         model = plan_model(config)
         self.arithmetic = StepArithmetic.of(model, config, self.world_size)
         self.manifest = run_manifest(self.run_dir / "manifest.json", config.data)
+        self.audit = distributed.on_main(self._check_audit)
         self.num_steps = self._count_steps()
         if start_from is None:
             model.starting_values = pretrained_values(config.model, model)
@@ -391,6 +393,7 @@ class Trainer:
             "epochs_checked": state.epochs_checked,
             "epochs_wrong": state.epochs_wrong,
             "sources": self._sources(),
+            "audit": asdict(self.audit) if self.audit else None,
             "faulty_shards": len(self.manifest.faulty_shards),
             "cost": cost,
             "evaluation": evaluation,
@@ -398,6 +401,11 @@ class Trainer:
         if distributed.is_main():
             files.write_json(self.run_dir / "summary.json", summary)
         return summary
+
+    def _check_audit(self) -> RequiredAudit | None:
+        """The audit the recipe requires; raises `RequiredAuditError` when it does not hold for the training data."""
+        path = self.config.data.require_audit
+        return required_audit(Path(path), self.manifest.fingerprint) if path else None
 
     def _sources(self) -> list[dict[str, Any]]:
         """What was read of each source that has a weight."""

@@ -75,6 +75,7 @@ class Audit:
             "name": read.download.name,
             "path": str(read.download.path),
             "shards": len(read.shards),
+            "fingerprint": read.fingerprint,
             "tars": sum(shard.tar is not None for shard in read.download.shards),
             "bytes": sum(shard.num_bytes for shard in read.shards),
             "samples_in_tars": None if read.contents is None else sum(shard.num_samples or 0 for shard in read.shards),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
@@ -14,11 +11,7 @@ from neuclip_scale.audit.auditing import Audit
 from neuclip_scale.audit.findings import findings_of_download, findings_of_pair
 from neuclip_scale.audit.mattering import effect_of
 from neuclip_scale.audit.membership import CLASSES
-from neuclip_scale.files import json_ready
-
-FORMAT = 1
-_NOT_HASHED = ("created", "engine", "seconds", "digest", "neuclip_scale", "inputs")
-"""What may differ between two audits of the same data."""
+from neuclip_scale.data.required_audit import FORMAT, digest_of
 
 
 def build_document(audit: Audit) -> dict[str, Any]:
@@ -59,22 +52,5 @@ def build_document(audit: Audit) -> dict[str, Any]:
 
 
 def add_digest(document: dict[str, Any]) -> None:
-    """Set `digest`: 32 hex digits over what was found, equal on any engine and machine."""
+    """Set `digest`, over all the rest; a document whose own differs was changed by hand."""
     document["digest"] = digest_of(document)
-
-
-def digest_of(document: Mapping[str, Any]) -> str:
-    """What `digest` must be; a document whose own differs was changed by hand."""
-    found = {key: value for key, value in document.items() if key not in _NOT_HASHED}
-    found["downloads"] = [{key: value for key, value in part.items() if key != "path"} for part in found["downloads"]]
-    text = json.dumps(_rounded(json_ready(found)), sort_keys=True, ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _rounded(value: Any) -> Any:
-    """Engines sum in other orders: floats are compared to nine digits."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.9g}") if isinstance(value, float) else value

@@ -17,6 +17,7 @@ from neuclip_scale.audit.identity import Identity
 from neuclip_scale.audit.pictures import PictureShard, scan_pictures
 from neuclip_scale.audit.reasons import hosts_reached, with_resolver_failures
 from neuclip_scale.audit.scanning import ScanJob, ScannedShard
+from neuclip_scale.data.manifest import Manifest, ShardEntry
 from neuclip_scale.reshard.workers import ordered
 
 Progress = Callable[[str, int, int], None]
@@ -40,6 +41,14 @@ class ReadDownload:
     def sources(self) -> Sources:
         """For the fates of samples."""
         return Sources(self.attempts, self.contents, tuple(shard.name for shard in self.shards if shard.tar_fault))
+
+    @property
+    def fingerprint(self) -> str | None:
+        """That of a training run on these tars, see `Manifest.fingerprint`; None without samples."""
+        facts = {shard.name: shard for shard in self.shards}
+        tars = [(str(shard.tar), facts[shard.name]) for shard in self.download.shards if shard.tar]
+        entries = [ShardEntry(path, found.num_samples or 0, found.num_bytes, 0, 0) for path, found in sorted(tars)]
+        return Manifest(tuple(entries)).fingerprint if entries else None
 
     @property
     def damaged(self) -> list[dict[str, str]]:

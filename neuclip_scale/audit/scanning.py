@@ -190,6 +190,11 @@ def _texts(column: Any) -> list[str | None]:
     return [value.decode("utf-8", "replace") if isinstance(value, bytes) else _text(value) for value in values]
 
 
+def _sayable(text: str) -> str:
+    """`text` without lone surrogates, which no file of texts can hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
@@ -234,7 +239,7 @@ def _samples(path: Path, index: ShardIndex, identity: Identity, uids: _ParquetUi
                     uid, sha256 = _of_json(read_member(stream.fileno(), span, max_bytes=_MAX_JSON_BYTES), identity)
                 except (ValueError, ShardError) as error:
                     fault = f"its json cannot be read ({error})"
-            yield uid or uids.of(key) or key, key, fault, sha256
+            yield _sayable(uid or uids.of(key) or key), _sayable(key), fault and _sayable(fault), sha256
 
 
 def _size_fault(sizes: np.ndarray, pictures: np.ndarray) -> str | None:

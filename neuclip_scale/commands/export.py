@@ -93,6 +93,7 @@ def model_card(run: Path, recipe: Recipe, form: str) -> str:
         "",
         f"`{recipe.data.train}`: {summary.get('dataset_size', 'an unknown number of')} pairs, "
         f"{summary.get('samples_seen', 'unknown')} seen, {summary.get('samples_skipped', 'unknown')} skipped.",
+        *_audit(summary.get("audit")),
         "",
         "## Results",
         "",
@@ -110,6 +111,12 @@ def model_card(run: Path, recipe: Recipe, form: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _audit(audit: dict[str, Any] | None) -> list[str]:
+    if not audit:
+        return []
+    return [f"The data passed `neuclip audit` (download {audit['download']}, digest {audit['digest']})."]
 
 
 def _scores(evaluation: dict[str, Any], prefix: str = "") -> list[str]:

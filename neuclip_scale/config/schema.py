@@ -101,6 +101,9 @@ class DataConfig:
     """Pictures of more pixels are refused before they are decoded (decompression bombs)."""
     max_bad_fraction: float = 0.02
     """Training stops when more than this fraction of the samples read was unusable; fewer are counted and listed."""
+    require_audit: str = ""
+    """audit.json of `neuclip audit` that must be of these shards and without discrepancy; its digest goes into the
+    run's summary and the model card."""
 
 
 @dataclass(frozen=True, kw_only=True)

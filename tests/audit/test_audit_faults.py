@@ -89,6 +89,19 @@ def test_bytes_that_are_no_text(world: Path) -> None:
     assert document(world)["counts"]["downloaded"] == 40
 
 
+def test_names_that_are_no_text(world: Path) -> None:
+    with tarfile.open(world / "d/00001.tar", "w") as tar:
+        for place, data in enumerate((b'{"uid": "\\ud800"}', b'{"uid": 1e999}', b"{" * 5000, b"")):
+            for extension, content in (("jpg", b"picture"), ("json", data)):
+                info = tarfile.TarInfo(f"b\udcff{place}.{extension}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    (world / "d/00001.parquet").unlink()
+    assert audit(world) == 1
+    counts = document(world)["counts"]
+    assert (counts["in_tars"], counts["corrupt"], counts["orphaned"]) == (24, 2, 4)
+
+
 def test_links_and_paths_in_a_tar_are_no_samples(world: Path) -> None:
     with tarfile.open(world / "d/00001.tar", "w") as tar:
         link = tarfile.TarInfo("000000001.jpg")

@@ -20,9 +20,11 @@ from trainer_helpers import settings as run_settings
 
 from neuclip_scale.audit.errors import AuditError
 from neuclip_scale.commands.audit import main
+from neuclip_scale.commands.export import model_card
 from neuclip_scale.config import load_recipe
 from neuclip_scale.data.manifest import Manifest, ShardEntry
 from neuclip_scale.data.mixing import MixedOrder, create_order
+from neuclip_scale.data.required_audit import RequiredAudit, RequiredAuditError, required_audit
 from neuclip_scale.data.streams import StreamOrder
 from neuclip_scale.data.synthetic import write_synthetic_shards
 from neuclip_scale.trainer import Trainer
@@ -112,3 +114,41 @@ def test_a_run_on_other_data_is_refused(trained: Path, tmp_path: Path) -> None:
     arguments = ["--manifest", trained / "list.parquet", "--download", tmp_path / "d", "--run", trained / "run"]
     with pytest.raises(AuditError, match="no download has its 3 shards"):
         main([*map(str, arguments), "--output", str(tmp_path / "out"), "-j", "1"])
+
+
+def test_training_can_require_an_audit(trained: Path, tmp_path: Path) -> None:
+    good = [
+        "--manifest",
+        trained / "list.parquet",
+        "--download",
+        trained / "d",
+        "--output",
+        tmp_path / "good",
+        "-j",
+        "1",
+    ]
+    assert main(list(map(str, good))) == 0
+    path = tmp_path / "good/audit.json"
+    fingerprint = Manifest.load(trained / "run/manifest.json").fingerprint
+    digest = json.loads(path.read_bytes())["digest"]
+    assert required_audit(path, fingerprint) == RequiredAudit(digest, "d")
+
+    values = run_settings(trained / "d", tmp_path / "run", **{"train.num_steps": 1, "data.require_audit": str(path)})
+    values["data.max_bad_fraction"] = 0.5
+    assert Trainer(load_recipe("demo", values)).fit()["audit"] == {"digest": digest, "download": "d"}
+    card = model_card(tmp_path / "run", load_recipe(tmp_path / "run/config.yaml"), "safetensors")
+    assert f"passed `neuclip audit` (download d, digest {digest})" in card
+
+    with pytest.raises(RequiredAuditError, match="is of other shards"):
+        required_audit(path, "0" * 32)
+    strict = ["--manifest", trained / "list.parquet", "--download", trained / "d", "--deep", "-j", "1"]
+    assert main(list(map(str, [*strict, "--output", tmp_path / "bad"]))) == 1
+    values |= {"data.require_audit": str(tmp_path / "bad/audit.json"), "run_dir": str(tmp_path / "other")}
+    with pytest.raises(RequiredAuditError, match=r"found discrepancies \(1 sample is there but cannot be used"):
+        Trainer(load_recipe("demo", values))
+    path.write_text(path.read_text().replace('"missing": 0', '"missing": 1', 1))
+    with pytest.raises(RequiredAuditError, match="was changed after the audit"):
+        required_audit(path, fingerprint)
+    path.write_text("[]")
+    with pytest.raises(RequiredAuditError, match=r"no audit\.json"):
+        required_audit(path, fingerprint)
