@@ -5,6 +5,7 @@ The queries themselves are written once, with Ibis.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -161,6 +162,9 @@ def _spark(options: EngineOptions, scratch: Path) -> Any:
     import ibis
     from pyspark.sql import SparkSession
 
+    if options.master.startswith("local"):
+        # Executors of one machine find each other by its name, which need not resolve to it.
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     builder = (
         SparkSession.builder.master(options.master)
         .appName("neuclip audit")
