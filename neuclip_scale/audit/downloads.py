@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from neuclip_scale.audit.errors import AuditError, UsageError
 from neuclip_scale.data.manifest import Manifest, ManifestError
+from neuclip_scale.data.shards import storage
 
 MAX_STATS_BYTES = 16 << 20
 _STATS = "_stats.json"
+
+
+File = Path | str
+"""A local file, or the address of a remote one."""
+
+
+def fingerprint_of(file: File) -> list[object]:
+    """Name, size, and time or version of a file: what changes when it does. Raises OSError, `StorageError`."""
+    if isinstance(file, str):
+        facts = storage.facts(file)
+        return [file, facts.num_bytes, facts.version]
+    status = file.stat()
+    return [str(file), status.st_size, status.st_mtime_ns]
 
 
 @dataclass(frozen=True)
@@ -21,18 +37,34 @@ class DownloadedShard:
 
     name: str
     """`00000`, what the files' names have in common."""
-    tar: Path | None = None
-    parquet: Path | None = None
-    stats: Path | None = None
+    tar: File | None = None
+    parquet: File | None = None
+    stats: File | None = None
 
     @property
     def fingerprint(self) -> str:
         """Changes when a file does."""
-        found = []
-        for path in (self.tar, self.parquet, self.stats):
-            status = path.stat() if path else None
-            found.append(None if status is None else [str(path), status.st_size, status.st_mtime_ns])
+        found = [None if file is None else fingerprint_of(file) for file in (self.tar, self.parquet, self.stats)]
         return hashlib.blake2b(json.dumps(found).encode(), digest_size=6).hexdigest()
+
+    @contextmanager
+    def on_disk(self, folder: Path) -> Iterator[DownloadedShard]:
+        """The same with every remote file as a copy in `folder`, which is removed at the end of the block.
+
+        Raises `StorageError` for what cannot be fetched.
+        """
+        files = {"tar": self.tar, "parquet": self.parquet, "stats": self.stats}
+        if not any(isinstance(file, str) for file in files.values()):
+            yield self
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            for kind, file in files.items():
+                if isinstance(file, str):
+                    copy = Path(name) / storage.base_name(file)
+                    storage.fetch(file, copy)
+                    files[kind] = copy
+            yield DownloadedShard(self.name, **files)
 
 
 @dataclass(frozen=True)
@@ -41,7 +73,7 @@ class Download:
 
     name: str
     """How the report calls it."""
-    path: Path
+    path: File
     shards: tuple[DownloadedShard, ...]
 
     @property
@@ -62,8 +94,15 @@ def find_download(text: str, taken: Iterable[str] = ()) -> Download:
     name, mark, rest = text.partition("=")
     if not mark or "/" in name:
         name, rest = "", text
+    remote = storage.is_remote(rest)
     path = Path(rest)
-    base = path.stem if path.is_file() else path.resolve().name
+    base = (
+        rest.partition("?")[0].rstrip("/").rpartition("/")[2]
+        if remote
+        else path.stem
+        if path.is_file()
+        else path.resolve().name
+    )
     name = name or _slug(base)
     if name != _slug(name):
         raise UsageError(f"--download {text!r}: the name may have letters, digits, - and _.")
@@ -71,8 +110,9 @@ def find_download(text: str, taken: Iterable[str] = ()) -> Download:
         if mark and "/" not in text.partition("=")[0]:
             raise UsageError(f"--download {text!r}: the name {name} was given twice.")
         name = next(f"{name}-{number}" for number in range(2, 1000) if f"{name}-{number}" not in taken)
-    shards = _of_manifest(path) if path.is_file() else _of_folder(path)
-    return Download(name, path, shards)
+    if remote:
+        return Download(name, rest, _of_address(rest))
+    return Download(name, path, _of_manifest(path) if path.is_file() else _of_folder(path))
 
 
 def _slug(text: str) -> str:
@@ -84,18 +124,38 @@ def _of_folder(path: Path) -> tuple[DownloadedShard, ...]:
         raise AuditError(
             f"--download {path}: there is no such folder. Give one that img2dataset or `neuclip reshard` wrote."
         )
-    files: dict[str, dict[str, Path]] = {}
-    for file in path.iterdir():
-        if file.name.startswith(".") or not file.is_file():
+    return _grouped({file.name: file for file in path.iterdir() if file.is_file()}, path)
+
+
+def _of_address(address: str) -> tuple[DownloadedShard, ...]:
+    try:
+        found = storage.remote_matches(below(address, "*"))
+    except storage.StorageError as error:
+        raise AuditError(f"--download {address}: {error}") from error
+    return _grouped({storage.base_name(each): each for each in found}, address)
+
+
+def below(address: str, pattern: str) -> str:
+    """`pattern` in the remote folder `address`, whose query (of an S3 server, say) stays at the end."""
+    place, mark, query = address.partition("?")
+    return f"{place.rstrip('/')}/{pattern}{mark}{query}"
+
+
+def _grouped(named: Mapping[str, File], folder: File) -> tuple[DownloadedShard, ...]:
+    """Files by their shards."""
+    files: dict[str, dict[str, File]] = {}
+    for name, file in named.items():
+        stem, _, extension = name.rpartition(".")
+        if name.startswith("."):
             continue
-        if file.name.endswith(_STATS):
-            files.setdefault(file.name.removesuffix(_STATS), {})["stats"] = file
-        elif file.suffix in (".tar", ".parquet") and file.stem != "manifest":
-            files.setdefault(file.stem, {})[file.suffix[1:]] = file
+        if name.endswith(_STATS):
+            files.setdefault(name.removesuffix(_STATS), {})["stats"] = file
+        elif extension in ("tar", "parquet") and stem != "manifest":
+            files.setdefault(stem, {})[extension] = file
     shards = tuple(DownloadedShard(name, **kinds) for name, kinds in sorted(files.items()))
     if not any(shard.tar or shard.parquet for shard in shards):
         raise AuditError(
-            f"--download {path}: holds neither .tar nor .parquet. Give the folder of the shards themselves."
+            f"--download {folder}: holds neither .tar nor .parquet. Give the folder of the shards themselves."
         )
     return shards
 
@@ -115,5 +175,5 @@ def _of_manifest(path: Path) -> tuple[DownloadedShard, ...]:
     names = [shard.name for shard in shards]
     if len(set(names)) < len(names):
         # Sets joined from several folders: the folder tells their shards apart.
-        shards = [DownloadedShard(str(s.tar.parent / s.name), s.tar, s.parquet, s.stats) for s in shards if s.tar]
+        shards = [replace(shard, name=str(Path(str(shard.tar)).with_suffix(""))) for shard in shards]
     return tuple(shards)

@@ -25,7 +25,11 @@ def join_pools(downloads: Sequence[Download], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for download in downloads:
         for shard in download.shards:
-            for file in filter(None, (shard.tar, shard.parquet)):
+            for file in (shard.tar, shard.parquet):
+                if file is None:
+                    continue
+                if isinstance(file, str):
+                    raise EmpiricalError(f"--empirical: {file} is remote. Copy the download first.")
                 link = folder / f"{download.name}-{file.name}"
                 if shard.tar and not link.is_symlink():
                     link.symlink_to(file.resolve())

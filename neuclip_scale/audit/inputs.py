@@ -45,7 +45,7 @@ def open_inputs(request: AuditRequest, cache: Path) -> Inputs:
     for text in request.downloads:
         downloads.append(find_download(text, [download.name for download in downloads]))
     runs = tuple(map(read_run, request.runs))
-    identity, notes = _identity(request, published, downloads)
+    identity, notes = _identity(request, published, downloads, cache)
     notes += [
         f"{d.name}: no parquet, so why samples are missing is not known." for d in downloads if not d.has_attempts
     ]
@@ -97,10 +97,10 @@ def _stamp(path: Path) -> str:
 
 
 def _identity(
-    request: AuditRequest, published: PublishedList, downloads: Sequence[Download]
+    request: AuditRequest, published: PublishedList, downloads: Sequence[Download], cache: Path
 ) -> tuple[Identity, list[str]]:
     """What makes samples the same, and notes on it."""
-    without = [download.name for download in downloads if not _has_uids(download)]
+    without = [download.name for download in downloads if not _has_uids(download, cache)]
     if request.identity == "uid" or (request.identity == "auto" and published.uid and not without):
         if not published.uid:
             raise UsageError("--identity uid: the list has no column uid. Leave the option out.")
@@ -116,9 +116,13 @@ def _identity(
     return "url", [note]
 
 
-def _has_uids(download: Download) -> bool:
+def _has_uids(download: Download, cache: Path) -> bool:
     """Whether the first readable shards tell uids."""
-    return any(_parquet_has_uid(shard) or _tar_has_uid(shard) for shard in download.shards[:_LOOKED_AT])
+    for shard in download.shards[:_LOOKED_AT]:
+        with shard.on_disk(cache / "fetched") as local:
+            if _parquet_has_uid(local) or _tar_has_uid(local):
+                return True
+    return False
 
 
 def _parquet_has_uid(shard: DownloadedShard) -> bool:

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from neuclip_scale.audit.downloads import File, below, fingerprint_of
 from neuclip_scale.audit.engines import Engine
 from neuclip_scale.audit.errors import AuditError
 from neuclip_scale.audit.identity import Identity, normal_uids, url_uids
+from neuclip_scale.data.shards import storage
+from neuclip_scale.data.shards.storage import StorageError
 from neuclip_scale.files import atomic_file
 
 _TEXT_SUFFIXES = (".tsv", ".csv", ".txt")
@@ -49,16 +52,15 @@ def find_list(text: str, scratch: Path) -> PublishedList:
 
     Raises `AuditError` for a file that cannot be read to its end or that has neither uids nor urls.
     """
-    path = Path(text)
-    names = (
-        [str(p) for p in path.rglob("*") if p.suffix in (".parquet", *_TEXT_SUFFIXES)]
-        if path.is_dir()
-        else ([text] if path.is_file() else glob.glob(text, recursive=True))
-    )
-    files = [Path(name) for name in sorted(names)]
-    if not files:
+    found = _find(text)
+    if not found:
         raise AuditError(f"--manifest {text}: no parquet and no .tsv there. Give the published list.")
-    fingerprint = _fingerprint(files)
+    try:
+        stamps = [fingerprint_of(file) for file in found]
+        fingerprint = hashlib.blake2b(json.dumps(stamps).encode(), digest_size=8).hexdigest()
+        files = [_on_disk(file, scratch / f"list-{fingerprint}", place) for place, file in enumerate(found)]
+    except (OSError, StorageError) as error:
+        raise AuditError(f"--manifest {text}: {error}") from error
     if any(file.suffix in _TEXT_SUFFIXES for file in files):
         target = scratch / f"list-{fingerprint}.parquet"
         if not target.exists():
@@ -76,9 +78,33 @@ def _first(names: tuple[str, ...], columns: tuple[str, ...]) -> str:
     return next((name for name in names if name in columns), "")
 
 
-def _fingerprint(files: list[Path]) -> str:
-    found = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    return hashlib.blake2b(json.dumps(found).encode(), digest_size=8).hexdigest()
+def _find(text: str) -> list[File]:
+    """Files of the list, sorted; raises `AuditError`."""
+    suffixes = (".parquet", *_TEXT_SUFFIXES)
+    if not storage.is_remote(text):
+        path = Path(text)
+        if path.is_dir():
+            return sorted(file for file in path.rglob("*") if file.suffix in suffixes)
+        return [path] if path.is_file() else sorted(map(Path, glob.glob(text, recursive=True)))
+    if text.partition("?")[0].endswith(suffixes) and "*" not in text:
+        return [text]
+    try:
+        return list(storage.remote_matches(text if "*" in text else below(text, "*.parquet")))
+    except StorageError as error:
+        raise AuditError(f"--manifest {text}: {error}") from error
+
+
+def _on_disk(file: File, folder: Path, place: int) -> Path:
+    """The file itself, or a copy of a remote one, which is kept."""
+    if isinstance(file, Path):
+        return file
+    target = folder / f"{place:06d}-{storage.base_name(file)}"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{target.name}.tmp"
+        storage.fetch(file, partial)
+        partial.rename(target)
+    return target
 
 
 def _columns(files: list[Path]) -> tuple[str, ...]:

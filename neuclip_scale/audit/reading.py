@@ -18,6 +18,7 @@ from neuclip_scale.audit.pictures import PictureShard, scan_pictures
 from neuclip_scale.audit.reasons import hosts_reached, with_resolver_failures
 from neuclip_scale.audit.scanning import ScanJob, ScannedShard
 from neuclip_scale.data.manifest import Manifest, ShardEntry
+from neuclip_scale.data.shards import ShardError
 from neuclip_scale.reshard.workers import ordered
 
 Progress = Callable[[str, int, int], None]
@@ -81,8 +82,8 @@ def read_download(
         for shard in ordered(pool, job, download.shards, 4 * num_workers):
             shards.append(shard)
             progress(stage, len(shards), len(download.shards))
-    except OSError as error:
-        what = f"{error.filename or ''} {error.strerror or error}"
+    except (OSError, ShardError) as error:
+        what = f"{error.filename or ''} {error.strerror or error}" if isinstance(error, OSError) else str(error)
         raise AuditError(f"{stage}: {what}. Mend that and run the same command again: it goes on.") from error
     attempts, contents = (
         engine.parquet(files) if (files := job.files(kind, download.shards)) else None
@@ -115,7 +116,9 @@ def decode_pictures(
     contents, done = read.contents, 0
     if contents is None:
         return read
-    tars = [(shard.name, shard.tar) for shard in read.download.shards if shard.tar]
+    if isinstance(read.download.path, str):
+        raise AuditError(f"--deep: {read.download.path} is remote, and every picture would be fetched. Copy it first.")
+    tars = [(shard.name, Path(shard.tar)) for shard in read.download.shards if shard.tar]
 
     def count(_: PictureShard) -> None:
         nonlocal done

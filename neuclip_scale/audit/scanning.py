@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from neuclip_scale.audit.addresses import host_of
-from neuclip_scale.audit.downloads import MAX_STATS_BYTES, DownloadedShard
+from neuclip_scale.audit.downloads import MAX_STATS_BYTES, DownloadedShard, File
 from neuclip_scale.audit.identity import Identity, normal_uid, url_uid
 from neuclip_scale.audit.reasons import reason_of
 from neuclip_scale.data.shards import MAX_MEMBER_BYTES, ShardError, ShardIndex, index_shard, read_member
@@ -63,12 +63,18 @@ class ScanJob:
         done = self.folder / "shards" / f"{stem}.json"
         if done.exists():
             return ScannedShard(**json.loads(done.read_bytes()))
+        with shard.on_disk(self.folder / "fetched") as local:
+            scanned = self._read(local, stem)
+        write_json(done, asdict(scanned))
+        return scanned
+
+    def _read(self, shard: DownloadedShard, stem: str) -> ScannedShard:
         uids = _ParquetUids(shard.parquet, self.identity)
         num_attempted, parquet_fault = self._read_attempts(shard, stem)
         num_samples, num_corrupt, tar_fault = None, 0, ""
         if shard.tar:
             num_samples, num_corrupt, tar_fault = self._read_contents(shard, stem, uids)
-        scanned = ScannedShard(
+        return ScannedShard(
             shard.name,
             num_attempted,
             num_samples,
@@ -76,10 +82,8 @@ class ScanJob:
             tar_fault,
             parquet_fault,
             _day(shard.stats),
-            shard.tar.stat().st_size if shard.tar else 0,
+            Path(shard.tar).stat().st_size if shard.tar else 0,
         )
-        write_json(done, asdict(scanned))
-        return scanned
 
     def files(self, kind: str, shards: Sequence[DownloadedShard]) -> list[Path]:
         """The files that reading `shards` has left, of kind `attempts` or `contents`."""
@@ -96,7 +100,7 @@ class ScanJob:
                 "attempts", stem, _attempts(shard, self.identity), (*ATTEMPT_COLUMNS, "host", "reason")
             ), ""
         except (pa.ArrowException, UnreadableError) as error:
-            return None, f"{shard.parquet.name}: {str(error).splitlines()[0]}"
+            return None, f"{Path(shard.parquet).name}: {str(error).splitlines()[0]}"
 
     def _read_contents(self, shard: DownloadedShard, stem: str, uids: _ParquetUids) -> tuple[int, int, str]:
         assert shard.tar is not None
@@ -152,7 +156,7 @@ def _uids(part: dict[str, list[Any]], identity: Identity) -> list[str | None]:
     return [None if uid is None else normal_uid(uid) for uid in part["uid"]]
 
 
-def _columns(path: Path | None, names: Sequence[str], needed: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
+def _columns(path: File | None, names: Sequence[str], needed: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
     """Columns as lists of texts, None where one is absent or null."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -202,7 +206,7 @@ def _text(value: Any) -> str | None:
 class _ParquetUids:
     """Uids by key, for samples whose json tells none; read when first asked for."""
 
-    def __init__(self, path: Path | None, identity: Identity) -> None:
+    def __init__(self, path: File | None, identity: Identity) -> None:
         self._path = path
         self._identity: Identity = identity
         self._by_key: dict[str, str] | None = None
@@ -225,7 +229,7 @@ Sample = tuple[str, str, str | None, str | None]
 """Uid, key, fault, sha256 of the original bytes."""
 
 
-def _samples(path: Path, index: ShardIndex, identity: Identity, uids: _ParquetUids) -> Iterator[Sample]:
+def _samples(path: File, index: ShardIndex, identity: Identity, uids: _ParquetUids) -> Iterator[Sample]:
     extensions = np.array([name in IMAGE_EXTENSIONS for name in index.extensions], dtype=bool)
     with open(path, "rb", buffering=0) as stream:
         for position, key in enumerate(index.keys):
@@ -277,14 +281,14 @@ def _sha256(raw: bytes) -> str | None:
     )
 
 
-def _day(path: Path | None) -> str:
+def _day(path: File | None) -> str:
     """The day a shard's download began; empty where its `_stats.json` does not tell."""
     from datetime import datetime, timezone
 
     try:
         if path is None or os.path.getsize(path) > MAX_STATS_BYTES:
             return ""
-        value = json.loads(path.read_bytes())["start_time"]
+        value = json.loads(Path(path).read_bytes())["start_time"]
         return datetime.fromtimestamp(float(value), timezone.utc).strftime("%Y-%m-%d")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return ""

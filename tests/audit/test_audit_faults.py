@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from audit_worlds import Shard, uid_of, url_of, write_download, write_published
+from s3_server import s3_bucket
 
 from neuclip_scale.audit.errors import AuditError
 from neuclip_scale.commands.audit import main
@@ -148,6 +149,23 @@ def test_a_list_that_cannot_be_used(world: Path, damage: str) -> None:
 def test_bad_usage(world: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert audit(world, *more) == 2
     assert message in capsys.readouterr().err
+
+
+def test_s3_is_the_same_as_a_folder(world: Path) -> None:
+    write_published(world / "list.parquet", list(range(43)))
+    assert audit(world) == 1
+    expected = document(world)
+    with s3_bucket(world, "pool/world", world / "log") as address:
+        arguments = ["--manifest", address.format(name="/list.parquet"), "--download", address.format(name="/d")]
+        arguments += ["--output", str(world / "remote"), "-j", "2"]
+        assert main(arguments) == 1
+        found = json.loads((world / "remote/audit.json").read_bytes())
+        assert found["digest"] == expected["digest"]
+        assert not list((world / "remote/cache/download-0/fetched").iterdir())
+        with pytest.raises(AuditError, match="Copy it first"):
+            main([*arguments, "--deep"])
+        with pytest.raises(AuditError, match=r"neither \.tar nor \.parquet|No such|not found"):
+            main(["--manifest", arguments[1], "--download", address.format(name="/void"), *arguments[4:]])
 
 
 def test_a_download_that_is_not_there(world: Path) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from data_helpers import make_loader, take
+from s3_server import s3_bucket
 from web_server import Shelf, web_server
 
 from neuclip_scale.config import DataConfig
@@ -46,40 +43,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def s3(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A bucket of moto's server, a real process that speaks S3; gives an address without the shards' names."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with open(tmp_path_factory.mktemp("moto") / "log", "wb") as log:
-        server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=log, stderr=log)
-    before = dict(os.environ)
-    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
-    try:
-        _wait_for(port, server)
-        from pyarrow.fs import S3FileSystem
-
-        options = {"endpoint_override": f"127.0.0.1:{port}", "scheme": "http", "region": "us-east-1"}
-        system = S3FileSystem(**options, allow_bucket_creation=True)
-        system.create_dir("pool/train")
-        for path in folder.iterdir():
-            with system.open_output_stream(f"pool/train/{path.name}") as out:
-                out.write(path.read_bytes())
-        yield "s3://pool/train{name}?" + "&".join(f"{key}={value}" for key, value in options.items())
-    finally:
-        server.kill()
-        server.wait()
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        assert server.poll() is None, "moto's server ended"
-        time.sleep(0.1)
-    raise AssertionError("moto's server did not begin to listen")
+    with s3_bucket(folder, "pool/train", tmp_path_factory.mktemp("moto") / "log") as address:
+        yield address
 
 
 def batches(manifest: Manifest, **options: object) -> list[tuple[list[str], list[int]]]:
