@@ -9,6 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from neuclip_scale.data.shards import read_member
 from neuclip_scale.reshard.errors import ReshardError
 from neuclip_scale.reshard.state import OddIndex, SavedPlan
@@ -63,12 +65,12 @@ class Sources:
         """Whether samples of a shard can be read by their extents."""
         return self._saved.sources[shard].is_plain
 
-    def read_extents(self, extents: Sequence[tuple[int, int, int]]) -> bytearray:
-        """The bytes of samples (shard, first block, blocks), back to back; what follows in a file is read in one go.
+    def read_extents(self, extents: Sequence[tuple[int, int, int]]) -> np.ndarray:
+        """The bytes [bytes] uint8 of samples (shard, first block, blocks), back to back; what follows in a file is read in one go.
 
         Raises `ReshardError` when a shard is no longer what was planned.
         """
-        content = bytearray(BLOCK * sum(length for *_, length in extents))
+        content = np.empty(BLOCK * sum(length for *_, length in extents), dtype=np.uint8)
         view, done = memoryview(content), 0
         for shard, first, length in _joined(extents):
             part = view[done : done + length * BLOCK]
