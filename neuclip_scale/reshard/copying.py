@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from neuclip_scale.data.shards.index import index_plain_shard
+from neuclip_scale.reshard.buffers import Buffer
 from neuclip_scale.reshard.errors import ReshardError, told_to_user
 from neuclip_scale.reshard.images import IMAGE_EXTENSIONS, ImageError, ImageWork, face_boxes
 from neuclip_scale.reshard.matching import Rows
@@ -127,12 +128,12 @@ def _write_by_source(writer: Writer, sources: Sources, rows: Rows, keys: list[st
     order = np.lexsort((rows.first, rows.shard)).tolist()
     triples = list(zip(rows.shard.tolist(), rows.first.tolist(), rows.length.tolist(), strict=True))
     is_plain = [sources.is_plain(shard) for shard, *_ in triples]
-    written: Written = {}
+    written, spare = Written(), Buffer()
     for batch in _batches(order, is_plain, [length for *_, length in triples]):
         if is_plain[batch[0]]:
             extents = sources.read_extents([triples[row] for row in batch])
             lengths = [triples[row][2] * BLOCK for row in batch]
-            patched = patch(extents, lengths, [keys[row] for row in batch])
+            patched = patch(extents, lengths, [keys[row] for row in batch], spare)
             # A sample that takes other room than planned has members that are dropped.
             if patched is not None and patched.lengths == [room[row] for row in batch]:
                 writer.write_extents(patched.content, patched.lengths, [offsets[row] for row in batch])

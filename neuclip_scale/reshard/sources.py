@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from neuclip_scale.data.shards import read_member
+from neuclip_scale.reshard.buffers import Buffer
 from neuclip_scale.reshard.errors import ReshardError
 from neuclip_scale.reshard.state import OddIndex, SavedPlan
 from neuclip_scale.reshard.tar_header import BLOCK, members_of
@@ -33,6 +34,7 @@ class Sources:
     def __init__(self, saved: SavedPlan, folder: Path) -> None:
         self._saved = saved
         self._folder = folder
+        self._buffer = Buffer()
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def __enter__(self) -> Sources:
@@ -66,12 +68,13 @@ class Sources:
         return self._saved.sources[shard].is_plain
 
     def read_extents(self, extents: Sequence[tuple[int, int, int]]) -> np.ndarray:
-        """The bytes [bytes] uint8 of samples (shard, first block, blocks), back to back; what follows in a file is read in one go.
+        """Bytes [bytes] uint8 of samples (shard, first block, blocks), back to back.
 
-        Raises `ReshardError` when a shard is no longer what was planned.
+        What follows each other in a file is read in one go. The next call overwrites them. Raises `ReshardError` when a
+        shard is no longer what was planned.
         """
-        content = np.empty(BLOCK * sum(length for *_, length in extents), dtype=np.uint8)
-        view, done = memoryview(content), 0
+        content = self._buffer.take(BLOCK * sum(length for *_, length in extents))
+        view, done = content.data, 0
         for shard, first, length in _joined(extents):
             part = view[done : done + length * BLOCK]
             if os.preadv(self._descriptor(shard), [part], first * BLOCK) < len(part):

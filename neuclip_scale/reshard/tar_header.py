@@ -42,15 +42,18 @@ def member_header(name: str, size: int) -> bytes:
 def member_headers(keys: np.ndarray, extensions: np.ndarray, sizes: np.ndarray) -> np.ndarray | None:
     """[m, 512] uint8: `member_header` of KEY.EXTENSION, both [m] bytes, and size [m] int64; None if a name is too long.
 
-    All keys fill their width.
+    Raises ValueError for keys that are not equally long.
     """
     shifts = 3 * np.arange(10, -1, -1)
     after = keys.dtype.itemsize + 1
     width = int(np.char.str_len(extensions).max())
     if after + width > NAME_BYTES:
         return None
+    letters = keys.view(np.uint8).reshape(len(keys), -1)
+    if not letters.all():
+        raise ValueError("keys are not equally long")
     headers = np.broadcast_to(_TEMPLATE, (len(keys), BLOCK)).copy()
-    headers[:, : after - 1] = keys.view(np.uint8).reshape(len(keys), -1)
+    headers[:, : after - 1] = letters
     headers[:, after - 1] = ord(".")
     headers[:, after : after + width] = extensions.astype(f"S{width}").view(np.uint8).reshape(len(keys), -1)
     headers[:, 124:135] = (sizes[:, None] >> shifts & 7) + 0x30

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from neuclip_scale.reshard.buffers import Buffer
 from neuclip_scale.reshard.errors import ReshardError
 from neuclip_scale.reshard.sources import Part
 from neuclip_scale.reshard.tar_header import BLOCK, END_OF_ARCHIVE, PADDING, member_header
@@ -28,7 +29,7 @@ class Writer:
         self._descriptor = descriptor
         self._parts: list[bytes | memoryview] = []
         self._start = 0
-        self._read = bytearray()
+        self._buffer = Buffer()
 
     def add_sample(self, offset: int, key: str, members: list[Part]) -> list[int]:
         """Write a sample at `offset` as headers and members; returns the CRC-32 of each member's bytes."""
@@ -46,7 +47,7 @@ class Writer:
 
     def write_extents(self, content: np.ndarray, lengths: Sequence[int], offsets: Sequence[int]) -> None:
         """Write parts of `content` [bytes] uint8, `lengths` bytes each and back to back, at `offsets`."""
-        view, begin, done = memoryview(content), 0, 0
+        view, begin, done = content.data, 0, 0
         for number, length in enumerate(lengths):
             done += length
             is_last = number + 1 == len(lengths)
@@ -70,9 +71,7 @@ class Writer:
         done = 0
         while done < len(data):
             done += os.pwrite(self._descriptor, data[done:], offset + done)
-        if len(self._read) < len(data):
-            self._read = bytearray(len(data))
-        read = memoryview(self._read)[: len(data)]
+        read = self._buffer.take(len(data)).data
         if os.preadv(self._descriptor, [read], offset) < len(data) or not _equal(read, data):
             raise ReshardError(
                 f"bytes {offset} to {offset + len(data)} read back otherwise than written. Check the disk."

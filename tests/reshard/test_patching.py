@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neuclip_scale.reshard.buffers import Buffer
 from neuclip_scale.reshard.patching import Patched, patch
 from neuclip_scale.reshard.tar_header import BLOCK, PADDING, member_header, members_of
 
@@ -39,7 +40,7 @@ def extent(key: str, members: Members, form: int = tarfile.GNU_FORMAT, **fields:
 def patched(part: bytes, keys: list[str]) -> Patched | None:
     """`part`, one sample, patched; checks that what cannot be patched stays as it was."""
     content = np.frombuffer(bytearray(part), dtype=np.uint8)
-    found = patch(content, [len(part)], keys)
+    found = patch(content, [len(part)], keys, Buffer())
     assert found is not None or content.tobytes() == part
     return found
 
@@ -53,7 +54,7 @@ def test_it_makes_the_bytes_of_the_slow_road(samples: list[dict[str, bytes]], ti
     ]
     keys = [f"{number:012d}" for number in range(len(samples))]
     content = np.frombuffer(bytearray(b"".join(extents)), dtype=np.uint8)
-    found = patch(content, [len(part) for part in extents], keys)
+    found = patch(content, [len(part) for part in extents], keys, Buffer())
     pieces, crcs = [], []
     for key, part in zip(keys, extents, strict=True):
         piece, row = b"", []
@@ -120,9 +121,9 @@ def test_samples_must_begin_where_they_should() -> None:
     part = extent("a", GOOD) * 2
     content = np.frombuffer(bytearray(part), dtype=np.uint8)
     half = len(part) // 2
-    assert patch(content, [half - BLOCK, half + BLOCK], ["k1", "k2"]) is None
+    assert patch(content, [half - BLOCK, half + BLOCK], ["k1", "k2"], Buffer()) is None
     assert content.tobytes() == part
-    assert patch(content, [half, half], ["k1", "k2"]) is not None
+    assert patch(content, [half, half], ["k1", "k2"], Buffer()) is not None
 
 
 def test_a_name_that_does_not_fit_is_left_to_the_slow_road() -> None:

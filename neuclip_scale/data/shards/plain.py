@@ -24,7 +24,6 @@ _WINDOW_BYTES = 8192
 _FILES_AT_ONCE = 1024
 """Files whose headers are checked together: half a MiB or, with pax headers, three times that."""
 _ZEROS = bytes(BLOCK)
-FILE_KINDS = (0x30, 0)  # "0" and what it was before POSIX
 _PAX_TIMES = re.compile(rb"([0-9]{1,3} [amc]time=-?[0-9.]+\n)+")
 # Octal numbers: mode, uid, gid, size, mtime, checksum; devmajor, devminor.
 _NUMBERS = (slice(100, 156), slice(329, 345))
@@ -96,7 +95,7 @@ def _checked_names(headers: bytearray, after_pax: bytearray) -> np.ndarray:
     slash = names == ord("/")
     is_plain = (
         are_sound(files)
-        and np.isin(files[:, 156], FILE_KINDS).all()
+        and are_files(files)
         and not (slash[:, :-1] & (names[:, 1:] == 0)).any()  # folders in tars older than POSIX
         and not slash[:, -1].any()
         and are_sound(blocks[pax_at])
@@ -112,7 +111,7 @@ def _tell_times_only(contents: np.ndarray, sizes: np.ndarray) -> bool:
 
 
 def _are_one_mtime(contents: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Which blocks [p, 512] hold "NN mtime=SECONDS" and an end of line, NN bytes, and no more: what `tarfile` writes."""
+    """Which blocks [p, 512] hold "NN mtime=SECONDS" and an end of line, NN bytes in all, as `tarfile` writes."""
     text, place = contents[:, :100], np.arange(100)
     digits = text[:, :2] - np.uint8(0x30)
     is_seconds = (text - np.uint8(ord("0")) < 10) | (text == ord("."))
@@ -143,6 +142,11 @@ def are_sound(blocks: np.ndarray) -> bool:
     cut = (name[:, :-1] == 0) & (name[:, 1:] != 0)
     wrong = late.any() or cut.any() or (octal(stored) != actual).any()
     return bool((digit | blank).all() and not (wrong or blocks[:, 345].any() or _is_digit(blocks[:, 135]).any()))
+
+
+def are_files(blocks: np.ndarray) -> bool:
+    """Whether all headers [h, 512] are of regular files: kind "0", and what it was before POSIX."""
+    return bool(((blocks[:, 156] == ord("0")) | (blocks[:, 156] == 0)).all())
 
 
 def octal(columns: np.ndarray) -> np.ndarray:
