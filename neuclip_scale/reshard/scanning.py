@@ -17,7 +17,8 @@ from neuclip_scale.reshard.sidecar import Sidecar, read_sidecar
 from neuclip_scale.reshard.uids import Uids, parse_uids
 
 BLOCK = 512
-_JSONS_AT_ONCE = 1024
+_JSONS_AT_ONCE, _JSON_BYTES = 1024, 1 << 16
+"""Read together; a larger one is read by itself."""
 
 
 @dataclass(frozen=True)
@@ -117,15 +118,15 @@ def _json_uids(path: Path, index: ShardIndex) -> tuple[list[str | None], dict[in
     is_json = index.member_extension == index.extensions.index("json")
     members = np.flatnonzero(is_json & (index.member_size <= MAX_MEMBER_BYTES))  # others are told for their size
     samples = np.searchsorted(index.starts, members, side="right") - 1
-    spans = list(zip(index.member_offset[members].tolist(), index.member_size[members].tolist(), strict=True))
+    spans = list(zip(index.member_size[members].tolist(), index.member_offset[members].tolist(), strict=True))
     with open(path, "rb", buffering=0) as stream:
         descriptor = stream.fileno()
         for begin in range(0, len(members), _JSONS_AT_ONCE):
-            raws = [os.pread(descriptor, size, offset) for offset, size in spans[begin : begin + _JSONS_AT_ONCE]]
-            rows = samples[begin : begin + _JSONS_AT_ONCE].tolist()
-            for sample, raw, uid in zip(rows, raws, plain_uids(raws), strict=True):
+            rows = slice(begin, begin + _JSONS_AT_ONCE)
+            raws = [os.pread(descriptor, *span) if span[0] <= _JSON_BYTES else b"" for span in spans[rows]]
+            for sample, span, raw, uid in zip(samples[rows].tolist(), spans[rows], raws, plain_uids(raws), strict=True):
                 try:
-                    uids[sample] = uid or json_uid(raw)
+                    uids[sample] = uid or json_uid(raw or os.pread(descriptor, *span))
                 except ValueError as error:
                     reasons[sample] = f"its json cannot be read ({error})"
     return uids, reasons

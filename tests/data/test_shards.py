@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
 from contextlib import suppress
 from dataclasses import fields
@@ -24,6 +25,8 @@ from neuclip_scale.data.shards import (
     write_shard,
 )
 from neuclip_scale.data.shards.index import _index_by_tarfile, index_plain_shard
+from neuclip_scale.data.shards.names import split_name, split_names
+from neuclip_scale.data.shards.plain import _are_one_mtime, _tells_times_only
 
 
 def sample(number: int, **more: Any) -> dict[str, Any]:
@@ -255,6 +258,50 @@ def test_what_webdataset_and_img2dataset_write_takes_the_fast_road(tmp_path: Pat
     index = index_plain_shard(path)
     assert index is not None
     assert (index.num_samples, index.fault) == (count, "")
+
+
+NAMES = st.one_of(
+    st.from_regex(r"[a-c0-9_é]{0,9}\.[a-zA-Z.é]{0,17}", fullmatch=True),
+    st.from_regex(r"[a-c0-9]{1,12}\.(jpg|JSON|seg\.png)", fullmatch=True),
+    st.sampled_from(["", "a", "a/b.jpg", "__m__.x", "k" * 82 + ".jpg", "k" * 83 + ".jpg", "k" * 96 + ".jpg"]),
+)
+
+
+@given(st.one_of(st.lists(NAMES, min_size=1, max_size=4), st.lists(NAMES, min_size=1, max_size=1)))
+def test_names_split_at_once_are_split_as_one_by_one(names: list[str]) -> None:
+    rows = np.array([name.encode() for name in names], dtype="S100").view(np.uint8).reshape(-1, 100)
+    split = split_names(rows)
+    if split is None:
+        usual = [name for name in names if re.fullmatch(r"[^._/][^./]{0,81}\.[^/é]{1,16}", name)]
+        assert len(usual) < len(names)
+    else:
+        keys, extensions = ([raw.decode() for raw in part.tolist()] for part in split)
+        assert list(zip(keys, extensions, strict=True)) == [split_name(name) for name in names]
+
+
+RECORDS = st.builds(
+    lambda length, name, value, end, rest: f"{length} {name}={value}".encode() + end + rest,
+    st.integers(0, 120),
+    st.sampled_from(["mtime", "atime", "path", "mtimes"]),
+    st.from_regex(r"[0-9.]{0,12}|-1\.5|1e5|[0-9.]{80,95}", fullmatch=True),
+    st.sampled_from([b"\n", b"", b"\n\n", b"\0\n"]),
+    st.sampled_from([b"", b"", b"", b"20 ctime=1234567890\n", b"\0x", bytes(200) + b"x"]),
+)
+MTIMES = st.from_regex(r"[0-9]{0,10}\.[0-9]{0,9}", fullmatch=True).map(
+    lambda value: f"{len(value) + 10} mtime={value}\n".encode()
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.one_of(RECORDS, MTIMES), st.sampled_from([0, 0, 0, 1, -1])), min_size=1, max_size=5))
+def test_times_seen_at_once_are_times(records: list[tuple[bytes, int]]) -> None:
+    contents = np.frombuffer(b"".join(record.ljust(512, b"\0") for record, _ in records), np.uint8).reshape(-1, 512)
+    sizes = np.array([max(len(record.rstrip(b"\0")) + more, 0) for record, more in records])
+    for content, size, seen in zip(contents, sizes.tolist(), _are_one_mtime(contents, sizes), strict=True):
+        slowly = _tells_times_only(content.tobytes(), size)
+        assert slowly or not seen
+        if re.fullmatch(rb"[0-9]{2} mtime=[0-9.]+\n", content.tobytes().rstrip(b"\0")):
+            assert seen == slowly
 
 
 # Hostile members
