@@ -205,7 +205,8 @@ SECTIONS = {
         ("--preset", "toy", "--batch-size", "128", "--num-prototypes", "128", "--repeats", "1"),
     ),
     "reshard": Section(
-        bench_reshard.Reshard, bench_reshard.measure, bench_reshard.show, ("--samples", "300", "--workers", "2", "--repeats", "1")
+        bench_reshard.Reshard, bench_reshard.measure, bench_reshard.show,
+        ("--samples", "300", "--workers", "2", "--repeats", "1"),
     ),
 }  # fmt: skip
 

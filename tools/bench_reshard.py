@@ -163,14 +163,6 @@ def copy_and_compare(pool: Path, out: Path) -> None:
                 offset += size
 
 
-def is_wanted(record: bytes, wanted: np.ndarray | None) -> bool:
-    """Whether the uid in a json is in a sorted list of pairs, as DataComp's resharder looks it up."""
-    import numpy as np
-
-    uid = np.array([divmod(int(json.loads(record)["uid"], 16), 1 << 64)], dtype="u8,u8")[0]
-    return wanted is None or np.searchsorted(wanted, uid, "left") < np.searchsorted(wanted, uid, "right")
-
-
 def tarfile_filter(pool: Path, out: Path, wanted: np.ndarray | None) -> None:
     """The script one would write: read every member, keep samples whose uid is wanted, write with `tarfile`."""
     uids = None if wanted is None else {(int(row["f0"]) << 64) | int(row["f1"]) for row in wanted}
@@ -191,18 +183,21 @@ def tarfile_filter(pool: Path, out: Path, wanted: np.ndarray | None) -> None:
 
 
 def webdataset_filter(pool: Path, out: Path, wanted: np.ndarray | None) -> None:
-    """The loop of DataComp's resharder, in one process: webdataset reads, the uid is looked up, webdataset writes."""
+    """The loop of DataComp's resharder, in one process: webdataset reads and writes, a sorted array is asked."""
+    import numpy as np
     import webdataset
 
     out.mkdir()
-    paths = sorted(pool.glob("*.tar"))
-    samples = webdataset.DataPipeline(
-        webdataset.SimpleShardList([str(path) for path in paths]), webdataset.tarfile_to_samples()
-    )
-    with webdataset.TarWriter(str(out / paths[0].name)) as target:
+    paths = [str(path) for path in sorted(pool.glob("*.tar"))]
+    samples = webdataset.DataPipeline(webdataset.SimpleShardList(paths), webdataset.tarfile_to_samples())
+    with webdataset.TarWriter(str(out / "00000000.tar")) as target:
         for sample in samples:
-            if is_wanted(sample["json"], wanted):
-                target.write({**sample, "__key__": json.loads(sample["json"])["uid"]})
+            uid = json.loads(sample["json"])["uid"]
+            if wanted is not None:
+                pair = np.array([divmod(int(uid, 16), 1 << 64)], wanted.dtype)[0]
+                if np.searchsorted(wanted, pair, "left") == np.searchsorted(wanted, pair, "right"):
+                    continue
+            target.write({**sample, "__key__": uid})
 
 
 def measure(options: Reshard) -> dict[str, Any]:

@@ -279,6 +279,27 @@ def test_names_split_at_once_are_split_as_one_by_one(names: list[str]) -> None:
         assert list(zip(keys, extensions, strict=True)) == [split_name(name) for name in names]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["", "a", "a.", ".a", "_a.jpg", "a/b.jpg", "a.b/c", "a.é", "a." + "x" * 17, "a.b." + "x" * 15, "k" * 83 + ".j"],
+)
+def test_an_unusual_name_is_not_split_at_once(name: str) -> None:
+    for names in ([name], ["b.jpg", name], [name, "b.jpg"]):
+        assert split_names(np.array([each.encode() for each in names], "S100").view(np.uint8).reshape(-1, 100)) is None
+
+
+@pytest.mark.parametrize("name", ["x/", "x" * 99 + "/"])
+def test_an_old_folder_is_left_to_tarfile(tmp_path: Path, name: str) -> None:
+    info = tarfile.TarInfo(name)
+    info.type = tarfile.AREGTYPE
+    folder, picture = (each.tobuf(tarfile.USTAR_FORMAT) for each in (info, tarfile.TarInfo("a.jpg")))
+    assert folder.startswith(name.encode())
+    for number, (headers, is_plain) in enumerate([(picture, True), (folder + picture, False)]):
+        path = tmp_path / f"{number}.tar"
+        path.write_bytes(headers + bytes(1024))
+        assert (index_plain_shard(path) is not None) == is_plain
+
+
 RECORDS = st.builds(
     lambda length, name, value, end, rest: f"{length} {name}={value}".encode() + end + rest,
     st.integers(0, 120),
@@ -287,8 +308,10 @@ RECORDS = st.builds(
     st.sampled_from([b"\n", b"", b"\n\n", b"\0\n"]),
     st.sampled_from([b"", b"", b"", b"20 ctime=1234567890\n", b"\0x", bytes(200) + b"x"]),
 )
-MTIMES = st.from_regex(r"[0-9]{0,10}\.[0-9]{0,9}", fullmatch=True).map(
-    lambda value: f"{len(value) + 10} mtime={value}\n".encode()
+MTIMES = st.builds(
+    lambda value, end: f"{len(value) + 9 + len(end)} mtime={value}{end}".encode(),
+    st.from_regex(r"|[0-9]{0,10}\.[0-9]{0,9}", fullmatch=True),
+    st.sampled_from(["\n", "\n", "\n", "", "0"]),
 )
 
 

@@ -111,6 +111,28 @@ def test_uids_seen_at_once_are_those_of_the_parser(values: list[bytes | dict]) -
                 assert seen == value["uid"].lower()
 
 
+HEX = "0123456789abcdefABCDEF0123456789"
+
+
+@pytest.mark.parametrize(
+    ("raw", "uid"),
+    [
+        (f'{{"a": {{"uid": "{HEX}"}}}}', None),
+        (f'{{"a":\n{{"uid": "{HEX}"}}}}', None),
+        (f'{{"a": [0,{{"uid": "{HEX}"}}]}}', None),
+        (f'{{"uid": "{HEX}", "uid": 5}}', "5"),
+        (f'{{"uid": "{HEX}", "uid": "{HEX[::-1]}"}}', HEX[::-1]),
+        (f'{{"a\\"uid": "{HEX}"}}', None),
+        (f' {{"uid": "{HEX}"}}', HEX),
+        (f'{{"uid": "{HEX}"}} ', HEX),
+    ],
+)
+def test_a_uid_that_is_not_certain_is_left_to_the_parser(raw: str, uid: str | None) -> None:
+    assert json_uid(raw.encode()) == uid
+    sure = f'{{"key": "a", "uid" : "{HEX}", "boxes": [[1, 2]]}}'.encode()
+    assert plain_uids([sure, raw.encode(), sure]) == [HEX.lower(), None, HEX.lower()]
+
+
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"a": ' + b"[" * 100_000, b"\xff"])
 def test_what_is_no_object(raw: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
