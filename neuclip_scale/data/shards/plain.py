@@ -58,13 +58,14 @@ def plain_files(descriptor: int, num_bytes: int) -> PlainFiles | None:
             if len(window) < BLOCK:
                 return None
         is_pax = window[at + 156] == PAX_HEADER
-        begin = at + BLOCK + 2 * BLOCK * is_pax  # a pax header has one block of records, or it is not plain
+        header = at + 2 * BLOCK * is_pax  # a pax header has one block of records, or it is not plain
         try:
-            size = int(window[begin - 388 : begin - 377], 8)
+            size = int(window[header + 124 : header + 135], 8)
         except ValueError:
             break
+        begin = header + BLOCK
         offset = start + begin + (size + BLOCK - 1) // BLOCK * BLOCK
-        if size < 0 or offset > num_bytes:
+        if size < 0 or offset > num_bytes or begin > len(window):
             return None
         headers += window[at:begin]
         after_pax.append(is_pax)
