@@ -77,7 +77,7 @@ def make_pool(options: Reshard, folder: Path) -> None:
                 uids.append(hashlib.md5(keys[-1].encode()).hexdigest())
                 for extension, data in sample(keys[-1], uids[-1], options, rng, noise):
                     info = tarfile.TarInfo(f"{keys[-1]}.{extension}")
-                    info.size, info.mtime = len(data), 1_700_000_000 + rng.random() * options.pax
+                    info.size, info.mtime = len(data), 1_700_000_000 + (rng.random() if options.pax else 0)
                     archive.addfile(info, io.BytesIO(data))
         pq.write_table(pa.table({"key": keys, "uid": uids}), folder / "pool" / f"{shard:08d}.parquet")
         kept += [uid for uid in uids if rng.random() < options.keep]
