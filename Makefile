@@ -6,7 +6,7 @@ METHODS ?= neuclip
 DEMO_ARGS ?=
 # Files of tests side by side; one file's tests share what is slow to make.
 PYTEST_ARGS ?= -n logical --maxprocesses 4 --dist loadfile
-BENCH_ARGS ?=
+BENCH_ARGS ?= small
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -60,8 +60,8 @@ format: setup  ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## Measure the losses beside open_clip's on this machine
-	$(BIN)/python tools/bench.py loss $(BENCH_ARGS)
+bench: setup  ## Every benchmark in small; BENCH_ARGS="loss --repeats 3" for one in full
+	$(BIN)/python tools/bench.py $(BENCH_ARGS)
 
 doctor: setup  ## Check that this machine can train, and say what to mend
 	$(BIN)/neuclip doctor

@@ -5,13 +5,14 @@
     python tools/bench.py npn [--batch-size 4096] [--num-prototypes 4096] [--updates-per-step 10] [--json PATH]
     python tools/bench.py reshard [--samples 20000] [--keep 0.3] [--folder /dev/shm] [--plan-uids N] [--json PATH]
     python tools/bench.py audit [--rows 1000000 5000000 20000000] [--folder DIR] [--json PATH]
+    python tools/bench.py small
 
 `loss`: each measurement is a fresh process, ours and the peer's by turns, so that drift of the machine falls on both.
 Times on a CPU are for ratios only. `bound` is the arithmetic that cannot be avoided, at the speed of one matmul
 measured in the same process. `loader`: pictures per second of one core
 (tools/bench_loader.py). `npn`: the NPN's share of an iteration, and how to spread it (tools/bench_npn.py).
-`reshard`: beside a tarfile filter, a header walk and cp (tools/bench_reshard.py).
-`audit`: lists of growing length (tools/bench_audit.py).
+`reshard`: beside a tarfile filter, webdataset, a header walk and cp (tools/bench_reshard.py). `audit`: lists of growing
+length (tools/bench_audit.py). `small`: all of them in a form that takes a minute, for a look; its figures say nothing.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import bench_audit
 import bench_loader
@@ -137,7 +139,7 @@ def measure(options: Loss) -> dict[str, Any]:
     print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
     peer = options.contenders[0]
     rows = [_row(name, runs[name], runs[peer]) for name in options.contenders]
-    return {"options": asdict(options), "machine": _machine(), "commit": _commit(), "rows": rows, "runs": runs}
+    return {"rows": rows, "runs": runs}
 
 
 def _row(name: str, runs: list[dict[str, float]], peer: list[dict[str, float]]) -> dict[str, Any]:
@@ -167,11 +169,10 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
-def show(result: dict[str, Any]) -> None:
+def show(options: Loss, result: dict[str, Any]) -> None:
     """Print the comparison."""
-    options = result["options"]
-    size = f"B = {options['batch_size']}, d = {options['embed_dim']}"
-    print(f"{size}, fp32, {options['threads']} thread(s), commit {result['commit']}")
+    size = f"B = {options.batch_size}, d = {options.embed_dim}"
+    print(f"{size}, fp32, {options.threads} thread(s), commit {result['commit']}")
     print(f"{'':<20}{'time':>8}{'ratio':>8}{'added MiB':>11}{'ratio':>8}{'4-product bound':>17}{'share':>8}")
     for row in result["rows"]:
         print(
@@ -180,41 +181,66 @@ def show(result: dict[str, Any]) -> None:
         )
 
 
+class Section(NamedTuple):
+    """One comparison: its options, what measures them and what prints the result."""
+
+    options: type
+    measure: Callable[[Any], dict[str, Any]]
+    show: Callable[[Any, dict[str, Any]], None]
+    small: tuple[str, ...]
+    """Arguments with which it takes seconds: to see that it works and what it tells, not for figures."""
+
+
+SECTIONS = {
+    "loss": Section(
+        Loss, measure, show,
+        ("--batch-size", "1024", "--embed-dim", "64", "--repeats", "1", "--contenders", "open_clip.ClipLoss",
+         "openclip"),
+    ),
+    "loader": Section(
+        bench_loader.Loader, bench_loader.measure, bench_loader.show,
+        ("--num-pictures", "64", "--batch-size", "8", "--num-batches", "3", "--repeats", "1", "--contenders",
+         bench_loader.PEER, "ours", bench_loader.BOUND),
+    ),
+    "npn": Section(
+        bench_npn.Npn, bench_npn.measure, bench_npn.show,
+        ("--preset", "toy", "--batch-size", "128", "--num-prototypes", "128", "--repeats", "1"),
+    ),
+    "reshard": Section(
+        bench_reshard.Reshard, bench_reshard.measure, bench_reshard.show,
+        ("--samples", "300", "--workers", "2", "--repeats", "1"),
+    ),
+    "audit": Section(
+        bench_audit.Audit, bench_audit.measure, bench_audit.show,
+        ("--rows", "2000"),
+    ),
+}  # fmt: skip
+
+
+def run(name: str, arguments: Sequence[str]) -> None:
+    """Measure one section, show it and write it where --json says."""
+    section = SECTIONS[name]
+    options = tyro.cli(section.options, args=arguments, prog=f"bench.py {name}")
+    result = {"options": asdict(options), "machine": _machine(), "commit": _commit(), **section.measure(options)}
+    section.show(options, result)
+    write(result, options.json)
+
+
 def main() -> int:
-    """Run the chosen section."""
-    if sys.argv[1:2] == ["--child"]:
+    """Run the chosen section, or all of them in small."""
+    name, arguments = "".join(sys.argv[1:2]), sys.argv[2:]
+    if name == "--child":
         values = json.loads(sys.argv[3])
         child(Loss(**{**values, "contenders": tuple(values["contenders"])}), sys.argv[2])
-        return 0
-    if sys.argv[1:2] == ["loss"]:
-        loss = tyro.cli(Loss, args=sys.argv[2:], prog="bench.py loss")
-        result = measure(loss)
-        show(result)
-        write(result, loss.json)
-    elif sys.argv[1:2] == ["loader"]:
-        loader = tyro.cli(bench_loader.Loader, args=sys.argv[2:], prog="bench.py loader")
-        result = {"options": asdict(loader), "machine": _machine(), "commit": _commit(), **bench_loader.measure(loader)}
-        bench_loader.show(loader, result)
-        write(result, loader.json)
-    elif sys.argv[1:2] == ["npn"]:
-        npn = tyro.cli(bench_npn.Npn, args=sys.argv[2:], prog="bench.py npn")
-        result = {"options": asdict(npn), "machine": _machine(), "commit": _commit(), **bench_npn.measure(npn)}
-        bench_npn.show(npn, result)
-        write(result, npn.json)
-    elif sys.argv[1:2] == ["reshard"]:
-        reshard = tyro.cli(bench_reshard.Reshard, args=sys.argv[2:], prog="bench.py reshard")
-        measured = bench_reshard.measure(reshard)
-        bench_reshard.show(reshard, measured)
-        write({"options": asdict(reshard), "machine": _machine(), "commit": _commit(), **measured}, reshard.json)
-    elif sys.argv[1:2] == ["audit"]:
-        audit = tyro.cli(bench_audit.Audit, args=sys.argv[2:], prog="bench.py audit")
-        write(
-            {"options": asdict(audit), "machine": _machine(), "commit": _commit(), **bench_audit.measure(audit)},
-            audit.json,
-        )
+    elif name == "small" and not arguments:
+        for each, section in SECTIONS.items():
+            print(f"\n== {each} {' '.join(section.small)}")
+            run(each, section.small)
+    elif name in SECTIONS:
+        run(name, arguments)
     else:
         print(__doc__)
-        return 0 if sys.argv[1:2] in (["-h"], ["--help"]) else 2
+        return 0 if name in ("-h", "--help") else 2
     return 0
 
 

@@ -1,11 +1,13 @@
-"""Resharding beside a tarfile filter, a bare header walk and the disk's own copy: `python tools/bench.py reshard`.
+"""Resharding beside what people use, a bare header walk and the disk's own copy: `python tools/bench.py reshard`.
 
-Every contender is a fresh process over the same shards, by turns; the shards are in the page cache. Seconds are those
-of the whole process, start included; `work_seconds` leave the interpreter's start and imports out.
+Every contender is a fresh process over the same shards, by turns; the shards are in the page cache. `seconds` are those
+of the whole process; `work_seconds` and `work_cpu_seconds` (user and system, of all its processes) leave the
+interpreter's start and imports out. Where others use the machine too, only the CPU's seconds can be compared.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -19,12 +21,18 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-CONTENDERS = ("ours, kept", "tarfile, kept", "ours, everything", "tarfile, everything", "header walk", "cp")
+if TYPE_CHECKING:
+    import numpy as np
+
+CONTENDERS = ("ours", "tarfile", "webdataset")
+"""Each is run twice: on what is to be kept, and on everything."""
+BOUNDS = ("copy and compare", "header walk", "cp")
 _SAMPLES_OF_A_SHARD = 5000
 
 
@@ -38,6 +46,10 @@ class Reshard:
     """Mean bytes of a picture; a json of 500 bytes and a caption are beside it."""
     keep: float = 0.3
     """Share that is kept."""
+    pax: bool = True
+    """Give members times with fractions, and so a pax header each, as webdataset and img2dataset write them."""
+    workers: int = 1
+    """Also measure ours with this many processes."""
     repeats: int = 3
     """Measurements of each contender."""
     folder: str = ""
@@ -65,7 +77,7 @@ def make_pool(options: Reshard, folder: Path) -> None:
                 uids.append(hashlib.md5(keys[-1].encode()).hexdigest())
                 for extension, data in sample(keys[-1], uids[-1], options, rng, noise):
                     info = tarfile.TarInfo(f"{keys[-1]}.{extension}")
-                    info.size, info.mtime = len(data), 1_700_000_000
+                    info.size, info.mtime = len(data), 1_700_000_000 + (rng.random() if options.pax else 0)
                     archive.addfile(info, io.BytesIO(data))
         pq.write_table(pa.table({"key": keys, "uid": uids}), folder / "pool" / f"{shard:08d}.parquet")
         kept += [uid for uid in uids if rng.random() < options.keep]
@@ -86,36 +98,74 @@ def sample(key: str, uid: str, options: Reshard, rng: random.Random, noise: byte
 
 def child(name: str, folder: Path) -> None:
     """Run one contender in this process and print a JSON line."""
-    pool, out = folder / "pool", folder / "out"
-    subset = None if name.endswith("everything") else folder / "subset.npy"
-    if name.startswith("ours"):
-        from neuclip_scale.commands import reshard
-
-        arguments = ["-i", str(pool), "-o", str(out), "-j", "1", *(["-s", str(subset)] if subset else [])]
-        began = time.perf_counter()
-        sys.stdout = io.StringIO()
-        assert reshard.main(arguments) == 0
-        sys.stdout = sys.__stdout__
-    elif name.startswith("tarfile"):
-        began = time.perf_counter()
-        tarfile_filter(pool, out, subset)
-    elif name == "header walk":
-        from neuclip_scale.data.shards import index_shard
-
-        began = time.perf_counter()
-        for path in sorted(pool.glob("*.tar")):
-            index_shard(path)
-    else:
-        began = time.perf_counter()
-        subprocess.run(["cp", "-r", pool, out], check=True)
-    print(json.dumps({"work_seconds": time.perf_counter() - began}))
+    work = _prepared(name, folder / "pool", folder / "out", folder / "subset.npy")
+    before, began = _cpu_seconds(), time.perf_counter()
+    work()
+    print(json.dumps({"work_seconds": time.perf_counter() - began, "work_cpu_seconds": _cpu_seconds() - before}))
 
 
-def tarfile_filter(pool: Path, out: Path, subset: Path | None) -> None:
-    """The script one would write: read every member, keep samples whose uid is wanted, write with `tarfile`."""
+def _prepared(name: str, pool: Path, out: Path, subset: Path) -> Callable[[], object]:
+    """What a contender does, with everything imported."""
     import numpy as np
 
-    wanted = None if subset is None else {(int(row["f0"]) << 64) | int(row["f1"]) for row in np.load(subset)}
+    who, _, rest = name.partition(", ")
+    what, _, workers = rest.partition(", -j ")
+    if who == "ours":
+        import pyarrow.parquet
+
+        from neuclip_scale.commands import reshard
+        from neuclip_scale.reshard import copying, finishing, planning, running
+
+        del copying, finishing, planning, running, pyarrow
+        arguments = ["-i", str(pool), "-o", str(out), "-j", workers or "1", *(["-s", str(subset)] * (what == "kept"))]
+        return lambda: _silently(lambda: reshard.main(arguments))
+    wanted = np.sort(np.load(subset)) if what == "kept" else None
+    if who == "tarfile":
+        return lambda: tarfile_filter(pool, out, wanted)
+    if who == "webdataset":
+        import webdataset
+
+        del webdataset
+        return lambda: webdataset_filter(pool, out, wanted)
+    if who == "copy and compare":
+        return lambda: copy_and_compare(pool, out)
+    if who == "header walk":
+        from neuclip_scale.data.shards import index_shard
+
+        return lambda: [index_shard(path) for path in sorted(pool.glob("*.tar"))]
+    return lambda: subprocess.run(["cp", "-r", pool, out], check=True)
+
+
+def _silently(run: Callable[[], int]) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert run() == 0
+
+
+def _cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def copy_and_compare(pool: Path, out: Path) -> None:
+    """What resharding everything cannot do without: read, CRC-32, write, read back, compare."""
+    import numpy as np
+
+    out.mkdir()
+    data, again = np.empty(1 << 20, dtype=np.uint8), np.empty(1 << 20, dtype=np.uint8)
+    for path in sorted(pool.glob("*.tar")):
+        with open(path, "rb", buffering=0) as source, open(out / path.name, "w+b", buffering=0) as target:
+            offset = 0
+            while size := source.readinto(data.data):
+                zlib.crc32(data.data[:size])
+                os.pwrite(target.fileno(), data.data[:size], offset)
+                os.preadv(target.fileno(), [again.data[:size]], offset)
+                assert np.array_equal(data[:size].view(np.uint64), again[:size].view(np.uint64))
+                offset += size
+
+
+def tarfile_filter(pool: Path, out: Path, wanted: np.ndarray | None) -> None:
+    """The script one would write: read every member, keep samples whose uid is wanted, write with `tarfile`."""
+    uids = None if wanted is None else {(int(row["f0"]) << 64) | int(row["f1"]) for row in wanted}
     out.mkdir()
     for path in sorted(pool.glob("*.tar")):
         with tarfile.open(path) as source, tarfile.open(out / path.name, "w") as target:
@@ -123,13 +173,31 @@ def tarfile_filter(pool: Path, out: Path, subset: Path | None) -> None:
             for info in [*source, None]:
                 if group and (info is None or info.name.split(".")[0] != group[0][0].name.split(".")[0]):
                     record = next(data for member, data in group if member.name.endswith(".json"))
-                    if wanted is None or int(json.loads(record)["uid"], 16) in wanted:
+                    if uids is None or int(json.loads(record)["uid"], 16) in uids:
                         for member, data in group:
                             target.addfile(member, io.BytesIO(data))
                     group = []
                 if info is not None:
                     file = source.extractfile(info)
                     group.append((info, file.read() if file else b""))
+
+
+def webdataset_filter(pool: Path, out: Path, wanted: np.ndarray | None) -> None:
+    """The loop of DataComp's resharder, in one process: webdataset reads and writes, a sorted array is asked."""
+    import numpy as np
+    import webdataset
+
+    out.mkdir()
+    paths = [str(path) for path in sorted(pool.glob("*.tar"))]
+    samples = webdataset.DataPipeline(webdataset.SimpleShardList(paths), webdataset.tarfile_to_samples())
+    with webdataset.TarWriter(str(out / "00000000.tar")) as target:
+        for sample in samples:
+            uid = json.loads(sample["json"])["uid"]
+            if wanted is not None:
+                pair = np.array([divmod(int(uid, 16), 1 << 64)], wanted.dtype)[0]
+                if np.searchsorted(wanted, pair, "left") == np.searchsorted(wanted, pair, "right"):
+                    continue
+            target.write({**sample, "__key__": uid})
 
 
 def measure(options: Reshard) -> dict[str, Any]:
@@ -139,42 +207,48 @@ def measure(options: Reshard) -> dict[str, Any]:
         make_pool(options, folder)
         pool_bytes = sum(path.stat().st_size for path in (folder / "pool").glob("*.tar"))
         subprocess.run(["sync"], check=True)
-        runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+        names = [f"{who}, {what}" for what in ("kept", "everything") for who in CONTENDERS]
+        if options.workers > 1:
+            names += [f"ours, {what}, -j {options.workers}" for what in ("kept", "everything")]
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in (*names, *BOUNDS)}
         for repeat in range(options.repeats):
-            for name in CONTENDERS:
+            for name in runs:
                 print(f"\r{repeat + 1}/{options.repeats} {name:<24}", end="", file=sys.stderr, flush=True)
                 runs[name].append(_run(name, folder))
         print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
     finally:
         shutil.rmtree(folder)
-    rows = [_row(name, runs[name], options, pool_bytes) for name in CONTENDERS]
+    rows = [_row(name, runs[name], options, pool_bytes) for name in runs]
     result = {"pool_bytes": pool_bytes, "rows": rows, "runs": runs}
     return result | ({"plan": planned(options.plan_uids)} if options.plan_uids else {})
 
 
 def _run(name: str, folder: Path) -> dict[str, float]:
     out = folder / "out"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     done = subprocess.run([sys.executable, __file__, name, folder], capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - began
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     written = sum(path.stat().st_size for path in out.glob("*.tar")) if out.exists() else 0
     shutil.rmtree(out, ignore_errors=True)
-    return {"seconds": seconds, "cpu_seconds": cpu, "written_bytes": written, **json.loads(done.stdout)}
+    return {"seconds": seconds, "written_bytes": written, **json.loads(done.stdout)}
 
 
 def _row(name: str, runs: list[dict[str, float]], options: Reshard, pool_bytes: int) -> dict[str, Any]:
-    work = statistics.median(run["work_seconds"] for run in runs)
+    work, cpu = (statistics.median(run[name] for run in runs) for name in ("work_seconds", "work_cpu_seconds"))
     return {
         "contender": name,
         "seconds": statistics.median(run["seconds"] for run in runs),
         "work_seconds": work,
         "work_seconds_range": [min(run["work_seconds"] for run in runs), max(run["work_seconds"] for run in runs)],
-        "cpu_seconds": statistics.median(run["cpu_seconds"] for run in runs),
+        "work_cpu_seconds": cpu,
+        "work_cpu_seconds_range": [
+            min(run["work_cpu_seconds"] for run in runs),
+            max(run["work_cpu_seconds"] for run in runs),
+        ],
+        "cpu_microseconds_per_input_sample": cpu / options.samples * 1e6,
+        "output_mb_per_cpu_second": runs[0]["written_bytes"] / cpu / 1e6,
         "input_samples_per_second": options.samples / work,
         "input_samples_per_second_with_start": options.samples / statistics.median(run["seconds"] for run in runs),
         "output_bytes": runs[0]["written_bytes"],
@@ -254,14 +328,15 @@ def peak_bytes() -> int:
 def show(options: Reshard, result: dict[str, Any]) -> None:
     """Print the comparison."""
     megabytes = result["pool_bytes"] / 1e6
-    print(f"{options.samples:,} samples, {megabytes:,.0f} MB in page cache, {options.keep:.0%} kept, one worker")
-    print(f"{'':<22}{'seconds':>9}{'with start':>12}{'samples/s':>12}{'out MB/s':>10}{'of cp':>8}")
-    copy = result["rows"][-1]["input_mb_per_second"]
+    print(
+        f"{options.samples:,} samples, {megabytes:,.0f} MB in page cache, {options.keep:.0%} kept; us of CPU per sample"
+    )
+    print(f"{'':<26}{'seconds':>9}{'CPU s':>8}{'us/sample':>11}{'samples/s':>11}{'out MB/s':>10}{'MB/CPU s':>10}")
     for row in result["rows"]:
         print(
-            f"{row['contender']:<22}{row['work_seconds']:>8.2f}s{row['seconds']:>11.2f}s"
-            f"{row['input_samples_per_second']:>12,.0f}{row['output_mb_per_second']:>10,.0f}"
-            f"{row['input_mb_per_second'] / copy:>8.0%}"
+            f"{row['contender']:<26}{row['work_seconds']:>9.2f}{row['work_cpu_seconds']:>8.2f}"
+            f"{row['cpu_microseconds_per_input_sample']:>11.1f}{row['input_samples_per_second']:>11,.0f}"
+            f"{row['output_mb_per_second']:>10,.0f}{row['output_mb_per_cpu_second']:>10,.0f}"
         )
     if "plan" in result:
         plan = result["plan"]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from neuclip_scale.reshard.state import SavedPlan
 
 _SECONDS_BETWEEN_LINES = 10
-_BYTES_PER_SECOND = 2e8
+_BYTES_PER_SECOND = 4e8
 """Of a core, copying and verifying: for the estimate of --dry-run only."""
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from neuclip_scale.data.shards.index import index_plain_shard
+from neuclip_scale.reshard.buffers import Buffer
 from neuclip_scale.reshard.errors import ReshardError, told_to_user
 from neuclip_scale.reshard.images import IMAGE_EXTENSIONS, ImageError, ImageWork, face_boxes
 from neuclip_scale.reshard.matching import Rows
-from neuclip_scale.reshard.patching import WrittenMember, patch
+from neuclip_scale.reshard.patching import patch
 from neuclip_scale.reshard.sources import Part, Sources
 from neuclip_scale.reshard.state import SavedPlan, load_plan
 from neuclip_scale.reshard.tar_header import BLOCK
@@ -59,8 +60,8 @@ class CopiedShard:
     """Samples dropped: input shard, key they would have had, reason."""
 
 
-Written = dict[int, list[WrittenMember]]
-"""Members by row of the output."""
+Written = dict[int, list[int]]
+"""CRC-32 of each member, by row of the output."""
 
 
 def output_name(number: int) -> str:
@@ -123,21 +124,20 @@ def _plan(folder: Path) -> SavedPlan:
 def _write_by_source(writer: Writer, sources: Sources, rows: Rows, keys: list[str]) -> Written:
     """Copy all rows in the order they have in the input, each to the place the plan gives it: input is read forward."""
     ends = np.cumsum(rows.written, dtype=np.int64) * BLOCK
-    offsets = (ends - rows.written.astype(np.int64) * BLOCK).tolist()
+    offsets, room = np.append(0, ends[:-1]).tolist(), np.diff(ends, prepend=0).tolist()
     order = np.lexsort((rows.first, rows.shard)).tolist()
     triples = list(zip(rows.shard.tolist(), rows.first.tolist(), rows.length.tolist(), strict=True))
-    # A sample that takes other room than before has members that are dropped, or headers that are not plain.
     is_plain = [sources.is_plain(shard) for shard, *_ in triples]
-    as_it_is = (np.array(is_plain, dtype=bool) & (rows.written == rows.length)).tolist()
-    written: Written = {}
-    for batch in _batches(order, as_it_is, [length for *_, length in triples]):
-        if as_it_is[batch[0]]:
+    written, spare = Written(), Buffer()
+    for batch in _batches(order, is_plain, [length for *_, length in triples]):
+        if is_plain[batch[0]]:
             extents = sources.read_extents([triples[row] for row in batch])
             lengths = [triples[row][2] * BLOCK for row in batch]
-            patched = patch(extents, lengths, [keys[row] for row in batch])
-            if patched is not None:
-                writer.write_extents(extents, lengths, [offsets[row] for row in batch])
-                written.update(zip(batch, patched, strict=True))
+            patched = patch(extents, lengths, [keys[row] for row in batch], spare)
+            # A sample that takes other room than planned has members that are dropped.
+            if patched is not None and patched.lengths == [room[row] for row in batch]:
+                writer.write_extents(patched.content, patched.lengths, [offsets[row] for row in batch])
+                written.update(zip(batch, patched.crcs, strict=True))
                 continue
         for row in batch:
             written[row] = writer.add_sample(offsets[row], keys[row], sources.read(*triples[row]))
@@ -202,7 +202,7 @@ def _worked_on(members: list[Part], images: ImageWork, result: CopiedShard) -> l
 
 def _summed(written: Written) -> tuple[int, int]:
     """Number of members, and `CopiedShard.checksum`."""
-    crcs = [member.crc for row in sorted(written) for member in written[row]]
+    crcs = [crc for row in sorted(written) for crc in written[row]]
     return len(crcs), _combined(crcs)
 
 

@@ -1,110 +1,101 @@
-"""Many samples at once: their bytes as they stand in a plain tar, new headers written over the old ones."""
+"""Many samples at once: their bytes as they stand in a plain tar, new headers in the place of the old ones."""
 
 from __future__ import annotations
 
-import tarfile
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from neuclip_scale.data.shards.names import is_unsafe, split_name
-from neuclip_scale.data.shards.plain import are_sound, header_names
+from neuclip_scale.data.shards.names import split_names
+from neuclip_scale.data.shards.plain import PAX_HEADER, are_files, are_sound, octal
+from neuclip_scale.reshard.buffers import Buffer
 from neuclip_scale.reshard.tar_header import BLOCK, NAME_BYTES, member_headers
 
-_PLAIN_FILE = (0, 0x30)
-"""Kinds of a header: "0", and what stood there before POSIX."""
+_MAGIC_AT = 257
+_MAGIC = np.frombuffer(b"ustar", dtype=np.uint8)
 
 
-class WrittenMember(NamedTuple):
-    """A member as it should stand in the output."""
+class Patched(NamedTuple):
+    """Samples as they go to an output, back to back."""
 
-    extension: str
-    size: int
-    crc: int
-    """CRC-32 of its bytes."""
+    content: np.ndarray  # [bytes] uint8
+    lengths: list[int]
+    """Bytes of each sample."""
+    crcs: list[list[int]]
+    """CRC-32 of each member's bytes, by sample."""
 
 
-def patch(extents: bytearray, lengths: Sequence[int], keys: Sequence[str]) -> list[list[WrittenMember]] | None:
-    """Rename the samples in `extents`, in place; returns the members of each.
+class _Headers(NamedTuple):
+    """The headers in a run of blocks, in order."""
 
-    `extents` holds samples back to back, `lengths` their bytes, `keys` their new keys. None, with `extents` as they
-    were, unless they consist of sound headers of plain files, each a member of its sample and none there twice: such
+    at: np.ndarray  # [h] int64, block
+    ends: np.ndarray  # [h] int64, block after what belongs to it
+    sizes: np.ndarray  # [h] int64, bytes
+    blocks: np.ndarray  # [h, 512] uint8
+
+
+def patch(content: np.ndarray, lengths: Sequence[int], keys: Sequence[str], spare: Buffer) -> Patched | None:
+    """Rename the samples in `content` [bytes] uint8, in place where they stay as long as they are.
+
+    `content` holds samples back to back, `lengths` their bytes, `keys` their new keys, equally long. Pax headers, which
+    tell times only in a plain tar, are left out; the result is then in `spare`. None, with `content` as it was, unless
+    the samples consist of sound headers of plain files with usual names (`split_names`), none there twice: other
     samples want a closer look (`tar_header.members_of`), which also says what is wrong.
     """
-    found = _walk(extents, lengths)
-    if found is None:
+    blocks = content.reshape(-1, BLOCK)
+    headers = _headers(blocks)
+    if headers is None:
         return None
-    places, sizes, counts = found
-    blocks = np.frombuffer(extents, dtype=np.uint8).reshape(-1, BLOCK)
-    rows = np.array(places, dtype=np.int64) // BLOCK
-    old = blocks[rows]
-    if not np.isin(old[:, 156], _PLAIN_FILE).all() or not are_sound(old):
+    is_file = headers.blocks[:, 156] != PAX_HEADER
+    ends = np.cumsum(lengths) // BLOCK
+    last = np.searchsorted(headers.ends, ends)  # header of each sample
+    after_pax = np.append(False, ~is_file[:-1])
+    if (headers.ends[last] != ends).any() or not (is_file[last].all() and is_file[after_pax].all()):
         return None
-    extensions = _extensions(header_names(old), counts)
-    if extensions is None:
+    old, sizes, num_blocks = headers.blocks[is_file], headers.sizes[is_file], (headers.ends - headers.at)[is_file]
+    sample = np.searchsorted(ends, headers.at[is_file], side="right")
+    split, new_keys = split_names(old[:, :NAME_BYTES]), np.array(keys, dtype=np.bytes_)
+    if split is None or not are_files(old) or _are_repeated(sample, split[1]):
         return None
-    new_keys = [key for key, count in zip(keys, counts, strict=True) for _ in range(count)]
-    pairs = zip(new_keys, extensions, strict=True)
-    names = [f"{key}.{extension}".encode(tarfile.ENCODING, "surrogateescape") for key, extension in pairs]
-    if max(map(len, names)) > NAME_BYTES:
+    new = member_headers(new_keys[sample], split[1], sizes)
+    if new is None:
         return None
-    headers = member_headers(names, np.array(sizes, dtype=np.int64))
-    blocks[rows] = headers
-    return _members(extents, extensions, places, sizes, counts)
+    if len(old) < len(headers.at):
+        kept = np.flatnonzero(np.repeat(is_file, headers.ends - headers.at))
+        blocks = np.take(blocks, kept, axis=0, out=spare.take(len(kept) * BLOCK).reshape(-1, BLOCK), mode="clip")
+    at = np.cumsum(num_blocks) - num_blocks
+    blocks[at] = new
+    new_lengths = BLOCK * np.bincount(sample, weights=num_blocks).astype(np.int64)
+    crcs = _crcs(blocks, at + 1, sizes)
+    marks = [0, *np.cumsum(np.bincount(sample)).tolist()]
+    of_samples = [crcs[begin:end] for begin, end in pairwise(marks)]
+    return Patched(blocks.reshape(-1), new_lengths.tolist(), of_samples)
 
 
-def _walk(extents: bytearray, lengths: Sequence[int]) -> tuple[list[int], list[int], list[int]] | None:
-    """Where headers stand and the sizes they tell, and how many of them each sample has; None if they do not fit."""
-    places: list[int] = []
-    sizes: list[int] = []
-    counts: list[int] = []
-    at = 0
-    for length in lengths:
-        end, before = at + length, len(places)
-        while at < end:
-            try:
-                size = int(extents[at + 124 : at + 135], 8)
-            except ValueError:
-                return None
-            if size < 0:
-                return None
-            places.append(at)
-            sizes.append(size)
-            at += BLOCK + (size + BLOCK - 1) // BLOCK * BLOCK
-        if at != end:
-            return None
-        counts.append(len(places) - before)
-    return places, sizes, counts
+def _headers(blocks: np.ndarray) -> _Headers | None:
+    """Sound headers that follow each other to the end of the blocks, found by their magic; None if there is more."""
+    at = np.flatnonzero(blocks[:, _MAGIC_AT] == _MAGIC[0])
+    at = at[(blocks[at, _MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC).all(axis=1)]
+    headers = blocks[at]
+    if not len(at) or not are_sound(headers):
+        return None
+    sizes = octal(headers[:, 124:135])
+    ends = at + 1 + (sizes + BLOCK - 1) // BLOCK
+    follow = at[0] == 0 and ends[-1] == len(blocks) and np.array_equal(ends[:-1], at[1:])
+    return _Headers(at, ends, sizes, headers) if follow else None
 
 
-def _extensions(names: list[str], counts: list[int]) -> list[str] | None:
-    """Extensions of members, None where a name is not a sample's, unsafe or repeated in its sample."""
-    found: list[str] = []
-    for name in names:
-        parts = split_name(name)
-        if parts is None or ("/" in name and is_unsafe(name)):
-            return None
-        found.append(parts[1])
-    begin = 0
-    for count in counts:
-        if len(set(found[begin : begin + count])) < count:
-            return None
-        begin += count
-    return found
+def _are_repeated(sample: np.ndarray, extensions: np.ndarray) -> bool:
+    """Whether an extension is there twice in one sample."""
+    names, numbers = np.unique(extensions, return_inverse=True)
+    return len(np.unique(sample * len(names) + numbers)) < len(sample)
 
 
-def _members(
-    extents: bytearray, extensions: list[str], places: list[int], sizes: list[int], counts: list[int]
-) -> list[list[WrittenMember]]:
-    view, crc32 = memoryview(extents), zlib.crc32
-    members = [
-        WrittenMember(extension, size, crc32(view[at + BLOCK : at + BLOCK + size]))
-        for extension, at, size in zip(extensions, places, sizes, strict=True)
-    ]
-    rows, begin = [], 0
-    for count in counts:
-        rows.append(members[begin : begin + count])
-        begin += count
-    return rows
+def _crcs(blocks: np.ndarray, begins: np.ndarray, sizes: np.ndarray) -> list[int]:
+    """CRC-32 of members that begin in these blocks."""
+    view, crc32 = blocks.reshape(-1).data, zlib.crc32
+    spans = zip((begins * BLOCK).tolist(), (begins * BLOCK + sizes).tolist(), strict=True)
+    return [crc32(view[begin:end]) for begin, end in spans]

@@ -11,12 +11,14 @@ import numpy as np
 from neuclip_scale.data.shards import MAX_MEMBER_BYTES, ShardIndex, index_shard
 from neuclip_scale.data.shards.index import index_plain_shard
 from neuclip_scale.reshard.errors import ReshardError
-from neuclip_scale.reshard.json_uid import json_uid
+from neuclip_scale.reshard.json_uid import json_uid, plain_uids
 from neuclip_scale.reshard.predicate import Predicate
 from neuclip_scale.reshard.sidecar import Sidecar, read_sidecar
 from neuclip_scale.reshard.uids import Uids, parse_uids
 
 BLOCK = 512
+_JSONS_AT_ONCE, _JSON_BYTES = 1024, 1 << 16
+"""Read together; a larger one is read by itself."""
 
 
 @dataclass(frozen=True)
@@ -113,18 +115,20 @@ def _json_uids(path: Path, index: ShardIndex) -> tuple[list[str | None], dict[in
     reasons: dict[int, str] = {}
     if "json" not in index.extensions:
         return uids, reasons
-    members = np.flatnonzero(index.member_extension == index.extensions.index("json"))
+    is_json = index.member_extension == index.extensions.index("json")
+    members = np.flatnonzero(is_json & (index.member_size <= MAX_MEMBER_BYTES))  # others are told for their size
     samples = np.searchsorted(index.starts, members, side="right") - 1
-    offsets, sizes = index.member_offset[members].tolist(), index.member_size[members].tolist()
+    spans = list(zip(index.member_size[members].tolist(), index.member_offset[members].tolist(), strict=True))
     with open(path, "rb", buffering=0) as stream:
         descriptor = stream.fileno()
-        for sample, offset, size in zip(samples.tolist(), offsets, sizes, strict=True):
-            if size > MAX_MEMBER_BYTES:
-                continue  # told with the other members of that size
-            try:
-                uids[sample] = json_uid(os.pread(descriptor, size, offset))
-            except ValueError as error:
-                reasons[sample] = f"its json cannot be read ({error})"
+        for begin in range(0, len(members), _JSONS_AT_ONCE):
+            rows = slice(begin, begin + _JSONS_AT_ONCE)
+            raws = [os.pread(descriptor, *span) if span[0] <= _JSON_BYTES else b"" for span in spans[rows]]
+            for sample, span, raw, uid in zip(samples[rows].tolist(), spans[rows], raws, plain_uids(raws), strict=True):
+                try:
+                    uids[sample] = uid or json_uid(raw or os.pread(descriptor, *span))
+                except ValueError as error:
+                    reasons[sample] = f"its json cannot be read ({error})"
     return uids, reasons
 
 

@@ -9,7 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from neuclip_scale.data.shards import read_member
+from neuclip_scale.reshard.buffers import Buffer
 from neuclip_scale.reshard.errors import ReshardError
 from neuclip_scale.reshard.state import OddIndex, SavedPlan
 from neuclip_scale.reshard.tar_header import BLOCK, members_of
@@ -31,6 +34,7 @@ class Sources:
     def __init__(self, saved: SavedPlan, folder: Path) -> None:
         self._saved = saved
         self._folder = folder
+        self._buffer = Buffer()
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def __enter__(self) -> Sources:
@@ -63,13 +67,14 @@ class Sources:
         """Whether samples of a shard can be read by their extents."""
         return self._saved.sources[shard].is_plain
 
-    def read_extents(self, extents: Sequence[tuple[int, int, int]]) -> bytearray:
-        """The bytes of samples (shard, first block, blocks), back to back; what follows in a file is read in one go.
+    def read_extents(self, extents: Sequence[tuple[int, int, int]]) -> np.ndarray:
+        """Bytes [bytes] uint8 of samples (shard, first block, blocks), back to back.
 
-        Raises `ReshardError` when a shard is no longer what was planned.
+        What follows each other in a file is read in one go. The next call overwrites them. Raises `ReshardError` when a
+        shard is no longer what was planned.
         """
-        content = bytearray(BLOCK * sum(length for *_, length in extents))
-        view, done = memoryview(content), 0
+        content = self._buffer.take(BLOCK * sum(length for *_, length in extents))
+        view, done = content.data, 0
         for shard, first, length in _joined(extents):
             part = view[done : done + length * BLOCK]
             if os.preadv(self._descriptor(shard), [part], first * BLOCK) < len(part):

@@ -21,6 +21,7 @@ _MTIME = b"00000000000\0"
 _REST = (b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2).ljust(BLOCK - 156, b"\0")
 _FIXED_SUM = sum(_OWNER + _MTIME + _REST) + 8 * 0x20
 _LARGEST = 8 << 30
+_VARIABLE = (slice(0, NAME_BYTES), slice(124, 135))
 _TEMPLATE = np.frombuffer(bytes(NAME_BYTES) + _OWNER + bytes(12) + _MTIME + bytes(8) + _REST, dtype=np.uint8)
 
 
@@ -38,13 +39,25 @@ def member_header(name: str, size: int) -> bytes:
     return b"".join((raw.ljust(NAME_BYTES, b"\0"), _OWNER, length, _MTIME, checksum, _REST))
 
 
-def member_headers(names: list[bytes], sizes: np.ndarray) -> np.ndarray:
-    """[m, 512] uint8: `member_header` of each name, in bytes and not over 100 of them, and size [m] int64."""
+def member_headers(keys: np.ndarray, extensions: np.ndarray, sizes: np.ndarray) -> np.ndarray | None:
+    """[m, 512] uint8: `member_header` of KEY.EXTENSION, both [m] bytes, and size [m] int64; None if a name is too long.
+
+    Raises ValueError for keys that are not equally long.
+    """
     shifts = 3 * np.arange(10, -1, -1)
-    headers = np.broadcast_to(_TEMPLATE, (len(names), BLOCK)).copy()
-    headers[:, :NAME_BYTES] = np.array(names, dtype=f"S{NAME_BYTES}").view(np.uint8).reshape(-1, NAME_BYTES)
+    after = keys.dtype.itemsize + 1
+    width = int(np.char.str_len(extensions).max())
+    if after + width > NAME_BYTES:
+        return None
+    letters = keys.view(np.uint8).reshape(len(keys), -1)
+    if not letters.all():
+        raise ValueError("keys are not equally long")
+    headers = np.broadcast_to(_TEMPLATE, (len(keys), BLOCK)).copy()
+    headers[:, : after - 1] = letters
+    headers[:, after - 1] = ord(".")
+    headers[:, after : after + width] = extensions.astype(f"S{width}").view(np.uint8).reshape(len(keys), -1)
     headers[:, 124:135] = (sizes[:, None] >> shifts & 7) + 0x30
-    totals = headers.sum(axis=1, dtype=np.int64) + 8 * 0x20
+    totals = _FIXED_SUM + sum(headers[:, part].sum(axis=1, dtype=np.int64) for part in _VARIABLE)
     headers[:, 148:154] = (totals[:, None] >> shifts[-6:] & 7) + 0x30
     headers[:, 155] = 0x20
     return headers

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from neuclip_scale.reshard.buffers import Buffer
 from neuclip_scale.reshard.errors import ReshardError
-from neuclip_scale.reshard.patching import WrittenMember
 from neuclip_scale.reshard.sources import Part
 from neuclip_scale.reshard.tar_header import BLOCK, END_OF_ARCHIVE, PADDING, member_header
 
@@ -29,25 +29,25 @@ class Writer:
         self._descriptor = descriptor
         self._parts: list[bytes | memoryview] = []
         self._start = 0
-        self._read = bytearray()
+        self._buffer = Buffer()
 
-    def add_sample(self, offset: int, key: str, members: list[Part]) -> list[WrittenMember]:
-        """Write a sample at `offset` as headers and members."""
+    def add_sample(self, offset: int, key: str, members: list[Part]) -> list[int]:
+        """Write a sample at `offset` as headers and members; returns the CRC-32 of each member's bytes."""
         if offset != self.end or self.end - self._start > _WRITE_BYTES:
             self._flush()
             self._start = self.end = offset
-        written = []
+        crcs = []
         for extension, data in members:
             size = len(data)
             header = member_header(f"{key}.{extension}", size)
             self._parts += (header, data, PADDING[size % BLOCK])
             self.end += BLOCK + size + -size % BLOCK
-            written.append(WrittenMember(extension, size, zlib.crc32(data)))
-        return written
+            crcs.append(zlib.crc32(data))
+        return crcs
 
-    def write_extents(self, content: bytearray, lengths: Sequence[int], offsets: Sequence[int]) -> None:
-        """Write parts of `content`, `lengths` bytes each and back to back, at `offsets`."""
-        view, begin, done = memoryview(content), 0, 0
+    def write_extents(self, content: np.ndarray, lengths: Sequence[int], offsets: Sequence[int]) -> None:
+        """Write parts of `content` [bytes] uint8, `lengths` bytes each and back to back, at `offsets`."""
+        view, begin, done = content.data, 0, 0
         for number, length in enumerate(lengths):
             done += length
             is_last = number + 1 == len(lengths)
@@ -71,9 +71,7 @@ class Writer:
         done = 0
         while done < len(data):
             done += os.pwrite(self._descriptor, data[done:], offset + done)
-        if len(self._read) < len(data):
-            self._read = bytearray(len(data))
-        read = memoryview(self._read)[: len(data)]
+        read = self._buffer.take(len(data)).data
         if os.preadv(self._descriptor, [read], offset) < len(data) or not _equal(read, data):
             raise ReshardError(
                 f"bytes {offset} to {offset + len(data)} read back otherwise than written. Check the disk."

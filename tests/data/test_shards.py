@@ -3,12 +3,9 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import webdataset
 from hypothesis import given, settings
@@ -23,7 +20,6 @@ from neuclip_scale.data.shards import (
     read_member,
     write_shard,
 )
-from neuclip_scale.data.shards.index import _index_by_tarfile, index_plain_shard
 
 
 def sample(number: int, **more: Any) -> dict[str, Any]:
@@ -197,64 +193,6 @@ def test_empty_and_foreign_files(tmp_path: Path) -> None:
 
 def _opened(member: tuple[tarfile.TarInfo, bytes]) -> tuple[tarfile.TarInfo, io.BytesIO]:
     return member[0], io.BytesIO(member[1])
-
-
-# The fast road
-
-
-@st.composite
-def tars(draw: st.DrawFn) -> bytes:
-    """Tars of all kinds: ustar, GNU and pax, short and long names, odd types, owners and times; some damaged."""
-    stream = io.BytesIO()
-    form = draw(st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
-    plain = st.from_regex(r"[a-c]{1,2}\.(jpg|JSON|txt)", fullmatch=True)
-    odd = st.sampled_from(
-        ["", "a", "x/", "x/a.jpg", "./a.txt", "/a.jpg", "../a.jpg", "__m__.x", "_a.jpg", "é.jpg", ".a"]
-    )
-    long = st.sampled_from(["k" * 99 + ".j", "k" * 96 + ".jpg", "d" * 60 + "/" + "k" * 60 + ".jpg"])
-    kinds = st.sampled_from(
-        [tarfile.REGTYPE] * 12 + [tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.CONTTYPE]
-    )
-    with tarfile.open(fileobj=stream, mode="w", format=form) as archive:
-        for _ in range(draw(st.integers(0, 6))):
-            info = tarfile.TarInfo(draw(st.one_of(plain, plain, plain, odd, long)))
-            info.type, info.size = draw(kinds), draw(st.sampled_from([0, 1, 511, 512, 513, 3000, 9000]))
-            info.mtime = draw(st.sampled_from([0, 1_700_000_000, 1.5, 1_700_000_000.25, -3]))
-            info.uid, info.uname = draw(st.sampled_from([0, 1000, 1 << 30])), draw(st.sampled_from(["", "me", "ü"]))
-            if form == tarfile.PAX_FORMAT:
-                extra = st.sampled_from([{}, {}, {"atime": "1.5", "ctime": "2.5"}, {"comment": "c"}, {"path": "q.jpg"}])
-                info.pax_headers = draw(extra)
-            with suppress(ValueError):  # what ustar cannot hold
-                archive.addfile(info, io.BytesIO(b"\1" * info.size) if info.isreg() else None)
-    data = bytearray(stream.getvalue())
-    for place, value in draw(st.lists(st.tuples(st.integers(0, len(data) - 1), st.integers(0, 255)), max_size=2)):
-        data[place] = value
-    return bytes(data[: draw(st.one_of(st.just(len(data)), st.integers(0, len(data))))])
-
-
-@settings(deadline=None, max_examples=400)
-@given(data=tars())
-def test_fast_and_slow_road_agree(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    path = tmp_path_factory.getbasetemp() / "any.tar"
-    path.write_bytes(data)
-    fast, slow = index_plain_shard(path), _index_by_tarfile(str(path))
-    if fast is not None:
-        for each in fields(fast):
-            assert np.array_equal(getattr(fast, each.name), getattr(slow, each.name)), each.name
-
-
-@pytest.mark.parametrize("mtime", [0, 1_700_000_000.25])
-@pytest.mark.parametrize("count", [1, 5000])
-def test_what_webdataset_and_img2dataset_write_takes_the_fast_road(tmp_path: Path, mtime: float, count: int) -> None:
-    path = tmp_path / "a.tar"
-    with tarfile.open(path, "w") as archive:
-        for number in range(count):
-            info = tarfile.TarInfo(f"{number:09d}.txt")
-            info.size, info.mtime = number % 700, mtime
-            archive.addfile(info, io.BytesIO(bytes(info.size)))
-    index = index_plain_shard(path)
-    assert index is not None
-    assert (index.num_samples, index.fault) == (count, "")
 
 
 # Hostile members

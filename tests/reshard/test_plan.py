@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuclip_scale.reshard.errors import ReshardError
-from neuclip_scale.reshard.json_uid import json_uid
+from neuclip_scale.reshard.json_uid import json_uid, plain_uids
 from neuclip_scale.reshard.matching import Rows
 from neuclip_scale.reshard.plan import Cut, make_plan
 from neuclip_scale.reshard.request import load_request
@@ -85,10 +85,52 @@ json_values = st.recursive(
     value=st.dictionaries(st.sampled_from(["uid", 'a"uid', "b", "\\uid"]), json_values),
     indent=st.sampled_from([None, 1]),
 )
-def test_fast_uid_is_that_of_the_parser(value: dict, indent: int | None) -> None:
+def test_uid_of_a_json(value: dict, indent: int | None) -> None:
     raw = json.dumps(value, indent=indent).encode()
     expected = value.get("uid")
     assert json_uid(raw) == (None if expected is None else str(expected))
+
+
+NOT_SEEN = st.sampled_from([b"", b"{", b"}", b'"uid"', b'{"uid": "' + b"f" * 32, b'": "' + b"a" * 32 + b'"}', b"[]"])
+USUAL = st.fixed_dictionaries(
+    {"uid": st.from_regex(r"[0-9a-fA-F]{32}", fullmatch=True), "caption": st.text(max_size=9)},
+    optional={"face_bboxes": st.just([[0.1, 0.2]]), "exif": st.just(json.dumps({"a": "[1, 2]", "b": "{}"}))},
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.one_of(NOT_SEEN, USUAL, st.dictionaries(st.sampled_from(["uid", "b", "\\uid"]), json_values))))
+def test_uids_seen_at_once_are_those_of_the_parser(values: list[bytes | dict]) -> None:
+    raws = [value if isinstance(value, bytes) else json.dumps(value).encode() for value in values]
+    for value, raw, seen in zip(values, raws, plain_uids(raws), strict=True):
+        if isinstance(value, bytes):
+            assert seen is None
+        else:
+            assert seen is None or seen == str(json_uid(raw)).lower()
+            if "caption" in value and "{" not in value["caption"]:
+                assert seen == value["uid"].lower()
+
+
+HEX = "0123456789abcdefABCDEF0123456789"
+
+
+@pytest.mark.parametrize(
+    ("raw", "uid"),
+    [
+        (f'{{"a": {{"uid": "{HEX}"}}}}', None),
+        (f'{{"a":\n{{"uid": "{HEX}"}}}}', None),
+        (f'{{"a": [0,{{"uid": "{HEX}"}}]}}', None),
+        (f'{{"uid": "{HEX}", "uid": 5}}', "5"),
+        (f'{{"uid": "{HEX}", "uid": "{HEX[::-1]}"}}', HEX[::-1]),
+        (f'{{"a\\"uid": "{HEX}"}}', None),
+        (f' {{"uid": "{HEX}"}}', HEX),
+        (f'{{"uid": "{HEX}"}} ', HEX),
+    ],
+)
+def test_a_uid_that_is_not_certain_is_left_to_the_parser(raw: str, uid: str | None) -> None:
+    assert json_uid(raw.encode()) == uid
+    sure = f'{{"key": "a", "uid" : "{HEX}", "boxes": [[1, 2]]}}'.encode()
+    assert plain_uids([sure, raw.encode(), sure]) == [HEX.lower(), None, HEX.lower()]
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'{"a": ' + b"[" * 100_000, b"\xff"])

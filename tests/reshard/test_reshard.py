@@ -29,6 +29,7 @@ from reshard_helpers import (
 )
 
 from neuclip_scale.reshard import ReshardError
+from neuclip_scale.reshard.sources import Sources
 
 
 def totals(folder: Path) -> dict[str, int]:
@@ -115,6 +116,31 @@ def test_bytes_do_not_depend_on_workers_or_parts(tmp_path: Path) -> None:
     assert run(*common, "-o", tmp_path / "parts", "--finish", "-j", 1, "--verify") == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "three") == contents(tmp_path / "parts")
     assert len(outputs(tmp_path / "one")) == 9
+
+
+def test_pax_times_take_the_fast_road_and_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What webdataset and img2dataset write, a pax header with a fractional time before each member."""
+    simple_pool(tmp_path / "pool")
+    simple_pool(tmp_path / "pax", mtime=1_700_000_000.25)
+    assert sum(path.stat().st_size for path in outputs(tmp_path / "pax")) > sum(
+        path.stat().st_size for path in outputs(tmp_path / "pool")
+    )
+    assert run("-i", tmp_path / "pool", "-o", tmp_path / "one", "-j", 1, "--shuffle") == 0
+    monkeypatch.delattr(Sources, "read")
+    assert run("-i", tmp_path / "pax", "-o", tmp_path / "two", "-j", 1, "--shuffle") == 0
+    assert [path.read_bytes() for path in outputs(tmp_path / "one")] == [
+        path.read_bytes() for path in outputs(tmp_path / "two")
+    ]
+
+
+def test_a_large_json_has_its_uid(tmp_path: Path) -> None:
+    rows = [[Sample(f"{i:05d}", uid_of(f"large {i}"), more={"exif": "x" * (i * 30_000)}) for i in range(5)]]
+    write_pool(tmp_path / "pool", rows, parquet=False)
+    subset = write_subset(tmp_path / "s.npy", [sample.uid or "" for sample in rows[0]])
+    assert run("-i", tmp_path / "pool", "-s", subset, "-o", tmp_path / "out", "-j", 1) == 0
+    assert [members for path in outputs(tmp_path / "out") for _, members in read_tar(path)] == [
+        sample.members for sample in rows[0]
+    ]
 
 
 def test_finish_before_all_parts_is_an_error(tmp_path: Path) -> None:

@@ -1,15 +1,12 @@
-"""Kills, full disks, foreign files, hostile and damaged shards: nothing is lost, overwritten or silently skipped."""
+"""Full disks, foreign files, hostile and damaged shards: nothing is lost, overwritten or silently skipped."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
-import random
 import resource
-import signal
 import tarfile
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,93 +41,6 @@ def lines(path: Path) -> list[dict]:
 
 
 # Interruptions
-
-KILLED_COMMAND = """
-import os, random, sys, threading, time
-from neuclip_scale.commands import reshard
-delay = float(sys.argv[1])
-# Killed from inside: the moments are those of the work, not of the interpreter's start.
-threading.Thread(target=lambda: (time.sleep(delay), os.kill(os.getpid(), 9)), daemon=True).start()
-sys.exit(reshard.main(sys.argv[2:]))
-"""
-
-
-def test_killed_at_random_moments_it_goes_on_to_equal_bytes(tmp_path: Path) -> None:
-    """16 kills in all: in each round the same command runs until a kill, again and again, until it ends."""
-    import subprocess
-    import sys
-
-    shards = simple_pool(tmp_path / "pool", 4, 60)
-    write_tar(tmp_path / "pool/00009.tar", [(f"{'long' * 30}{i}", {"txt": b"x" * i}) for i in range(40)])
-    subset = write_subset(tmp_path / "s.npy", [s.uid for row in shards for s in row if s.uid][::2] * 2 + [uid_of("no")])
-    common = list(map(str, ["-i", tmp_path / "pool", "-s", subset, "--shard-size", 4, "--shuffle", "--allow-missing"]))
-    assert run(*common, "-o", tmp_path / "whole", "-j", 1) == 0
-    rng, kills, rounds = random.Random(1), 0, 0
-    while kills < 16:
-        out, rounds = tmp_path / f"killed{rounds}", rounds + 1
-        for _ in range(40):
-            command = [
-                sys.executable,
-                "-c",
-                KILLED_COMMAND,
-                str(rng.uniform(0.001, 0.5)),
-                *common,
-                "-o",
-                str(out),
-                "-j",
-                "1",
-            ]
-            status = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert status.returncode in (0, -signal.SIGKILL), status.stderr
-            kills += status.returncode == -signal.SIGKILL
-            if status.returncode == 0:
-                break
-        assert run(*common, "-o", out, "-j", 1, "--verify") == 0
-        assert contents(out) == contents(tmp_path / "whole")
-
-
-def test_a_kill_between_a_report_and_its_name_leaves_nothing(tmp_path: Path) -> None:
-    simple_pool(tmp_path / "pool")
-    common = ["-i", tmp_path / "pool", "-o", tmp_path / "out", "-j", 1]
-    replace = os.replace
-
-    def killed(source: Path, target: Path) -> None:
-        if Path(target).name == "sizes.json":
-            os._exit(9)
-        replace(source, target)
-
-    if (child := os.fork()) == 0:
-        os.replace = killed
-        run(*common)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    assert list((tmp_path / "out").glob(".sizes.json.*.tmp"))
-    assert run(*common) == 0
-    assert run(*common[:2], "-o", tmp_path / "whole", "-j", 1) == 0
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
-def test_workers_end_with_their_parent(tmp_path: Path) -> None:
-    simple_pool(tmp_path / "pool", 4, 200)
-    common = ["-i", tmp_path / "pool", "--shard-size", 2]
-    process = start(*common, "-o", tmp_path / "out", "-j", 2)
-    for _ in range(400):
-        if outputs(tmp_path / "out"):
-            break
-        time.sleep(0.05)
-    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-    process.kill()
-    process.communicate()
-    deadline = time.monotonic() + 10
-    while any(
-        Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
-        for pid in children
-    ):
-        assert time.monotonic() < deadline, "a worker outlived its parent"
-        time.sleep(0.05)
-    assert run(*common, "-o", tmp_path / "out", "-j", 1) == 0
-    assert run(*common, "-o", tmp_path / "whole", "-j", 1) == 0
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_a_full_disk_is_told_and_goes_on(tmp_path: Path) -> None:

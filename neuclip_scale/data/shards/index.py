@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from neuclip_scale.data.shards.names import ShardError, is_unsafe, split_name
+from neuclip_scale.data.shards.names import ShardError, is_unsafe, split_name, split_names
 from neuclip_scale.data.shards.plain import PlainFiles, plain_files
 
 MAX_MEMBER_BYTES = 64 << 20
@@ -74,14 +74,43 @@ def index_shard(path: str | os.PathLike[str]) -> ShardIndex:
 def index_plain_shard(path: str | os.PathLike[str]) -> ShardIndex | None:
     """What `index_shard` returns, for a tar of nothing but plain files with samples in it, else None; see `plain`."""
     path = os.fspath(path)
-    builder = _IndexBuilder()
     with open(path, "rb", buffering=0) as stream:
         num_bytes = os.fstat(stream.fileno()).st_size
         files = plain_files(stream.fileno(), num_bytes)
     if files is None:
         return None
-    builder.add_files(files)
+    usual = _index_usual_names(path, num_bytes, files)
+    if usual is not None:
+        return usual
+    builder = _IndexBuilder()
+    names = [raw.decode(tarfile.ENCODING, "surrogateescape") for raw in files.names.view("S100")[:, 0].tolist()]
+    for name, offset, size in zip(names, files.offsets.tolist(), files.sizes.tolist(), strict=True):
+        builder.add_file(name, offset, size)
     return builder.build(path, num_bytes, "")
+
+
+def _index_usual_names(path: str, num_bytes: int, files: PlainFiles) -> ShardIndex | None:
+    """What `_IndexBuilder` makes of the files, all at once, if `split_names` knows their names and none is repeated."""
+    split = split_names(files.names)
+    if split is None:
+        return None
+    keys, extensions = split
+    is_first = np.concatenate([[True], keys[1:] != keys[:-1]])
+    begins = np.flatnonzero(is_first)
+    numbers: dict[bytes, int] = {}
+    rows = np.array([numbers.setdefault(extension, len(numbers)) for extension in extensions.tolist()], dtype=np.int32)
+    if len(np.unique(np.cumsum(is_first) * len(numbers) + rows)) < len(rows):
+        return None
+    return ShardIndex(
+        path=path,
+        keys=tuple(key.decode(tarfile.ENCODING, "surrogateescape") for key in keys[begins].tolist()),
+        extensions=tuple(extension.decode() for extension in numbers),
+        starts=np.append(begins, len(rows)),
+        member_extension=rows,
+        member_offset=files.offsets,
+        member_size=files.sizes,
+        num_bytes=num_bytes,
+    )
 
 
 def _index_by_tarfile(path: str) -> ShardIndex:
@@ -183,24 +212,6 @@ class _IndexBuilder:
         self.current.add(extension)
         number = self.extensions.setdefault(extension, len(self.extensions))
         self.rows.append((number, offset, size))
-
-    def add_files(self, files: PlainFiles) -> None:
-        """Add regular files, as `add_file` would one by one; the usual names without a call for each."""
-        rows, numbers = self.rows, self.extensions
-        last = self.keys[-1] if self.keys else None
-        for name, offset, size in zip(files.names, files.offsets, files.sizes, strict=True):
-            key, _, extension = name.partition(".")
-            number, same = numbers.get(extension), key == last
-            if number is None or "/" in name or not key or key[0] == "_" or (same and extension in self.current):
-                self.add_file(name, offset, size)
-                last = self.keys[-1] if self.keys else None
-                continue
-            if not same:
-                self.keys.append(key)
-                self.starts.append(len(rows))
-                self.previous, self.current, last = self.current, set(), key
-            self.current.add(extension)
-            rows.append((number, offset, size))
 
     def build(self, path: str, num_bytes: int, damage: str) -> ShardIndex:
         faults = [damage] if damage else []
