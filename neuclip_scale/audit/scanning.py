@@ -23,6 +23,9 @@ from neuclip_scale.reshard.json_uid import json_uid
 
 ATTEMPT_COLUMNS = ("uid", "url", "key", "status", "error_message", "sha256")
 CONTENT_COLUMNS = ("uid", "key", "fault", "sha256")
+FORMAT = 1
+"""Of what is kept of a shard; raise it whenever the same files would give other rows."""
+
 _ROWS_AT_ONCE = 1 << 16
 _MAX_JSON_BYTES = 1 << 20
 
@@ -59,7 +62,7 @@ class ScanJob:
 
         Faults of the shard are told in the result. Raises OSError when the results cannot be written.
         """
-        stem = f"{_file_name(shard.name)}-{shard.fingerprint}"
+        stem = self._stem(shard)
         done = self.folder / "shards" / f"{stem}.json"
         if done.exists():
             return ScannedShard(**json.loads(done.read_bytes()))
@@ -87,8 +90,12 @@ class ScanJob:
 
     def files(self, kind: str, shards: Sequence[DownloadedShard]) -> list[Path]:
         """The files that reading `shards` has left, of kind `attempts` or `contents`."""
-        paths = (self.folder / kind / f"{_file_name(s.name)}-{s.fingerprint}.parquet" for s in shards)
+        paths = (self.folder / kind / f"{self._stem(shard)}.parquet" for shard in shards)
         return [path for path in paths if path.exists()]
+
+    def _stem(self, shard: DownloadedShard) -> str:
+        """Name of what is kept of a shard: another for other files, another identity, and another way of reading."""
+        return f"{_file_name(shard.name)}-{shard.fingerprint}-{self.identity}{FORMAT}"
 
     def _read_attempts(self, shard: DownloadedShard, stem: str) -> tuple[int | None, str]:
         import pyarrow as pa
