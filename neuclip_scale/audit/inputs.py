@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuclip_scale import __version__
 from neuclip_scale.audit.downloads import Download, DownloadedShard, find_download
 from neuclip_scale.audit.errors import AuditError, UsageError
 from neuclip_scale.audit.identity import Identity
@@ -64,6 +65,7 @@ def open_inputs(request: AuditRequest, cache: Path) -> Inputs:
     if request.subset_file and identity == "url":
         raise UsageError(f"--subset-file {request.subset_file}: holds uids, but samples are known by their urls here.")
     parts = [
+        __version__,
         published.fingerprint,
         identity,
         "deep" if request.deep else "",
