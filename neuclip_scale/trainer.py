@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from neuclip_scale import distributed, files, telemetry
-from neuclip_scale.config import ConfigError, Recipe, check_recipe, dump_recipe, local_batch_size, micro_batch_size
+from neuclip_scale.config import ConfigError, Recipe, check_places, check_recipe, dump_recipe, local_batch_size, micro_batch_size
 from neuclip_scale.cost import StepArithmetic
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.digest import batch_digest
@@ -66,10 +66,7 @@ class Trainer:
         self.device = distributed.initialize(config.engine.device)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         check_recipe(config, self.world_size)
-        if not config.run_dir:
-            raise ConfigError("run_dir", "", "the run has no folder", "Give --run-dir DIR.")
-        if not config.data.train:
-            raise ConfigError("data.train", "", "there is no training data", "Give --data.train SHARDS.")
+        check_places(config)
         if config.train.precision == "fp16" and self.device.type == "cpu":
             raise ConfigError("train.precision", "fp16", "there is no GPU here", "Use bf16 or fp32 on a CPU.")
         self.run_dir = Path(config.run_dir)

@@ -19,7 +19,10 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 LAYERS = {
     "config": 0,
     "files": 0,
+    "heartbeat": 0,
     "html": 0,
+    "rank_logs": 0,
+    "run_folder": 0,
     "data.manifest": 0,
     "data.manifest_file": 0,
     "data.shards": 0,
@@ -39,6 +42,7 @@ LAYERS = {
     "evaluation": 3,
     "comparison": 4,
     "cost": 4,
+    "run_attempts": 4,
     "non_finite": 4,
     "run_state": 4,
     "trainer": 4,
@@ -50,7 +54,18 @@ LAYERS = {
     "__main__": 5,
 }
 IN_ONE_MODULE = ("deepspeed", "timm", "open_clip", "duckdb", "triton", "jinja2")
-WITHOUT_TORCH = ("config", "files", "data.manifest", "data.manifest_file", "data.shards", "reshard")
+WITHOUT_TORCH = (
+    "config",
+    "files",
+    "heartbeat",
+    "rank_logs",
+    "run_attempts",
+    "run_folder",
+    "data.manifest",
+    "data.manifest_file",
+    "data.shards",
+    "reshard",
+)
 
 
 class Import(NamedTuple):

@@ -26,6 +26,14 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
     _check_length_and_temperature(recipe)
 
 
+def check_places(recipe: Recipe) -> None:
+    """Raise `ConfigError` for a run without a folder or without data."""
+    if not recipe.run_dir:
+        raise ConfigError("run_dir", "", "the run has no folder", "Give --run-dir DIR.")
+    if not recipe.data.train:
+        raise ConfigError("data.train", "", "there is no training data", "Give --data.train SHARDS.")
+
+
 def _check_ranges(recipe: Recipe) -> None:
     """Each number by itself."""
     positive = {
