@@ -54,7 +54,7 @@ start_training() {
     exec {pipe}> >("${neuclip[@]}" job logs "$logs" --header "=== attempt $attempt, $SLURM_JOB_NODELIST")
     splitter=$!
     # No function: $! must be srun itself, which passes USR1 on to the ranks.
-    "${on_all[@]}" --wait=30 "${neuclip[@]}" train "${arguments[@]}" >&"$pipe" 2>&1 &
+    "${on_all[@]}" "--wait=${NEUCLIP_RANK_WAIT:-30}" "${neuclip[@]}" train "${arguments[@]}" >&"$pipe" 2>&1 &
     training=$!
 }
 

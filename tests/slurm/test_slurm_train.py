@@ -192,13 +192,3 @@ def test_a_job_with_wrong_settings_ends_with_2_before_anything_starts(cluster: C
     assert "data.num_streams = 3: not a multiple of the 2 ranks. Use" in output(runs, job)
     assert not (runs / "run").exists()
 
-
-def test_a_chain_of_which_one_is_refused_leaves_no_job(cluster: Cluster, data: Path, runs: Path) -> None:
-    """The second job asks for more than the site has, by options that the site's file gives to all but the first."""
-    (runs / "site.env").write_text('NEUCLIP_SBATCH_OPTIONS=(${submitted[0]:+--partition=nowhere})\n')
-    before = set(cluster.run("squeue", "-h", "-o", "%i").split())
-    command = [SCRIPTS / "train_small.sh", "--nodes", 2, *demo_scale(data, runs / "run")]
-    status, _, errors = cluster.attempt(*command, **environment(runs, NEUCLIP_CHAIN="3"))
-    assert status == 1, errors
-    assert "sbatch refused a job" in errors
-    assert set(cluster.run("squeue", "-h", "-o", "%i").split()) == before
