@@ -76,6 +76,7 @@ def _check_ranges(recipe: Recipe) -> None:
         "train.micro_batch_size": recipe.train.micro_batch_size,
         "train.num_steps": recipe.train.num_steps,
         "train.epochs": recipe.train.epochs,
+        "train.hang_timeout_seconds": recipe.train.hang_timeout_seconds,
         "train.max_grad_norm": recipe.train.max_grad_norm,
         "checkpoint.keep_every_steps": recipe.checkpoint.keep_every_steps,
         "optim.weight_decay": recipe.optim.weight_decay,
@@ -167,11 +168,13 @@ def _check_batch(recipe: Recipe, world_size: int) -> None:
     if batch < 2:
         raise ConfigError("train.global_batch_size", batch, "a contrastive batch needs negatives", "Give at least 2.")
     if streams % world_size:
+        fitting = [count for count in range(world_size, batch + 1, world_size) if batch % count == 0]
+        nearest_count = min(fitting, key=lambda count: abs(count - streams), default=0)
         raise ConfigError(
             "data.num_streams",
             streams,
             f"not a multiple of the {world_size} ranks",
-            f"Use {-(-streams // world_size) * world_size}, or a world size that divides {streams}.",
+            f"Use {f'{nearest_count}, or ' if fitting else ''}a world size that divides {streams}.",
         )
     if batch % streams:
         lower = batch // streams * streams
