@@ -37,7 +37,7 @@ def split_logs(lines: Iterable[bytes], folder: Path, echo: BinaryIO, header: str
 
 
 def _open(stack: ExitStack, path: Path, first: bytes) -> BinaryIO:
-    file = stack.enter_context(open(path, "ab", buffering=0))
+    file = stack.enter_context(path.open("ab", buffering=0))
     file.write(first)
     return file
 

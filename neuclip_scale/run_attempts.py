@@ -9,7 +9,7 @@ import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from neuclip_scale.files import write_json
 from neuclip_scale.run_folder import furthest_step, newest_checkpoint, summary_status
@@ -135,7 +135,7 @@ def _in_vain(attempts: list[Attempt]) -> int:
 
 def _told_off(count: int, last: Attempt) -> str:
     return (
-        f"{count} attempts in a row came no further than step {last.reached} (the last: {last.outcome}, exit status "
+        f"{count} attempt(s) in a row came no further than step {last.reached} (the last: {last.outcome}, exit status "
         f"{last.status}). Mend the cause, which the logs of the ranks tell, and submit again"
     )
 

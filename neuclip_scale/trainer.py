@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from neuclip_scale import distributed, files, telemetry
-from neuclip_scale.config import ConfigError, Recipe, check_places, check_recipe, dump_recipe, local_batch_size, micro_batch_size
+from neuclip_scale.config import (
+    ConfigError,
+    Recipe,
+    check_places,
+    check_recipe,
+    dump_recipe,
+    local_batch_size,
+    micro_batch_size,
+)
 from neuclip_scale.cost import StepArithmetic
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.digest import batch_digest

@@ -213,8 +213,10 @@ def test_batch_sizes() -> None:
         ({"train__global_batch_size": 1, "data__num_streams": 1}, 1, "train.global_batch_size", "at least 2"),
         ({"data__num_streams": 8}, 3, "data.num_streams", "Use a world size that divides 8"),
         (
-            {"train__global_batch_size": 90112, "data__num_streams": 1024}, 88,
-            "data.num_streams", "Use 704, or a world size that divides 1024",
+            {"train__global_batch_size": 90112, "data__num_streams": 1024},
+            88,
+            "data.num_streams",
+            "Use 704, or a world size that divides 1024",
         ),
         ({"train__micro_batch_size": 600}, 2, "train.micro_batch_size", "Use at most 512"),
         ({"train__num_steps": 0}, 1, "train.num_steps", "Give train.num_steps or train.epochs"),

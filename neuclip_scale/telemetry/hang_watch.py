@@ -28,9 +28,10 @@ _TOLD = 8  # suspects in a message; a thousand ranks would fill a log
 class HangWatch:
     """Watches the steps of one rank. No communication.
 
-    Inside `running` the rank's heartbeat is written every `BEAT_SECONDS`. When no step has finished for `timeout_seconds` (0: never
-    mind), all threads' stacks go to `RUN/stacks/rank_N.txt`, with what the other ranks do and which of them are the
-    suspects, and the process ends with `EXIT_HUNG`: a collective that waits for a dead rank cannot be left otherwise.
+    Inside `running` the rank's heartbeat is written every `BEAT_SECONDS`. When no step has finished for
+    `timeout_seconds` (0: never mind), all threads' stacks go to `RUN/stacks/rank_N.txt`, with what the other ranks do
+    and which of them are the suspects, and the process ends with `EXIT_HUNG`: a collective that waits for a dead rank
+    cannot be left otherwise.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ def _process_state(beat: Beat) -> str:
 
 
 def _write_flight_record(path: Path) -> None:
-    """The last collectives of this rank, where torch keeps a record of NCCL's (pickled; torch's `fr_trace` reads it)."""
+    """The last collectives of this rank, where torch keeps a record of NCCL's (torch's `fr_trace` reads it)."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return

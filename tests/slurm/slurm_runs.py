@@ -41,7 +41,11 @@ def program(folder: Path, before: str = "") -> str:
 
 def environment(folder: Path, before: str = "", **variables: str) -> dict[str, str]:
     """What the scripts read of it here: one task a node, for there are fewer cores than GPUs."""
-    given = {"NEUCLIP": program(folder, before), "NEUCLIP_SITE": str(folder / "site.env"), "NEUCLIP_TASKS_PER_NODE": "1"}
+    given = {
+        "NEUCLIP": program(folder, before),
+        "NEUCLIP_SITE": str(folder / "site.env"),
+        "NEUCLIP_TASKS_PER_NODE": "1",
+    }
     return given | {"NEUCLIP_RANK_WAIT": "5"} | variables
 
 

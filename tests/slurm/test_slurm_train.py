@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from cluster import Cluster
-from slurm_runs import SCRIPTS, STEPS, demo_scale, environment, output, program, sbatch, steps_logged
+from slurm_runs import SCRIPTS, demo_scale, environment, output, sbatch, steps_logged
 from trainer_helpers import assert_same, logged_steps, neuclip_ranks
 
 from neuclip_scale.data.synthetic import write_synthetic_shards
@@ -145,9 +145,7 @@ def rank_of(job: str, rank: int) -> psutil.Process:
     return ranks[0]
 
 
-def test_a_chain_goes_on_where_requeueing_is_forbidden(
-    cluster: Cluster, data: Path, whole: Path, runs: Path
-) -> None:
+def test_a_chain_goes_on_where_requeueing_is_forbidden(cluster: Cluster, data: Path, whole: Path, runs: Path) -> None:
     variables = environment(runs, NEUCLIP_CHAIN="3", SBATCH_OUTPUT=f"{runs}/%x-%j.log")
     said = cluster.run(SCRIPTS / "train_large.sh", "--nodes", 2, *demo_scale(data, runs / "run"), **variables)
     jobs = said.partition(";")[0].split()[1:]
@@ -161,11 +159,11 @@ def test_a_chain_goes_on_where_requeueing_is_forbidden(
 
 def test_a_crash_loop_stops(cluster: Cluster, data: Path, runs: Path) -> None:
     arguments = demo_scale(data, runs / "run")
-    dies = '[[ $1 == train && $SLURM_PROCID == 1 ]] && kill -9 $$; [[ $1 == train ]] && exec sleep 60'
+    dies = "[[ $1 == train && $SLURM_PROCID == 1 ]] && kill -9 $$; [[ $1 == train ]] && exec sleep 60"
     job = sbatch(cluster, "train_small.sh", runs, *arguments, before=dies, NEUCLIP_TRIES="2")
     assert cluster.wait(job) == {job: "FAILED"}
     assert attempts(runs / "run") == ["failed", "failed"]
-    assert "2 attempts in a row came no further than step 0" in output(runs, job)
+    assert "2 attempt(s) in a row came no further than step 0" in output(runs, job)
 
 
 def test_wrong_settings_are_rejected_before_the_queue(cluster: Cluster, data: Path, runs: Path) -> None:
@@ -191,4 +189,3 @@ def test_a_job_with_wrong_settings_ends_with_2_before_anything_starts(cluster: C
     assert cluster.details(job)["ExitCode"] == "2:0"
     assert "data.num_streams = 3: not a multiple of the 2 ranks. Use" in output(runs, job)
     assert not (runs / "run").exists()
-
