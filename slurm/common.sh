@@ -47,11 +47,13 @@ train_arguments() {
     arguments+=("$@")
 }
 
-check() { # NODES: exits with 2 and the remedy if the run cannot be; sets run_dir
+check() { # NODES: exits with 2 and the remedy if the run cannot be; sets run_dir and data
+    local said
     tasks=${NEUCLIP_TASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}
     world_size=$(($1 * tasks))
-    run_dir=$("${neuclip[@]}" job check --world-size "$world_size" --gpu-memory-gib "${NEUCLIP_GPU_MEMORY_GIB:-0}" \
+    said=$("${neuclip[@]}" job check --world-size "$world_size" --gpu-memory-gib "${NEUCLIP_GPU_MEMORY_GIB:-0}" \
         "${arguments[@]}") || fail 2 "not started: $recipe on $1 node(s) with $tasks task(s) each, as said above"
+    { read -r run_dir && read -r data; } <<<"$said"
 }
 
 # train RECIPE DEFAULTS... -- ARGUMENTS...: the whole of a training script, on a login node and in the job.

@@ -3,7 +3,7 @@
 run_job() {
     early= # a signal of before the training
     trap 'exit 143' TERM
-    trap 'early=USR1' USR1
+    trap 'early=USR1 interrupted=1' USR1
     check "$SLURM_JOB_NUM_NODES"
     export NEUCLIP_SUBMISSION=${NEUCLIP_SUBMISSION:-$SLURM_JOB_ID}
     attempt=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
@@ -46,7 +46,59 @@ rendezvous() {
     export TORCH_FR_DUMP_TEMP_FILE
 }
 
-preflight() { :; }
+# Exits unless all nodes are fit; with NEUCLIP_EXCLUDE_BAD=1 the job goes back to the queue without those that are not.
+preflight() {
+    if [[ ${NEUCLIP_PREFLIGHT:-1} != 1 ]]; then return; fi
+    local folder=$run_dir/preflight/$attempt floor=${NEUCLIP_FLOOR_GBPS:-0} seconds=${NEUCLIP_PREFLIGHT_SECONDS:-110}
+    local names probing judge bad steps
+    mapfile -t names < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    mkdir -p "$folder"
+    exec {answers}> >("${neuclip[@]}" preflight judge --nodes "${names[@]}" --ranks-per-node "$tasks" \
+        --floor "$floor" --seconds "$seconds" --json "$folder/verdict.json" >"$folder/bad")
+    judge=$!
+    "${on_all[@]}" "${neuclip[@]}" preflight probe --folder "$folder/seen" --data "$data" --ranks-per-node "$tasks" \
+        --floor "$floor" >&"$answers" 2>&1 &
+    probing=$!
+    exec {answers}>&-
+    await "$judge"
+    local verdict=$status
+    # Ranks that hang are left behind.
+    steps=$(squeue -h -s -j "$SLURM_JOB_ID" -o %i | grep -E '\.[0-9]+$' || true)
+    # shellcheck disable=SC2086
+    if [[ -n $steps ]]; then scancel --signal=KILL $steps || true; fi
+    await "$probing"
+    if ((verdict == 0)); then return; fi
+    "${neuclip[@]}" job end "$run_dir" --status 1 --tries "${NEUCLIP_TRIES:-3}" >/dev/null
+    bad=$(<"$folder/bad")
+    if [[ ${NEUCLIP_EXCLUDE_BAD:-0} == 1 && -n $bad ]]; then exclude "$bad"; fi
+    fail 1 "preflight: ${bad:-the network} is not fit (above). NEUCLIP_EXCLUDE_BAD=1 goes on without; 0 as \
+NEUCLIP_PREFLIGHT does not look"
+}
+
+# Nodes of a job can be changed only while it waits in the queue, but putting it there ends this shell: a child that
+# Slurm's TERM does not end does both, in the time that Slurm gives a job to end (KillWait).
+exclude() { # NODES
+    local before
+    before=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\) .*/\1/p')
+    if [[ $before == '(null)' ]]; then before=; fi
+    echo "preflight: back to the queue without $1"
+    (
+        trap '' TERM
+        scontrol requeuehold "$SLURM_JOB_ID"
+        until scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${before:+$before,}$1" 2>/dev/null; do sleep 0.5; done
+        scontrol release "$SLURM_JOB_ID"
+    ) &
+    sleep 60
+}
+
+await() { # PID: leaves its exit status in $status, however many signals come meanwhile
+    while :; do
+        interrupted=
+        status=0
+        wait "$1" || status=$?
+        if [[ -z $interrupted ]]; then return; fi
+    done
+}
 
 # A rank that dies leaves the others waiting for it: they are ended half a minute later, not at once, for at a stop the
 # ranks leave one after the other.
@@ -60,17 +112,14 @@ start_training() {
 
 # Slurm sends USR1 to this shell alone, some time before the limit, and TERM to the ranks as well.
 wait_for_training() {
-    local signal=none
-    trap 'signal=USR1; kill -USR1 "$training" 2>/dev/null || true' USR1
-    trap 'signal=TERM' TERM
+    trap 'interrupted=1; kill -USR1 "$training" 2>/dev/null || true' USR1
+    trap 'interrupted=1' TERM
     if [[ -n $early ]]; then kill -USR1 "$training"; fi
-    until [[ -z $signal ]]; do # a signal ends `wait` early
-        signal=
-        status=0
-        wait "$training" || status=$?
-    done
+    await "$training"
+    local training_status=$status
     exec {pipe}>&-
-    wait "$splitter" || true
+    await "$splitter"
+    status=$training_status
     trap - USR1 TERM
 }
 

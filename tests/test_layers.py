@@ -48,6 +48,7 @@ LAYERS = {
     "run_state": 4,
     "trainer": 4,
     "planning": 4,
+    "preflight": 4,
     "reshard": 1,
     "studies": 4,
     "cli": 5,

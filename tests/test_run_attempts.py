@@ -141,7 +141,7 @@ def test_the_command_prints_one_word_for_the_script(tmp_path: Path, capsys: pyte
 def test_check_names_the_field_and_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["run_dir=runs/x", "data.train=/data"]
     assert cli.main(["job", "check", "--world-size", "128", "datacomp_xlarge", *given]) == 0
-    assert capsys.readouterr().out == "runs/x\n"
+    assert capsys.readouterr().out == "runs/x\n/data\n"
     assert cli.main(["job", "check", "--world-size", "88", "datacomp_xlarge", *given]) == 2
     assert cli.main(["job", "check", "--world-size", "8", "datacomp_xlarge", "run_dir=x"]) == 2
     small = ["--gpu-memory-gib", "16", "datacomp_xlarge", *given]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from neuclip_scale.config import ConfigError, Recipe, check_places, check_recipe
 
-EXIT_CODES = """Each prints one word on standard output, for the script, and the reason on standard error.
+EXIT_CODES = """What a script wants is printed on standard output, what people want on standard error.
 Exit status: 0 done, 1 failed, 2 bad usage or a recipe that cannot be run."""
 
 
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     """Run the command; 0 done, 1 failed, 2 bad usage. Raises `ConfigError` for a recipe that cannot be run."""
     parser = argparse.ArgumentParser("neuclip job", description="Steps of a Slurm job.", epilog=EXIT_CODES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="check|begin|end|logs")
-    check = commands.add_parser("check", help="can a recipe be run on so many ranks? prints its run folder")
+    check = commands.add_parser("check", help="can a recipe be run on so many ranks? prints its run_dir and data.train")
     check.add_argument("--world-size", type=_positive, required=True, help="ranks of the run, one for each GPU")
     check.add_argument("--gpu-memory-gib", type=float, default=0.0, help="refuse what needs more; 0: any")
     check.add_argument("train", nargs=argparse.REMAINDER, help="RECIPE and overrides, as `neuclip train` takes them")
@@ -69,7 +69,7 @@ def _check(train: list[str], world_size: int, gpu_memory_gib: float) -> int:
     if gpu_memory_gib:
         told += f", {_fits(recipe, world_size, gpu_memory_gib):.1f} of {gpu_memory_gib:g} GiB on each"
     print(told, file=sys.stderr)
-    print(recipe.run_dir)
+    print(recipe.run_dir, recipe.data.train, sep="\n")
     return 0
 
 

@@ -46,7 +46,7 @@ def environment(folder: Path, before: str = "", **variables: str) -> dict[str, s
         "NEUCLIP_SITE": str(folder / "site.env"),
         "NEUCLIP_TASKS_PER_NODE": "1",
     }
-    return given | {"NEUCLIP_RANK_WAIT": "5"} | variables
+    return given | {"NEUCLIP_RANK_WAIT": "5", "NEUCLIP_PREFLIGHT": "0"} | variables
 
 
 def sbatch(

@@ -76,7 +76,10 @@ def finished(cluster: Cluster, folder: Path, job: str) -> str:
 def test_train_xl_is_the_run_it_would_be_without_slurm(cluster: Cluster, data: Path, runs: Path) -> None:
     """ViT-L/14's recipe at demo scale: DeepSpeed ZeRO, bf16, gradient cache."""
     arguments = demo_scale(data, runs / "run", **{"train.num_steps": 6})
-    said = finished(cluster, runs, sbatch(cluster, "train_xl.sh", runs, *arguments))
+    variables = {"NEUCLIP_PREFLIGHT": "1", "NEUCLIP_FLOOR_GBPS": "0.0001"}
+    said = finished(cluster, runs, sbatch(cluster, "train_xl.sh", runs, *arguments, **variables))
+    assert "preflight: 2 node(s) are fit" in said
+    assert "preflight: data: " in said
     zero = ["engine.name=deepspeed", "engine.deepspeed.config=zero1"]
     argv = ["train", "datacomp_xlarge", *zero, *demo_scale(data, runs / "plain", **{"train.num_steps": 6})]
     assert neuclip_ranks(2, argv, runs / "output.txt") == [0, 0]
@@ -155,6 +158,19 @@ def test_a_chain_goes_on_where_requeueing_is_forbidden(cluster: Cluster, data: P
     assert cluster.wait(*jobs) == dict(zip(jobs, ["FAILED", "COMPLETED", "COMPLETED"])), output(runs, jobs[1])
     assert attempts(runs / "run") == ["stopped", "finished"]  # the third had nothing to do
     assert digests(runs / "run") == digests(whole)
+
+
+def test_a_bad_node_is_named_excluded_and_the_job_requeued(cluster: Cluster, data: Path, runs: Path) -> None:
+    arguments = demo_scale(data, runs / "run", **{"train.num_steps": 2})
+    hangs = f'[[ "$1 $2" == "preflight probe" && $SLURMD_NODENAME == {cluster.nodes[0]} ]] && exec sleep 600'
+    variables = {"NEUCLIP_PREFLIGHT": "1", "NEUCLIP_EXCLUDE_BAD": "1", "NEUCLIP_PREFLIGHT_SECONDS": "12"}
+    job = sbatch(cluster, "train_small.sh", runs, *arguments, nodes=1, before=hangs, **variables)
+    said = finished(cluster, runs, job)
+    assert f"preflight: BAD node {cluster.nodes[0]}: no answer: it does not start, or hangs" in said
+    assert "preflight: 1 node(s) are fit" in said
+    details = cluster.details(job)
+    assert (details["ExcNodeList"], details["NodeList"]) == (cluster.nodes[0], cluster.nodes[1])
+    assert attempts(runs / "run") == ["failed", "finished"]
 
 
 def test_a_crash_loop_stops(cluster: Cluster, data: Path, runs: Path) -> None:
