@@ -50,10 +50,10 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
 MinJobAge=3600
-KillWait=15
+KillWait=10
 CompleteWait=0
 SlurmctldTimeout=30
-SlurmdTimeout=15
+SlurmdTimeout=10
 PropagateResourceLimits=NONE
 GresTypes=gpu
 {nodes}

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from cluster import Cluster
+from evaluation_helpers import COLOURS, jpeg, write_set
 from slurm_runs import SCRIPTS, demo_scale, environment, output, sbatch, steps_logged
 from trainer_helpers import assert_same, logged_steps, neuclip_ranks
 
@@ -148,22 +149,28 @@ def rank_of(job: str, rank: int) -> psutil.Process:
     return ranks[0]
 
 
-def test_a_chain_goes_on_where_requeueing_is_forbidden(cluster: Cluster, data: Path, whole: Path, runs: Path) -> None:
+def test_a_chain_goes_on_after_a_hang_where_requeueing_is_forbidden(
+    cluster: Cluster, data: Path, whole: Path, runs: Path
+) -> None:
+    arguments = demo_scale(data, runs / "run", **{"train.hang_timeout_seconds": 8})
     variables = environment(runs, NEUCLIP_CHAIN="3", SBATCH_OUTPUT=f"{runs}/%x-%j.log")
-    said = cluster.run(SCRIPTS / "train_large.sh", "--nodes", 2, *demo_scale(data, runs / "run"), **variables)
+    said = cluster.run(SCRIPTS / "train_large.sh", "--nodes", 2, *arguments, **variables)
     jobs = said.partition(";")[0].split()[1:]
     assert len(jobs) == 3
-    wait_for_step(cluster, jobs[0], runs, 5)
-    cluster.run("scancel", "--signal=USR1", "--batch", jobs[0])
-    assert cluster.wait(*jobs) == dict(zip(jobs, ["FAILED", "COMPLETED", "COMPLETED"])), output(runs, jobs[1])
-    assert attempts(runs / "run") == ["stopped", "finished"]  # the third had nothing to do
+    wait_for_step(cluster, jobs[0], runs, 9)
+    os.kill(rank_of(jobs[0], 1).pid, signal.SIGSTOP)
+    states = cluster.wait(*jobs)
+    assert states == dict(zip(jobs, ["FAILED", "COMPLETED", "COMPLETED"])), output(runs, jobs[1])
+    assert attempts(runs / "run") == ["failed", "finished"]  # the third had nothing to do
+    assert "suspect: rank 1 on" in (runs / "run/stacks/rank_00000.txt").read_text()
+    assert "state T (stopped)" in output(runs, jobs[0])
     assert digests(runs / "run") == digests(whole)
 
 
 def test_a_bad_node_is_named_excluded_and_the_job_requeued(cluster: Cluster, data: Path, runs: Path) -> None:
     arguments = demo_scale(data, runs / "run", **{"train.num_steps": 2})
     hangs = f'[[ "$1 $2" == "preflight probe" && $SLURMD_NODENAME == {cluster.nodes[0]} ]] && exec sleep 600'
-    variables = {"NEUCLIP_PREFLIGHT": "1", "NEUCLIP_EXCLUDE_BAD": "1", "NEUCLIP_PREFLIGHT_SECONDS": "12"}
+    variables = {"NEUCLIP_PREFLIGHT": "1", "NEUCLIP_EXCLUDE_BAD": "1", "NEUCLIP_PREFLIGHT_SECONDS": "20"}
     job = sbatch(cluster, "train_small.sh", runs, *arguments, nodes=1, before=hangs, **variables)
     said = finished(cluster, runs, job)
     assert f"preflight: BAD node {cluster.nodes[0]}: no answer: it does not start, or hangs" in said
@@ -205,3 +212,20 @@ def test_a_job_with_wrong_settings_ends_with_2_before_anything_starts(cluster: C
     assert cluster.details(job)["ExitCode"] == "2:0"
     assert "data.num_streams = 3: not a multiple of the 2 ranks. Use" in output(runs, job)
     assert not (runs / "run").exists()
+
+
+def test_evaluate_scores_a_run(cluster: Cluster, whole: Path, runs: Path) -> None:
+    """By the settings of a site: its file tells where the sets are."""
+    pictures = [{"png": jpeg(colour), "cls": str(number)} for number, colour in enumerate(COLOURS.values())]
+    write_set(runs / "sets/zeroshot/colours", [pictures], classnames="\n".join(COLOURS))
+    (runs / "site.env").write_text(f"NEUCLIP_EVALUATION={runs}/sets\n")
+    result = runs / "result.json"
+    job = sbatch(cluster, "evaluate.sh", runs, str(whole), "--json", str(result), nodes=1)
+    said = finished(cluster, runs, job)
+    scores = json.loads(result.read_text())
+    assert scores["data"] == f"{runs}/sets"
+    assert "colours" in json.dumps(scores["evaluation"]), said
+    for given in ([str(runs / "nothing")], [str(whole), "--data", str(runs / "nothing")]):
+        status, _, errors = cluster.attempt(SCRIPTS / "evaluate.sh", *given, **environment(runs))
+        assert status == 2
+        assert "nothing': no such" in errors
