@@ -57,7 +57,10 @@ SlurmdTimeout=10
 PropagateResourceLimits=NONE
 GresTypes=gpu
 {nodes}
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 OverSubscribe=NO State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 OverSubscribe=NO State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE DefaultTime=10 OverSubscribe=NO State=UP PriorityTier=9
 """
 
 
@@ -184,6 +187,11 @@ class Cluster:
             except psutil.Error:
                 continue  # it has just ended
         kill_all(found)
+
+    def processes(self) -> list[str]:
+        """Names of all processes that the cluster has started."""
+        assert self._keeper is not None
+        return [process.name() for process in psutil.Process(self._keeper.pid).children(recursive=True)]
 
     def node_states(self) -> dict[str, str]:
         """State of each node by name, empty while the controller does not answer."""

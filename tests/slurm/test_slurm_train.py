@@ -94,7 +94,7 @@ def test_train_xl_is_the_run_it_would_be_without_slurm(cluster: Cluster, data: P
     assert "0: step 6/6" in said
 
 
-def test_usr1_requeues_and_scancel_does_not_and_both_go_on_to_the_same_numbers(
+def test_a_time_limit_a_preemption_and_scancel_all_go_on_to_the_same_numbers(
     cluster: Cluster, data: Path, whole: Path, runs: Path
 ) -> None:
     arguments = demo_scale(data, runs / "run")
@@ -104,13 +104,17 @@ def test_usr1_requeues_and_scancel_does_not_and_both_go_on_to_the_same_numbers(
     cluster.until(lambda: cluster.details(job)["Restarts"] == "1", 60, lambda: output(runs, job))
     assert "stopped by SIGUSR1" in output(runs, job)
     wait_for_step(cluster, job, runs, steps_logged(runs / "run") + 5)
+    urgent = cluster.run("sbatch", "--parsable", "-p", "urgent", "-N2", "--output=/dev/null", "--wrap", "sleep 1")
+    cluster.until(lambda: cluster.details(job)["Restarts"] == "2", 60, lambda: output(runs, job))
+    assert cluster.wait(urgent.strip()) == {urgent.strip(): "COMPLETED"}
+    wait_for_step(cluster, job, runs, steps_logged(runs / "run") + 5)
     cluster.run("scancel", job)
     assert cluster.wait(job) == {job: "CANCELLED"}
     cluster.until(lambda: set(cluster.node_states().values()) == {"idle"}, 60)
     finished(cluster, runs, sbatch(cluster, "train_small.sh", runs, *arguments))
     assert cluster.state(job) == "CANCELLED"
     outcomes = attempts(runs / "run")
-    assert (outcomes[0], outcomes[-1], len(outcomes)) == ("stopped", "finished", 3)
+    assert (outcomes[0], outcomes[-1], len(outcomes)) == ("stopped", "finished", 4)
     assert_same(logged_steps(runs / "run"), logged_steps(whole))
 
 
@@ -217,7 +221,7 @@ def test_a_job_with_wrong_settings_ends_with_2_before_anything_starts(cluster: C
 def test_evaluate_scores_a_run(cluster: Cluster, whole: Path, runs: Path) -> None:
     """By the settings of a site: its file tells where the sets are."""
     pictures = [{"png": jpeg(colour), "cls": str(number)} for number, colour in enumerate(COLOURS.values())]
-    write_set(runs / "sets/zeroshot/colours", [pictures], classnames="\n".join(COLOURS))
+    write_set(runs / "sets/colours", [pictures], classnames="\n".join(COLOURS))
     (runs / "site.env").write_text(f"NEUCLIP_EVALUATION={runs}/sets\n")
     result = runs / "result.json"
     job = sbatch(cluster, "evaluate.sh", runs, str(whole), "--json", str(result), nodes=1)
