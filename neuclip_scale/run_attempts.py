@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from neuclip_scale.files import write_json
+from neuclip_scale.heartbeat import BEAT_SECONDS, SILENT_SECONDS, read_beat
 from neuclip_scale.run_folder import furthest_step, newest_checkpoint, summary_status
 
 ATTEMPTS_FILE = "attempts.json"
@@ -57,11 +58,16 @@ def read_attempts(run_dir: Path) -> list[Attempt]:
         raise AttemptsError(f"{path} is damaged: {error}. Remove it: only the counting of attempts is lost.") from error
 
 
-def begin_attempt(run_dir: Path, submission: str, job: str, tries: int) -> tuple[Decision, str]:
+def begin_attempt(
+    run_dir: Path, submission: str, job: str, tries: int, patience: float = 2.5 * BEAT_SECONDS
+) -> tuple[Decision, str]:
     """Note the start of an attempt; returns go, finished or stop, and why in words.
 
-    `finished` and `stop` are for jobs of a chain whose predecessor came to the end, or gave up.
+    `finished` and `stop` are for jobs of a chain whose predecessor came to the end, or gave up; `stop` also for a run
+    that another job trains: if rank 0 of one beat lately, the next beat is awaited for `patience` seconds.
     """
+    if alive := _trained_elsewhere(run_dir, job, patience):
+        return "stop", f"job {alive} trains it now. Wait for its end, cancel it, or give another run_dir"
     attempts = read_attempts(run_dir)
     if attempts and attempts[-1].outcome == "running":
         attempts[-1] = _closed(attempts[-1], run_dir, "lost", 0)
@@ -76,6 +82,20 @@ def begin_attempt(run_dir: Path, submission: str, job: str, tries: int) -> tuple
     reached = max([furthest_step(run_dir), *(attempt.reached for attempt in attempts)])
     _write(run_dir, [*attempts, Attempt(submission, job, time.time(), reached)])
     return "go", f"attempt {len(own) + 1} of submission {submission}, from step {newest_checkpoint(run_dir)}"
+
+
+def _trained_elsewhere(run_dir: Path, job: str, patience: float) -> str:
+    """Id of another job whose rank 0 beats; empty where none does."""
+    first = read_beat(run_dir, 0)
+    if first is None or first.state != "running" or not first.job or first.job == job.partition(".")[0]:
+        return ""
+    deadline = time.time() + (patience if abs(time.time() - first.time) < SILENT_SECONDS else 0)
+    while time.time() < deadline:
+        time.sleep(min(1.0, patience / 4))
+        now = read_beat(run_dir, 0)
+        if now is not None and now.time != first.time:
+            return now.job if now.state == "running" else ""
+    return ""
 
 
 def end_attempt(run_dir: Path, status: int, tries: int) -> tuple[Decision, str]:

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # What the scripts beside this file share. They source it; it is not run by itself.
 #
 # Settings of the site stand in site.env (copy site.env.example), or in the file that NEUCLIP_SITE names.
@@ -74,6 +75,7 @@ train() {
         ((only_check)) || submit_chain "$nodes" "$0" "$@"
         exit 0
     fi
+    # shellcheck source=in_job.sh
     source "$slurm_folder/in_job.sh"
     run_job
 }
@@ -83,7 +85,8 @@ submit_chain() { # NODES SCRIPT ARGUMENTS...: one job, or NEUCLIP_CHAIN jobs, ea
     [[ $length =~ ^[1-9][0-9]*$ ]] || fail 2 "NEUCLIP_CHAIN '$length': give a number, 1 or more"
     shift
     if ((length > 1)); then
-        export NEUCLIP_REQUEUE=0 NEUCLIP_SUBMISSION=chain-$(date +%s)-$$
+        NEUCLIP_SUBMISSION=chain-$(date +%s)-$$
+        export NEUCLIP_REQUEUE=0 NEUCLIP_SUBMISSION
         options+=(--no-requeue)
     fi
     for ((link = 0; link < length; link++)); do

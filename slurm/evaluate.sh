@@ -18,6 +18,7 @@
 #SBATCH --output=%x-%j.log
 here=$(dirname "$0") # a job has a copy of this script alone: then Slurm tells where it was
 [[ -f $here/common.sh ]] || here=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/evaluate\.sh.*|\1|p' | head -1)
+# shellcheck source=common.sh
 source "$here/common.sh"
 
 given=("$@")

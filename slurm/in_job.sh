@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154
 # The part of common.sh that runs in a job: preflight, training, and what comes after an attempt.
 
 run_job() {

@@ -7,6 +7,7 @@
 # complete is checked and kept. RESHARD_LOGS names the folder of the logs (reshard-logs).
 here=$(dirname "$0") # a job has a copy of this script alone: then Slurm tells where it was
 [[ -f $here/common.sh ]] || here=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*\)/reshard\.sh.*|\1|p' | head -1)
+# shellcheck source=common.sh
 source "$here/common.sh"
 
 if [[ -z ${RESHARD_STEP:-} ]]; then

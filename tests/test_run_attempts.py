@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from threading import Event, Thread
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuclip_scale import cli
+from neuclip_scale.heartbeat import Beat, write_beat
 from neuclip_scale.run_attempts import AttemptsError, begin_attempt, end_attempt, read_attempts
 from neuclip_scale.run_folder import furthest_step, last_metrics, newest_checkpoint
 
@@ -72,6 +76,41 @@ def test_attempts_that_never_told_their_end_are_lost(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def beat(run_dir: Path, job: str, state: Any = "running", age: float = 0.0) -> None:
+    now = time.time() - age
+    given = {"host": "n1", "pid": 1, "step": 1, "step_seconds": 1.0, "section": "", "place": 0}
+    write_beat(run_dir, Beat(time=now, rank=0, state=state, job=job, **given))
+
+
+def test_a_run_that_another_job_trains_is_left_alone(tmp_path: Path) -> None:
+    beats = Event()
+
+    def other_job() -> None:
+        while not beats.wait(0.05):
+            beat(tmp_path, "6")
+
+    beat(tmp_path, "6")
+    thread = Thread(target=other_job)
+    thread.start()
+    try:
+        decision, why = begin_attempt(tmp_path, "7", "7.0", 3)
+        assert (decision, read_attempts(tmp_path)) == ("stop", [])
+        assert "job 6 trains it now" in why
+    finally:
+        beats.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("job", "state", "age"), [("6", "running", 0), ("6", "ended", 0), ("6", "running", 1e4), ("7", "running", 0)]
+)
+def test_a_job_that_is_dead_or_this_one_is_no_hindrance(tmp_path: Path, job: str, state: str, age: float) -> None:
+    beat(tmp_path, job, state, age)
+    began = time.monotonic()
+    assert begin_attempt(tmp_path, "7", "7.1", 3, patience=0.4)[0] == "go"
+    assert (time.monotonic() - began >= 0.4) == (job == "6" and state == "running" and not age)
+
+
 def test_refused_settings_are_not_tried_again(tmp_path: Path) -> None:
     assert one_attempt(tmp_path, 2) == "stop"
     assert begin_attempt(tmp_path, "7", "7.1", 3)[0] == "stop"
@@ -85,6 +124,7 @@ def test_a_launcher_may_tell_of_a_rank_it_ended_itself(tmp_path: Path) -> None:
     assert one_attempt(tmp_path / "other", 143, tries=1) == "stop"
 
 
+@settings(deadline=None, max_examples=20)  # it writes to the disk for good
 @given(st.lists(st.tuples(st.sampled_from([1, 75, 137]), st.integers(0, 3)), max_size=12), st.integers(1, 4))
 def test_tries_in_vain_against_a_plain_count(
     tmp_path_factory: pytest.TempPathFactory, history: list[tuple[int, int]], tries: int
