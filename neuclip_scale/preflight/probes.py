@@ -12,7 +12,7 @@ from pathlib import Path
 from neuclip_scale import __version__
 from neuclip_scale.data.manifest_file import SUFFIXES
 from neuclip_scale.data.shards import ShardError, expand_source, split_sources, storage
-from neuclip_scale.telemetry.environment import git_revision, package_versions
+from neuclip_scale.telemetry.environment import git_revision, gpu_names, package_versions
 
 GIB = 2**30
 FREE_FRACTION = 0.9
@@ -30,7 +30,9 @@ Found = tuple[str, str]
 def versions() -> dict[str, str]:
     """Whatever must be the same on all nodes."""
     revision = git_revision(Path(__file__).resolve().parents[2]) or {}
+    gpus = gpu_names()
     return {
+        "GPUs": f"{len(gpus)} {', '.join(sorted(set(gpus)))}".strip(),
         "python": platform.python_version(),
         "neuclip_scale": f"{__version__} {str(revision.get('commit', ''))[:12]}".strip(),
         **package_versions(),
