@@ -72,8 +72,8 @@ preflight() {
     "${neuclip[@]}" job end "$run_dir" --status 1 --tries "${NEUCLIP_TRIES:-3}" >/dev/null
     bad=$(<"$folder/bad")
     if [[ ${NEUCLIP_EXCLUDE_BAD:-0} == 1 && -n $bad ]]; then exclude "$bad"; fi
-    fail 1 "preflight: ${bad:-the network} is not fit (above). NEUCLIP_EXCLUDE_BAD=1 goes on without; 0 as \
-NEUCLIP_PREFLIGHT does not look"
+    fail 1 "preflight: ${bad:-the network} is not fit, as said above (NEUCLIP_EXCLUDE_BAD=1 requeues without bad nodes, \
+NEUCLIP_PREFLIGHT=0 does not look)"
 }
 
 # Nodes of a job can be changed only while it waits in the queue, but putting it there ends this shell: a child that
@@ -89,7 +89,7 @@ exclude() { # NODES
         until scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${before:+$before,}$1" 2>/dev/null; do sleep 0.5; done
         scontrol release "$SLURM_JOB_ID"
     ) &
-    sleep 60
+    wait $! || true # TERM ends it; if the job may not be requeued, the child has said so and ended
 }
 
 await() { # PID: leaves its exit status in $status, however many signals come meanwhile

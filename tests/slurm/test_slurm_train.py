@@ -159,7 +159,7 @@ def rank_of(job: str, rank: int) -> psutil.Process:
 def test_a_chain_goes_on_after_a_hang_where_requeueing_is_forbidden(
     cluster: Cluster, data: Path, whole: Path, runs: Path
 ) -> None:
-    arguments = demo_scale(data, runs / "run", **{"train.hang_timeout_seconds": 8})
+    arguments = demo_scale(data, runs / "run", **{"train.hang_timeout_seconds": 12})
     variables = environment(runs, NEUCLIP_CHAIN="3", SBATCH_OUTPUT=f"{runs}/%x-%j.log")
     said = cluster.run(SCRIPTS / "train_large.sh", "--nodes", 2, *arguments, **variables)
     jobs = said.partition(";")[0].split()[1:]
