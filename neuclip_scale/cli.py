@@ -34,6 +34,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "neuclip_scale.commands.demo_data",
         "Build the demo's training shards and evaluation sets.",
     ),
+    "status": ("neuclip_scale.commands.status", "Progress and health of a run, from anywhere its folder can be read."),
+    "preflight": (
+        "neuclip_scale.commands.preflight",
+        "Are all nodes of a job fit to train? Names the one that is not.",
+    ),
+    "job": ("neuclip_scale.commands.job", "What slurm/common.sh asks: check a run, count attempts, split logs."),
     "doctor": ("neuclip_scale.commands.doctor", "Check that this machine can train, and say what to mend."),
 }
 

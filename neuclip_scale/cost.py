@@ -49,9 +49,24 @@ class StepArithmetic:
         """Both towers as they are run: with the second forward pass of gradient caching, and recomputation."""
         return self.encoders.executed(self.num_micro_batches) * self.shape.global_size
 
+    def facts(self, num_steps: int, device: torch.device, precision: str) -> dict[str, float]:
+        """What someone needs who works out progress and MFU from outside; peak_flops of one device, 0 unknown."""
+        return {
+            "num_steps": num_steps,
+            "world_size": self.shape.world_size,
+            "global_batch_size": self.shape.global_size,
+            "flops_per_pair": self.encoders.training,
+            "peak_flops": device_peak_flops(device, precision) or 0.0,
+        }
+
     def objective_flops(self, objective: Objective) -> int:
         """Similarities, their gradients and normalizers; may change with the objective's epoch."""
         return objective.flops(self.shape) * self.shape.world_size
+
+
+def device_peak_flops(device: torch.device, precision: str) -> float | None:
+    """Dense peak of a GPU in FLOP/s; None for a CPU, and where it is not known."""
+    return peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
 
 
 class RunCost:
@@ -151,7 +166,7 @@ class RunCost:
             "peak_memory_bytes": peak_memory,
             "sections": {name: {"seconds": spent, "share": spent / whole} for name, spent in largest_first},
         }
-        peak = peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+        peak = device_peak_flops(device, precision)
         if peak is not None and self.since_step == 0 and self.device_seconds:
             cost |= {"peak_flops_per_second": peak, "mfu": self.model_flops / (self.device_seconds * peak)}
         return cost

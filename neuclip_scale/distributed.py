@@ -108,7 +108,8 @@ def _export_rendezvous(launch: Launch) -> None:
             check=True,
         )
         os.environ["MASTER_ADDR"] = hosts.stdout.split()[0]
-    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000))
+    # Below 32768, where Linux begins to give ports to outgoing connections.
+    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 12000))
     os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size), LOCAL_RANK=str(launch.local_rank))
 
 

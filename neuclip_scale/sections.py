@@ -110,6 +110,13 @@ class Section(ContextDecorator):
             _running.leave()
 
 
+def running_place() -> tuple[str, int]:
+    """Name of the innermost section of the step that runs (empty where none does), and how many times the step has
+    passed from one section to another; any thread may ask."""
+    timer = _running
+    return (timer._inside[-1], len(timer._owners)) if timer is not None else ("", 0)
+
+
 @cache
 def section(name: str) -> Section:
     """The section called `name`; a name may have a folder, as `npn/update`."""

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from neuclip_scale import distributed, files, telemetry
-from neuclip_scale.config import ConfigError, Recipe, check_recipe, dump_recipe, local_batch_size, micro_batch_size
+from neuclip_scale.config import (
+    ConfigError,
+    Recipe,
+    check_places,
+    check_recipe,
+    dump_recipe,
+    local_batch_size,
+    micro_batch_size,
+)
 from neuclip_scale.cost import StepArithmetic
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.digest import batch_digest
@@ -41,6 +49,7 @@ from neuclip_scale.optim import schedule_factor, set_learning_rates
 from neuclip_scale.run_state import RunState, StopSignal
 from neuclip_scale.sections import StepTimer, left_out, section
 from neuclip_scale.similarity import PairFeatures
+from neuclip_scale.telemetry.hang_watch import HangWatch
 
 
 @dataclass(frozen=True)
@@ -64,13 +73,12 @@ class Trainer:
 
     def __init__(self, config: Recipe) -> None:
         self.config = config
-        self.device = distributed.initialize(config.engine.device)
+        # The hang watch, which names the rank that hangs, comes before the process group's own end.
+        patience = max(30.0, config.train.hang_timeout_seconds / 60 + 5)
+        self.device = distributed.initialize(config.engine.device, patience)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         check_recipe(config, self.world_size)
-        if not config.run_dir:
-            raise ConfigError("run_dir", "", "the run has no folder", "Give --run-dir DIR.")
-        if not config.data.train:
-            raise ConfigError("data.train", "", "there is no training data", "Give --data.train SHARDS.")
+        check_places(config)
         if config.train.precision == "fp16" and self.device.type == "cpu":
             raise ConfigError("train.precision", "fp16", "there is no GPU here", "Use bf16 or fp32 on a CPU.")
         self.run_dir = Path(config.run_dir)
@@ -122,6 +130,13 @@ class Trainer:
         self._all_pairs: ReferencePairs | None = None
         if start_from is not None:
             self.run_state.load(start_from, self.engine, self.objective, self.loader, self.manifest)
+        self.watch = HangWatch(
+            self.run_dir,
+            self.rank,
+            self.world_size,
+            config.train.hang_timeout_seconds,
+            self.arithmetic.facts(self.num_steps, self.device, config.train.precision),
+        )
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, or to a stop signal (collective); returns what summary.json holds.
@@ -144,7 +159,7 @@ class Trainer:
             state.step,
             world_size=self.world_size,
         )
-        with logger, state.cost.metered(self.device), StopSignal() as stop:
+        with logger, state.cost.metered(self.device), self.watch.running(state.step), StopSignal() as stop:
             batches = iter(self.loader)
             stopping = False
             while state.step < self.num_steps and not stopping:
@@ -207,6 +222,7 @@ class Trainer:
         logger.log_step(state.step, metrics)
         if saved:
             state.finish_save()
+        self.watch.finished(state.step)
         self._between_steps(logger, stopping)
         return stopping
 
@@ -301,7 +317,7 @@ class Trainer:
         """All pairs as the encoders stand, for an objective that asks for them; every rank encodes all."""
         if self._all_pairs is None:
             self._all_pairs = self._reference_pairs(always_keep=True)
-        with self._keep_random_state():
+        with self.watch.paused(), self._keep_random_state():
             return self._all_pairs.encode(self.engine)
 
     @section("reduce")
@@ -349,7 +365,7 @@ class Trainer:
             return {}
 
         folder = Path(self.config.evaluation.data)
-        with self._keep_random_state(), self.engine.averaged():
+        with self.watch.paused(), self._keep_random_state(), self.engine.averaged():
             return distributed.on_main(
                 lambda: evaluate_folder(self.engine.module, folder, self.tokenizer, self.eval_transform, self.device),
                 with_all=self.engine.forward_is_collective,

@@ -14,7 +14,7 @@ import pytest
 import torchvision
 
 from neuclip_scale.commands import doctor
-from neuclip_scale.commands.doctor_probes import ProbeError, all_reduce, worker_memory
+from neuclip_scale.preflight.machine import ProbeError, all_reduce, worker_memory
 
 
 def only(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

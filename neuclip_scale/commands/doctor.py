@@ -130,7 +130,7 @@ def check_demo_tools() -> Finding:
 def check_gpu() -> Finding:
     import torch
 
-    from neuclip_scale.commands.doctor_probes import gpu_arithmetic
+    from neuclip_scale.preflight.machine import gpu_arithmetic
 
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
@@ -161,7 +161,7 @@ def _driver() -> str:
 
 
 def check_gloo() -> Finding:
-    from neuclip_scale.commands.doctor_probes import all_reduce
+    from neuclip_scale.preflight.machine import all_reduce
 
     all_reduce("gloo", 2, PROBE_SECONDS)
     return Finding("ok", "two processes added up their ranks")
@@ -171,7 +171,7 @@ def check_nccl() -> Finding:
     import torch
     import torch.distributed as dist
 
-    from neuclip_scale.commands.doctor_probes import all_reduce
+    from neuclip_scale.preflight.machine import all_reduce
 
     num_gpus = torch.cuda.device_count()
     if not num_gpus:
@@ -183,7 +183,7 @@ def check_nccl() -> Finding:
 
 
 def check_workers() -> Finding:
-    from neuclip_scale.commands.doctor_probes import WORKER_TENSOR_BYTES, worker_memory
+    from neuclip_scale.preflight.machine import WORKER_TENSOR_BYTES, worker_memory
 
     worker_memory(PROBE_SECONDS)
     return Finding("ok", f"two workers sent {WORKER_TENSOR_BYTES // 2**20} MiB each")

@@ -5,7 +5,7 @@ Nothing is ignored and nothing is rounded: an unknown key, a wrong type or a com
 `ConfigError` that names the field, the value and the remedy.
 """
 
-from neuclip_scale.config.checking import check_recipe, local_batch_size, micro_batch_size
+from neuclip_scale.config.checking import check_places, check_recipe, local_batch_size, micro_batch_size
 from neuclip_scale.config.errors import ConfigError
 from neuclip_scale.config.reading import dump_recipe, load_recipe, parse, recipe_names
 from neuclip_scale.config.schema import (
@@ -41,6 +41,7 @@ __all__ = [
     "QueueConfig",
     "Recipe",
     "TrainConfig",
+    "check_places",
     "check_recipe",
     "dump_recipe",
     "load_recipe",

@@ -26,6 +26,14 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
     _check_length_and_temperature(recipe)
 
 
+def check_places(recipe: Recipe) -> None:
+    """Raise `ConfigError` for a run without a folder or without data."""
+    if not recipe.run_dir:
+        raise ConfigError("run_dir", "", "the run has no folder", "Give --run-dir DIR.")
+    if not recipe.data.train:
+        raise ConfigError("data.train", "", "there is no training data", "Give --data.train SHARDS.")
+
+
 def _check_ranges(recipe: Recipe) -> None:
     """Each number by itself."""
     positive = {
@@ -68,6 +76,7 @@ def _check_ranges(recipe: Recipe) -> None:
         "train.micro_batch_size": recipe.train.micro_batch_size,
         "train.num_steps": recipe.train.num_steps,
         "train.epochs": recipe.train.epochs,
+        "train.hang_timeout_seconds": recipe.train.hang_timeout_seconds,
         "train.max_grad_norm": recipe.train.max_grad_norm,
         "checkpoint.keep_every_steps": recipe.checkpoint.keep_every_steps,
         "optim.weight_decay": recipe.optim.weight_decay,
@@ -159,11 +168,13 @@ def _check_batch(recipe: Recipe, world_size: int) -> None:
     if batch < 2:
         raise ConfigError("train.global_batch_size", batch, "a contrastive batch needs negatives", "Give at least 2.")
     if streams % world_size:
+        fitting = [count for count in range(world_size, batch + 1, world_size) if batch % count == 0]
+        nearest_count = min(fitting, key=lambda count: abs(count - streams), default=0)
         raise ConfigError(
             "data.num_streams",
             streams,
             f"not a multiple of the {world_size} ranks",
-            f"Use {-(-streams // world_size) * world_size}, or a world size that divides {streams}.",
+            f"Use {f'{nearest_count}, or ' if fitting else ''}a world size that divides {streams}.",
         )
     if batch % streams:
         lower = batch // streams * streams

@@ -17,8 +17,8 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip(f"no Slurm: {reason}")
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # pytest's folders are too deep for a socket
     folder.chmod(0o755)
+    running = Cluster(folder)
     try:
-        running = Cluster(folder)
         try:
             running.start()
         except (AssertionError, OSError) as error:  # a container may forbid what its daemons do
@@ -27,3 +27,13 @@ def cluster() -> Iterator[Cluster]:
     finally:
         running.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Show what the daemons said when a test fails."""
+    report = yield
+    running = getattr(item, "funcargs", {}).get("cluster")
+    if report.failed and running is not None:
+        report.sections.append(("Slurm's daemons", running.logs()))
+    return report

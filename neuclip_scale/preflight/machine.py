@@ -1,4 +1,5 @@
-"""What `neuclip doctor` tries for real: collectives between processes, worker memory, arithmetic on a GPU."""
+"""What one machine can be tried for, by `neuclip doctor` and before a job: collectives between processes, worker
+memory, arithmetic on a GPU."""
 
 from __future__ import annotations
 

@@ -1,0 +1,133 @@
+# shellcheck shell=bash disable=SC2154
+# The part of common.sh that runs in a job: preflight, training, and what comes after an attempt.
+
+run_job() {
+    early= # a signal of before the training
+    trap 'exit 143' TERM
+    trap 'early=USR1 interrupted=1' USR1
+    check "$SLURM_JOB_NUM_NODES"
+    export NEUCLIP_SUBMISSION=${NEUCLIP_SUBMISSION:-$SLURM_JOB_ID}
+    attempt=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
+    rendezvous
+    # Over all ranks.
+    on_all=(srun "--ntasks=$world_size" "--ntasks-per-node=$tasks" --label --kill-on-bad-exit=0)
+    on_all+=(${NEUCLIP_SRUN_OPTIONS[@]+"${NEUCLIP_SRUN_OPTIONS[@]}"})
+    logs=$run_dir/logs
+    local decision
+    decision=$("${neuclip[@]}" job begin "$run_dir" --submission "$NEUCLIP_SUBMISSION" --job "$attempt" \
+        --tries "${NEUCLIP_TRIES:-3}")
+    case $decision in
+        finished) exit 0 ;;
+        stop) exit 1 ;;
+    esac
+    preflight
+    start_training
+    wait_for_training
+    decision=$("${neuclip[@]}" job end "$run_dir" --status "$status" --tries "${NEUCLIP_TRIES:-3}")
+    case $decision in
+        finished) exit 0 ;;
+        again) again ;;
+    esac
+    exit $((status ? status : 1))
+}
+
+# The ranks meet at the first node, at a port of this job, below those of outgoing connections.
+rendezvous() {
+    local nodes
+    nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    export MASTER_ADDR=${nodes%%$'\n'*}
+    export MASTER_PORT=$((20000 + (SLURM_JOB_ID * 2 + ${SLURM_RESTART_COUNT:-0}) % 12000))
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
+    # srun does not take this one over from sbatch by itself.
+    if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
+    # NCCL's flight recorder: the last collectives of each rank, which a hang leaves beside the stacks.
+    mkdir -p "$run_dir/stacks"
+    export TORCH_FR_BUFFER_SIZE=${TORCH_FR_BUFFER_SIZE:-2000} TORCH_NCCL_DUMP_ON_TIMEOUT=1
+    TORCH_FR_DUMP_TEMP_FILE=$(cd "$run_dir/stacks" && pwd)/nccl_rank_
+    export TORCH_FR_DUMP_TEMP_FILE
+}
+
+# Exits unless all nodes are fit; with NEUCLIP_EXCLUDE_BAD=1 the job goes back to the queue without those that are not.
+preflight() {
+    if [[ ${NEUCLIP_PREFLIGHT:-1} != 1 ]]; then return; fi
+    local folder=$run_dir/preflight/$attempt floor=${NEUCLIP_FLOOR_GBPS:-0} seconds=${NEUCLIP_PREFLIGHT_SECONDS:-110}
+    local names probing judge bad steps
+    mapfile -t names < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    mkdir -p "$folder"
+    exec {answers}> >("${neuclip[@]}" preflight judge --nodes "${names[@]}" --ranks-per-node "$tasks" \
+        --floor "$floor" --seconds "$seconds" --json "$folder/verdict.json" >"$folder/bad")
+    judge=$!
+    "${on_all[@]}" "${neuclip[@]}" preflight probe --folder "$folder/seen" --data "$data" --ranks-per-node "$tasks" \
+        --floor "$floor" >&"$answers" 2>&1 &
+    probing=$!
+    exec {answers}>&-
+    await "$judge"
+    local verdict=$status
+    # Ranks that hang are left behind.
+    steps=$(squeue -h -s -j "$SLURM_JOB_ID" -o %i | grep -E '\.[0-9]+$' || true)
+    # shellcheck disable=SC2086
+    if [[ -n $steps ]]; then scancel --signal=KILL $steps || true; fi
+    await "$probing"
+    if ((verdict == 0)); then return; fi
+    "${neuclip[@]}" job end "$run_dir" --status 1 --tries "${NEUCLIP_TRIES:-3}" >/dev/null
+    bad=$(<"$folder/bad")
+    if [[ ${NEUCLIP_EXCLUDE_BAD:-0} == 1 && -n $bad ]]; then exclude "$bad"; fi
+    fail 1 "preflight: ${bad:-the network} is not fit, as said above (NEUCLIP_EXCLUDE_BAD=1 requeues without bad nodes, \
+NEUCLIP_PREFLIGHT=0 does not look)"
+}
+
+# Nodes of a job can be changed only while it waits in the queue, but putting it there ends this shell: a child that
+# Slurm's TERM does not end does both, in the time that Slurm gives a job to end (KillWait).
+exclude() { # NODES
+    local before
+    before=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\) .*/\1/p')
+    if [[ $before == '(null)' ]]; then before=; fi
+    echo "preflight: back to the queue without $1"
+    (
+        trap '' TERM
+        scontrol requeuehold "$SLURM_JOB_ID"
+        until scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=${before:+$before,}$1" 2>/dev/null; do sleep 0.5; done
+        scontrol release "$SLURM_JOB_ID"
+    ) &
+    wait $! || true # TERM ends it; if the job may not be requeued, the child has said so and ended
+}
+
+await() { # PID: leaves its exit status in $status, however many signals come meanwhile
+    while :; do
+        interrupted=
+        status=0
+        wait "$1" || status=$?
+        if [[ -z $interrupted ]]; then return; fi
+    done
+}
+
+# A rank that dies leaves the others waiting for it: they are ended half a minute later, not at once, for at a stop the
+# ranks leave one after the other.
+start_training() {
+    exec {pipe}> >("${neuclip[@]}" job logs "$logs" --header "=== attempt $attempt, $SLURM_JOB_NODELIST")
+    splitter=$!
+    # No function: $! must be srun itself, which passes USR1 on to the ranks.
+    "${on_all[@]}" "--wait=${NEUCLIP_RANK_WAIT:-30}" "${neuclip[@]}" train "${arguments[@]}" >&"$pipe" 2>&1 &
+    training=$!
+}
+
+# Slurm sends USR1 to this shell alone, some time before the limit, and TERM to the ranks as well.
+wait_for_training() {
+    trap 'interrupted=1; kill -USR1 "$training" 2>/dev/null || true' USR1
+    trap 'interrupted=1' TERM
+    if [[ -n $early ]]; then kill -USR1 "$training"; fi
+    await "$training"
+    local training_status=$status
+    exec {pipe}>&-
+    await "$splitter"
+    status=$training_status
+    trap - USR1 TERM
+}
+
+# Queue this job again, once all is saved: Slurm ends the shell at once. A job that is being cancelled stays so.
+again() {
+    if [[ ${NEUCLIP_REQUEUE:-1} == 1 ]] && scontrol show job -o "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING '; then
+        scontrol requeue "$SLURM_JOB_ID" && sleep 60
+    fi
+    exit 75
+}
