@@ -78,8 +78,8 @@ def test_steps_that_come_and_pauses_are_no_hang(shards: Path, runs: Path) -> Non
     assert (facts["num_steps"], facts["world_size"], facts["global_batch_size"]) == (3, 2, 8)
 
 
-def some_beat(rank: int, **fields: Any) -> Beat:
-    given = {"time": time.time(), "rank": rank, "host": "n1", "pid": 1, "step": 7, "step_seconds": 9.0}
+def some_beat(rank: int, age: float = 0.0, **fields: Any) -> Beat:
+    given = {"time": time.time() - age, "rank": rank, "host": "n1", "pid": 1, "step": 7, "step_seconds": 9.0}
     return Beat(**{**given, "section": "encode", "place": 5, **fields})
 
 
@@ -89,7 +89,7 @@ def some_beat(rank: int, **fields: Any) -> Beat:
         ({"step": 6}, "after step 6"),
         ({"section": "data", "place": 1}, "in data, place 1"),
         ({"section": "", "place": 0}, "between two steps"),
-        ({"time": time.time() - 100}, "silent for 1"),
+        ({"age": 100.0}, "silent for 1"),
     ],
 )
 def test_the_suspect_is_the_one_that_differs(tmp_path: Path, odd: dict[str, Any], told: str) -> None:
@@ -110,7 +110,7 @@ def test_where_none_stands_out_all_are_told(tmp_path: Path) -> None:
 
 def test_silence_is_told_after_a_minute(tmp_path: Path) -> None:
     write_beat(tmp_path, some_beat(0))
-    write_beat(tmp_path, some_beat(1, time=time.time() - 61))
-    write_beat(tmp_path, some_beat(2, time=time.time() - 61, state="ended"))
+    write_beat(tmp_path, some_beat(1, age=61))
+    write_beat(tmp_path, some_beat(2, age=61, state="ended"))
     told = silent_ranks(tmp_path, 4)
     assert [line.split()[1] for line in told] == ["1", "3"]
