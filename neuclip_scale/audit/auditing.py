@@ -137,6 +137,7 @@ class Audit:
             found[f"only_{names[i]}_not_{names[j]}"] = table.filter(table.first & ~table.second).select("uid")
             found[f"only_{names[j]}_not_{names[i]}"] = table.filter(table.second & ~table.first).select("uid")
         for j, run in enumerate(self.inputs.runs):
+            found[f"trained_{run.name}"] = self.membership.trained(j)
             found[f"untrained_{run.name}"] = self.membership.untrained(self.download_of(run), j)
         return found
 

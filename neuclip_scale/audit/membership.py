@@ -73,8 +73,14 @@ class Membership:
 
     def classes(self, i: int) -> dict[str, Any]:
         """Queries for the lists of download i: `uid`, and `reason` where something is missing."""
-        found = {}
-        for name, condition in self.conditions(i).items():
+        table, download, found = self.table, self._inputs.downloads[i], {}
+        present = {
+            "attempted": download.has_attempts,
+            "downloaded": download.has_attempts,
+            "in_tars": download.has_tars,
+        }
+        records = {name: table[f"{name}_{i}"] > 0 for name, is_known in present.items() if is_known}
+        for name, condition in (records | self.conditions(i)).items():
             rows = self.table.filter(condition)
             reason = rows[f"reason_{i}"]
             found[name] = (
@@ -105,6 +111,11 @@ class Membership:
         for i in range(len(self._inputs.downloads)):
             condition = condition & self.usable(i)
         return self.table.filter(condition).select("uid")
+
+    def trained(self, j: int) -> Any:
+        """Samples that run j saw, and how often."""
+        seen = self.table.filter(self.table[f"trained_{j}"] > 0)
+        return seen.select("uid", times=seen[f"trained_{j}"])
 
     def untrained(self, i: int, j: int) -> Any:
         """Samples of download i that can be used and that run j did not see."""

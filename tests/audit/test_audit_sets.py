@@ -89,7 +89,18 @@ def test_counts_and_lists_are_those_of_sets(listed: list[int], first: list[Shard
         for part, shards, place in zip(document["downloads"], (first, second), ("", "second/")):
             expected = expected_classes(listed, shards)
             assert {name: part["counts"][name] for name in expected} == {n: len(e) for n, e in expected.items()}
-            for kind in ("missing", "orphaned", "duplicated", "corrupt", "failed", "never_attempted", "lost"):
+            for kind in (
+                "attempted",
+                "downloaded",
+                "in_tars",
+                "missing",
+                "orphaned",
+                "duplicated",
+                "corrupt",
+                "failed",
+                "never_attempted",
+                "lost",
+            ):
                 path = folder / "out" / "lists" / f"{place}{kind}"
                 assert read_uids(path) == uids(expected[kind])
                 numbers = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids(expected[kind])]

@@ -96,6 +96,9 @@ def test_what_a_run_saw(trained: Path) -> None:
     assert (run["trained"], run["reads"], run["most_often"]) == (len(seen), 24, max(seen.values()))
     rows = pq.read_table(trained / "out/lists/untrained_run.parquet")
     assert len(rows) == run["untrained"] == 40 - len(seen)
+    trained_uids = pq.read_table(trained / "out/lists/trained_run.parquet").to_pydict()
+    assert sorted(trained_uids["times"]) == sorted(seen.values())
+    assert not set(trained_uids["uid"]) & set(rows["uid"].to_pylist())
 
 
 def test_without_a_summary_positions_follow_from_the_samples_seen(trained: Path) -> None:
