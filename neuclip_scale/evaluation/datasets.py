@@ -211,6 +211,11 @@ def _decode(sample: dict[str, Any], transform: ImageTransform) -> Tensor | str:
     data = next((sample[key] for key in IMAGE_KEYS if key in sample), None)
     if data is None:
         return f"no picture among its members {sorted(key for key in sample if not key.startswith('__'))}"
+    return decode(data, transform)
+
+
+def decode(data: bytes, transform: ImageTransform) -> Tensor | str:
+    """A picture [3, H, W], or what is wrong with it."""
     try:
         return transform(decode_image(data, MAX_IMAGE_PIXELS))
     except ImageError as error:

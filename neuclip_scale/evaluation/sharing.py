@@ -51,3 +51,12 @@ def gather_shares(share: Share, work: Callable[[], T]) -> list[T]:
         if raised is not None:
             raise raised
     return [part for part, _ in gathered]  # type: ignore[misc]
+
+
+def agree(share: Share, work: Callable[[], T]) -> T:
+    """What `work` returned here, if it succeeded on every rank; else its error, on every rank (collective, unless
+    `share` is all). For what each rank must do itself, such as opening a file that another node may not see.
+    """
+    mine: list[T] = []
+    gather_shares(share, lambda: mine.append(work()))  # the result itself stays: it may be no thing to send
+    return mine[0]

@@ -20,7 +20,7 @@ from neuclip_scale.evaluation.datasets import (
 )
 from neuclip_scale.evaluation.prompts import read_templates, zero_shot_classifier
 from neuclip_scale.evaluation.ranking import pessimistic_ranks, recall_at
-from neuclip_scale.evaluation.sharing import ALL, Share, gather_shares
+from neuclip_scale.evaluation.sharing import ALL, Share, agree, gather_shares
 from neuclip_scale.models.tokenizer import Tokenizer
 
 
@@ -52,7 +52,8 @@ def predict(
 
     Raises `EvaluationDataError` for an unusable set, on every rank.
     """
-    templates = read_templates(dataset.folder / "zeroshot_classification_templates.txt")
+    path = dataset.folder / "zeroshot_classification_templates.txt"
+    templates = agree(reading.share, lambda: read_templates(path))
     classifier = zero_shot_classifier(
         model, tokenizer, dataset.class_names, templates, device, batch_size, reading.share
     )

@@ -126,17 +126,17 @@ def test_jaccard_against_scikit_learn(data: st.DataObject) -> None:
     assert jaccard_score(scores, right) == pytest.approx(sk.jaccard_score(right, chosen))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_jaccard_with_ties_is_the_worst_order_of_them(data: st.DataObject) -> None:
-    size = data.draw(st.integers(2, 6))
+    size = data.draw(st.integers(2, 5))
     right = np.array(data.draw(st.lists(st.booleans(), min_size=size, max_size=size).filter(any)))
     scores = np.array(data.draw(st.lists(st.sampled_from([0.1, 0.2, 0.3]), min_size=size, max_size=size)))
     worst = 1.0
     for order in itertools.permutations(range(size)):
         if all(scores[a] >= scores[b] for a, b in itertools.pairwise(order)):
-            chosen = np.isin(np.arange(size), order[: right.sum()])
-            worst = min(worst, sk.jaccard_score(right, chosen, zero_division=0))
+            chosen, wanted = set(order[: right.sum()]), set(np.flatnonzero(right))
+            worst = min(worst, len(chosen & wanted) / len(chosen | wanted))
     assert jaccard_score(scores, right) == pytest.approx(worst)
 
 

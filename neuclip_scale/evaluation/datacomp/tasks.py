@@ -67,6 +67,13 @@ class Task:
         """Positions of the columns that some worst-group score needs."""
         return tuple(sorted({self.columns.index(worst.column) for worst in self.worst}))
 
+    @property
+    def wanted_files(self) -> list[str]:
+        """Patterns of the files of its repository that are read."""
+        if self.kind == "classification":
+            return ["classnames.txt", "zeroshot_classification_templates.txt", "test/*"]
+        return ["*.csv", "*.zip"]
+
     def locate(self, data: Path) -> Path | None:
         """Its folder under `data`, by any of the usual names; None if there is none."""
         short = self.folder.removeprefix("wds_").removesuffix("_test")
