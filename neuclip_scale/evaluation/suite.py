@@ -10,7 +10,7 @@ from torch import nn
 
 from neuclip_scale.evaluation.datasets import EvaluationDataError, ImageTransform, open_set
 from neuclip_scale.evaluation.retrieval import evaluate_retrieval
-from neuclip_scale.evaluation.sharing import ALL, Share
+from neuclip_scale.evaluation.sharing import ALL, Share, agree
 from neuclip_scale.evaluation.zero_shot import evaluate_zero_shot
 from neuclip_scale.models.tokenizer import Tokenizer
 
@@ -50,7 +50,7 @@ def evaluate_folder(
     """
     device = torch.device(device)
     evaluate = {"zeroshot": evaluate_zero_shot, "retrieval": evaluate_retrieval}
-    sets = {name: open_set(path) for name, path in find_sets(folder).items()}
+    sets = agree(share, lambda: {name: open_set(path) for name, path in find_sets(folder).items()})
     was_training = model.training
     model.eval()
     try:

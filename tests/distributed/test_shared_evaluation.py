@@ -11,7 +11,8 @@ import torch
 from datacomp_helpers import write_classification, write_pairs, write_suite
 from ranks import run_ranks
 
-from neuclip_scale.config import ModelConfig, Recipe
+from neuclip_scale.config import ModelConfig, Recipe, load_recipe
+from neuclip_scale.data.synthetic import write_synthetic_shards
 from neuclip_scale.data.transforms import EvalTransform
 from neuclip_scale.evaluation.datacomp.encoders import Encoders
 from neuclip_scale.evaluation.datacomp.suite import SuiteRequest, run_suite
@@ -37,7 +38,7 @@ class Counted(CLIPTokenizer):
 
 def encoders() -> Encoders:
     torch.manual_seed(0)
-    model = build_model(Recipe(model=ModelConfig(preset="demo"))).eval()
+    model = build_model(Recipe(model=ModelConfig(preset="toy"))).eval()
     transform = EvalTransform(model.image_size, model.image_mean, model.image_std)
     return Encoders(model, Counted(model.context_length), transform, torch.device("cpu"), 4, my_share())
 
@@ -107,3 +108,44 @@ def test_results_can_be_taken_over_by_another_number_of_ranks(tmp_path: Path) ->
     ((summary, num_texts, _),) = run_ranks(1, suite, tmp_path / "data", tmp_path / "out")
     assert (path.stat().st_mtime_ns, num_texts) == (first, 0)
     assert summary["tasks"][0]["value"] == json.loads(path.read_text())["metrics"]["acc1"]
+
+
+def train_with_evaluations(folder: Path, run: str, engine: str) -> dict[str, Any]:
+    from neuclip_scale.trainer import Trainer
+
+    values = {
+        "run_dir": str(folder / run),
+        "data.train": str(folder / "shards"),
+        "model.preset": "toy",
+        "data.num_workers": 0,
+        "data.num_streams": 4,
+        "objective.name": "openclip",
+        "evaluation.data": str(folder / "eval"),
+        "evaluation.normalizer_every_steps": 0,
+        "evaluation.at_samples": [9, 32],
+        "train.global_batch_size": 8,
+        "train.num_steps": 5,
+        "checkpoint.every_steps": 0,
+        "engine.device": "cpu",
+        "engine.name": engine,
+        "optim.eps": 1e-3,
+    }
+    return Trainer(load_recipe("demo", values)).fit()["evaluation"]
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_a_run_evaluates_at_chosen_samples_on_all_ranks(tmp_path: Path, engine: str) -> None:
+    write_synthetic_shards(tmp_path / "shards", num_samples=40, samples_per_shard=14, image_size=40, seed=1)
+    write_classification(tmp_path / "eval/z", [5, 4])
+    write_pairs(tmp_path / "eval/r", 7)
+    pair = run_ranks(2, train_with_evaluations, tmp_path, "two", engine)
+    assert pair[0] == pair[1]
+    lines = [json.loads(line) for line in (tmp_path / "two/evaluations.jsonl").read_text().splitlines()]
+    # After the steps that reach 9 and 32 samples, and at the end.
+    assert [(line["step"], line["samples_seen"]) for line in lines] == [(2, 16), (4, 32), (5, 40)]
+    assert lines[-1]["evaluation"] == pair[0]
+    assert all(set(line["evaluation"]) == {"z", "r"} for line in lines)
+    assert lines[0]["evaluation"]["z"]["num_pictures"] == 9
+    # A run that has ended evaluates again and writes no second line.
+    run_ranks(2, train_with_evaluations, tmp_path, "two", engine)
+    assert len((tmp_path / "two/evaluations.jsonl").read_text().splitlines()) == 3

@@ -52,7 +52,7 @@ from neuclip_scale.models.tokenizer import CLIPTokenizer
 @pytest.fixture(scope="module")
 def encoders() -> Encoders:
     torch.manual_seed(0)
-    model = build_model(Recipe(model=ModelConfig(preset="demo"))).eval()
+    model = build_model(Recipe(model=ModelConfig(preset="toy"))).eval()
     transform = EvalTransform(model.image_size, model.image_mean, model.image_std)
     return Encoders(model, CLIPTokenizer(model.context_length), transform, torch.device("cpu"), batch_size=4)
 
@@ -202,7 +202,7 @@ def test_what_is_done_is_taken_over_until_model_or_data_change(
     assert again(encoders) == ["wds_mnist_test"]
     (output / "tasks" / "wds_mnist_test.json").write_text('{"key": "mnist", "metr')
     assert again(encoders) == ["wds_mnist_test"]
-    other = build_model(Recipe(model=ModelConfig(preset="demo"))).eval()
+    other = build_model(Recipe(model=ModelConfig(preset="toy"))).eval()
     assert again(dataclasses.replace(encoders, model=other)) == ["wds_cifar10_test", "wds_mnist_test"]
     # A result of other data or of another model is in no file.
     (tmp_path / "in/mnist/test/0.tar").write_bytes(b"")
