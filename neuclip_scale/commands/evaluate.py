@@ -126,7 +126,9 @@ def _evaluate_datacomp(arguments: EvaluateArguments) -> int:
     from neuclip_scale.evaluation.sharing import agree, my_share
 
     several = distributed.read_launch().world_size > 1
-    device = distributed.initialize(arguments.device) if several else _device(arguments.device)
+    # With --hub the other ranks wait while rank 0 fetches, which can take hours.
+    minutes = 24 * 60.0 if arguments.hub else 30.0
+    device = distributed.initialize(arguments.device, minutes) if several else _device(arguments.device)
     share = my_share()
     model, tokenizer = agree(share, lambda: _load(arguments))
     model.to(device)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from neuclip_scale.evaluation.datacomp.averages import average_scores
+from neuclip_scale.evaluation.datacomp.results import Result, write_results_file
 from neuclip_scale.evaluation.datacomp.tasks import SuiteError, all_tasks, select_tasks
 
 # DataComp's aggregate_scores.py groups by name.
@@ -81,14 +81,16 @@ def published_averages(path: Path) -> dict[str, float]:
 
 def test_averages_as_datacomp_has_them(tmp_path: Path) -> None:
     scores = {task.key: (7 * i % 38) / 40 for i, task in enumerate(all_tasks())}
-    path = tmp_path / "eval_results.jsonl"
-    lines = [
-        {"key": task.key, "dataset": task.name, "metrics": {"main_metric": scores[task.key]}} for task in all_tasks()
+    results = [
+        (task, Result(task.key, {"acc5": None, task.metric: scores[task.key]}, task.size, 0, [], 1.0, "m", "d"))
+        for task in all_tasks()
     ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_results_file(tmp_path, results)
     ours = average_scores(scores)
-    assert {name: average["value"] for name, average in ours.items()} == pytest.approx(published_averages(path))
+    published = published_averages(tmp_path / "eval_results.jsonl")
+    assert {name: average["value"] for name, average in ours.items()} == pytest.approx(published)
     assert not any(average["missing"] for average in ours.values())
+    assert not any(result.fault(task) for task, result in results)
 
 
 def test_an_average_over_fewer_is_none_and_says_what_is_missing() -> None:
