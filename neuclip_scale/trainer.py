@@ -142,6 +142,7 @@ class Trainer:
             world_size=self.world_size,
         )
         with logger, state.cost.metered(self.device), StopSignal() as stop:
+            self._catch_up(logger)
             batches = iter(self.loader)
             stopping = False
             while state.step < self.num_steps and not stopping:
@@ -319,10 +320,19 @@ class Trainer:
                 self.run_state.start_save(self.engine, self.objective, self.manifest)
                 if stopping or last or not config.checkpoint.background:
                     self.run_state.finish_save()
-        if not last and self.evaluation.is_due(step):
-            with self.run_state.cost.paused():
-                scores = self._evaluate()
-            logger.log_evaluation(step, scores)
+        if not last and not stopping and self.evaluation.is_due(step):
+            self._evaluate_between(logger)
+
+    def _catch_up(self, logger: telemetry.RunLogger) -> None:
+        """Evaluate what was due at the step that the run goes on from, if it had been stopped before."""
+        step = self.run_state.step
+        due = 0 < step < self.num_steps and self.evaluation.is_due(step)
+        if due and not distributed.on_main(lambda: logger.has_evaluation(step)):
+            self._evaluate_between(logger)
+
+    def _evaluate_between(self, logger: telemetry.RunLogger) -> None:
+        with self.run_state.cost.paused():
+            logger.log_evaluation(self.run_state.step, self._evaluate())
 
     def _evaluate(self) -> dict[str, Any]:
         """Scores of every evaluation set (collective)."""

@@ -109,6 +109,12 @@ class RunLogger:
         with open(self._evaluations, "a", encoding="utf-8") as file:
             file.write(json.dumps(json_ready(record), allow_nan=False) + "\n")
 
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the scores after `step` are recorded; asked on rank 0."""
+        if self._metrics is None or not self._evaluations.exists():
+            return False
+        return any(json.loads(line)["step"] == step for line in self._evaluations.read_text("utf-8").splitlines())
+
     def message(self, text: str) -> None:
         """Print one line on the console."""
         if self._metrics is not None:

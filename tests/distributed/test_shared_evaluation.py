@@ -110,7 +110,7 @@ def test_results_can_be_taken_over_by_another_number_of_ranks(tmp_path: Path) ->
     assert summary["tasks"][0]["value"] == json.loads(path.read_text())["metrics"]["acc1"]
 
 
-def train_with_evaluations(folder: Path, run: str, engine: str) -> dict[str, Any]:
+def train_with_evaluations(folder: Path, run: str, engine: str, resume: str = "auto") -> dict[str, Any]:
     from neuclip_scale.trainer import Trainer
 
     values = {
@@ -125,7 +125,9 @@ def train_with_evaluations(folder: Path, run: str, engine: str) -> dict[str, Any
         "evaluation.at_samples": [9, 32],
         "train.global_batch_size": 8,
         "train.num_steps": 5,
-        "checkpoint.every_steps": 0,
+        "checkpoint.every_steps": 2,
+        "checkpoint.keep": 3,
+        "resume": resume,
         "engine.device": "cpu",
         "engine.name": engine,
         "optim.eps": 1e-3,
@@ -151,3 +153,9 @@ def test_a_run_evaluates_at_chosen_samples_on_all_ranks(tmp_path: Path, engine: 
     # A run that has ended evaluates again and writes no second line.
     run_ranks(2, train_with_evaluations, tmp_path, "two", engine)
     assert len((tmp_path / "two/evaluations.jsonl").read_text().splitlines()) == 3
+    # A run that goes on from a step whose evaluation is not recorded does it first.
+    checkpoint = tmp_path / "two/checkpoints/step_000000002"
+    run_ranks(1, train_with_evaluations, tmp_path, "one", engine, str(checkpoint))
+    again = [json.loads(line) for line in (tmp_path / "one/evaluations.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in again] == [2, 4, 5]
+    assert again[0] == lines[0]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
-from datacomp_helpers import write_captions_table, write_classification
+from datacomp_helpers import SUITE_KEYS, write_captions_table, write_classification, write_suite
 from hub_server import HubServer, serve_hub
-from trainer_helpers import neuclip_ranks
+from trainer_helpers import neuclip_ranks, start
 
 from neuclip_scale.commands.evaluate import main
 from neuclip_scale.evaluation.datacomp.hub import fetch
@@ -54,6 +55,24 @@ def test_two_ranks(weights: Path, tmp_path: Path) -> None:
     assert one.read_bytes() == two.read_bytes()
     assert "MNIST: acc1" in (tmp_path / "log.0").read_text()
     assert "MNIST" not in (tmp_path / "log.1").read_text()
+
+
+def test_a_kill_keeps_the_tasks_before_it(weights: Path, tmp_path: Path) -> None:
+    data, output = write_suite(tmp_path / "data"), tmp_path / "out"
+    command = arguments(weights, data, "--tasks", *SUITE_KEYS, "--output", str(output))
+    with start(["evaluate", *command], tmp_path / "log") as started:
+        deadline = time.monotonic() + 120
+        while not any((output / "tasks").glob("wds_*.json")):
+            assert started.is_alive(), started.text()
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+    # Its end was SIGKILL.
+    done = {path: path.stat().st_mtime_ns for path in (output / "tasks").glob("wds_*.json")}
+    assert 0 < len(done) < len(SUITE_KEYS)
+    assert main(command) == 0
+    assert all(path.stat().st_mtime_ns == written for path, written in done.items())
+    lines = (output / "eval_results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == list(SUITE_KEYS)
 
 
 @pytest.fixture

@@ -211,23 +211,6 @@ def test_what_is_done_is_taken_over_until_model_or_data_change(
     assert "mnist" in [task["key"] for task in json.loads((output / "summary.json").read_text())["failed"]]
 
 
-def test_a_kill_keeps_the_tasks_before_it(encoders: Encoders, data: Path, tmp_path: Path) -> None:
-    class KilledError(Exception):
-        pass
-
-    def kill_after_two(line: str) -> None:
-        if line.startswith("Oxford-IIIT Pet"):
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        run_suite(encoders, SuiteRequest(data, tmp_path, select_tasks([])), kill_after_two)
-    assert list(results(tmp_path)) == ["cifar10"]
-    first = (tmp_path / "tasks/wds_vtab-pets_test.json").stat().st_mtime_ns
-    run(encoders, data, tmp_path)
-    assert (tmp_path / "tasks/wds_vtab-pets_test.json").stat().st_mtime_ns == first
-    assert tuple(results(tmp_path)) == SUITE_KEYS
-
-
 def test_a_set_of_another_size_is_in_no_average(encoders: Encoders, tmp_path: Path) -> None:
     write_classification(tmp_path / "in/imagenet1k", [6])
     summary = run(encoders, tmp_path / "in", tmp_path / "out", ["imagenet"])
