@@ -33,10 +33,9 @@ from neuclip_scale.data.shards import split_sources
 from neuclip_scale.data.skips import SkipLog, check_bad_fraction
 from neuclip_scale.data.transforms import EvalTransform, TrainTransform
 from neuclip_scale.engines import create_engine
-from neuclip_scale.evaluation.datasets import EvaluationDataError, open_set
+from neuclip_scale.evaluation.in_training import TrainingEvaluation
 from neuclip_scale.evaluation.normalizer_monitor import NormalizerMonitor
 from neuclip_scale.evaluation.reference_pairs import ReferencePairs
-from neuclip_scale.evaluation.suite import evaluate_folder, find_sets
 from neuclip_scale.grad_cache import CachedFeatures, RandomState
 from neuclip_scale.models.building import plan_model
 from neuclip_scale.models.pretrained import pretrained_values
@@ -85,7 +84,7 @@ class Trainer:
         self.run_state = RunState(self.run_dir / "checkpoints", config)
         start_from = self.run_state.find_start()
 
-        distributed.on_main(self._check_evaluation_data)
+        self.evaluation = TrainingEvaluation(config.evaluation, config.train.global_batch_size)
         # Equal weights on every rank; what the ranks draw afterwards (dropout) differs. Before the data are indexed,
         # which can take hours: a model that cannot be built is an error of the first minute.
         distributed.seed_everything(config.seed)
@@ -160,6 +159,7 @@ class Trainer:
             world_size=self.world_size,
         )
         with logger, state.cost.metered(self.device), self.watch.running(state.step), StopSignal() as stop:
+            self._catch_up(logger)
             batches = iter(self.loader)
             stopping = False
             while state.step < self.num_steps and not stopping:
@@ -265,22 +265,6 @@ class Trainer:
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _check_evaluation_data(self) -> None:
-        """Open every evaluation set now, and not after days of training."""
-        folder = self.config.evaluation.data
-        if not folder:
-            return
-        try:
-            for path in find_sets(Path(folder)).values():
-                open_set(path)
-        except EvaluationDataError as error:
-            raise ConfigError(
-                "evaluation.data",
-                folder,
-                str(error).removesuffix("."),
-                "An empty string trains without evaluation.",
-            ) from error
-
     def _count_steps(self) -> int:
         train = self.config.train
         num_steps = train.num_steps or int(train.epochs * self.manifest.num_samples) // train.global_batch_size
@@ -354,22 +338,24 @@ class Trainer:
                 self.run_state.start_save(self.engine, self.objective, self.manifest)
                 if stopping or last or not config.checkpoint.background:
                     self.run_state.finish_save()
-        if not last and config.evaluation.every_steps and step % config.evaluation.every_steps == 0:
-            with self.run_state.cost.paused():
-                scores = self._evaluate()
-            logger.log_tree(step, "eval", scores)
+        if not last and not stopping and self.evaluation.is_due(step):
+            self._evaluate_between(logger)
+
+    def _catch_up(self, logger: telemetry.RunLogger) -> None:
+        """Evaluate what was due at the step that the run goes on from, if it had been stopped before."""
+        step = self.run_state.step
+        due = 0 < step < self.num_steps and self.evaluation.is_due(step)
+        if due and not distributed.on_main(lambda: logger.has_evaluation(step)):
+            self._evaluate_between(logger)
+
+    def _evaluate_between(self, logger: telemetry.RunLogger) -> None:
+        with self.run_state.cost.paused():
+            logger.log_evaluation(self.run_state.step, self._evaluate())
 
     def _evaluate(self) -> dict[str, Any]:
-        """Evaluate on rank 0 while the others wait (collective)."""
-        if not self.config.evaluation.data:
-            return {}
-
-        folder = Path(self.config.evaluation.data)
-        with self.watch.paused(), self._keep_random_state(), self.engine.averaged():
-            return distributed.on_main(
-                lambda: evaluate_folder(self.engine.module, folder, self.tokenizer, self.eval_transform, self.device),
-                with_all=self.engine.forward_is_collective,
-            )
+        """Scores of every evaluation set (collective)."""
+        with self.watch.paused(), self._keep_random_state():
+            return self.evaluation.run(self.engine, self.tokenizer, self.eval_transform, self.device)
 
     def _keep_random_state(self) -> AbstractContextManager[None]:
         """Inside, nothing is taken from the generators that dropout draws from.
@@ -384,7 +370,7 @@ class Trainer:
         with state.cost.paused():
             evaluation = self._evaluate() if finished else {}
         cost = state.cost.summary(self.arithmetic, self.device, self.config.train.precision)
-        logger.log_tree(state.step, "eval", evaluation)
+        logger.log_evaluation(state.step, evaluation)
         samples = state.step * self.config.train.global_batch_size
         summary = {
             "status": "finished" if finished else "stopped",

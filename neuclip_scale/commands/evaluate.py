@@ -1,4 +1,4 @@
-"""`neuclip evaluate RUN_OR_MODEL --data FOLDER`"""
+"""`neuclip evaluate RUN_OR_MODEL --data FOLDER [--suite datacomp]`"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from neuclip_scale.commands.evaluate_suite import is_whole, run_datacomp
 from neuclip_scale.commands.scores import demo_caveat, print_scores
 from neuclip_scale.config import ConfigError
 from neuclip_scale.files import write_json
@@ -26,12 +27,24 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
-    """Zero-shot accuracy and retrieval of a model, beside what guessing gives."""
+    """Zero-shot accuracy and retrieval of a model, beside what guessing gives; or DataComp's 38 tasks."""
 
     model: Annotated[Path, tyro.conf.Positional]
     """A run folder, a checkpoint folder, or an open_clip model (folder or weights file)."""
     data: Path
     """A folder in clip_benchmark's webdataset layout, or one that holds several."""
+    suite: Literal["sets", "datacomp"] = "sets"
+    """sets: every set under the data folder; datacomp: the 38 tasks, their own metrics, DataComp's averages. Under
+    torchrun or srun the ranks divide the pictures."""
+    tasks: tuple[str, ...] = ()
+    """Of datacomp: keys, names or groups (imagenet, shifts, vtab, retrieval, other); all by default."""
+    output: Path | None = None
+    """Of datacomp: folder of the results; RUN/datacomp by default. What is there is taken over while model and data
+    are the same."""
+    hub: bool = False
+    """Of datacomp: fetch the sets that are not under the data folder from the Hugging Face hub."""
+    any_size: bool = False
+    """Of datacomp: average also over sets that have not DataComp's number of samples."""
     json: Path | None = None
     """Also write the scores to this file."""
     device: str = "auto"
@@ -47,43 +60,96 @@ class EvaluateArguments:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; returns 0 when every set was evaluated, 1 when that failed, 2 for bad usage."""
+    """Run the command; returns 0 when everything asked for was evaluated, 1 when not, 2 for bad usage."""
     arguments = tyro.cli(EvaluateArguments, args=argv, prog="neuclip evaluate")
-    if arguments.batch_size < 1:
-        print(f"error: --batch-size {arguments.batch_size}: give at least 1.", file=sys.stderr)
+    if fault := _bad_usage(arguments):
+        print(f"error: {fault}", file=sys.stderr)
         return 2
-    for name, path in (("RUN_OR_MODEL", arguments.model), ("--data", arguments.data)):
-        if not path.exists():
-            print(f"error: {name} {path}: there is no such file or folder.", file=sys.stderr)
-            return 2
     # torch and the models take seconds to import: not before the arguments are known to be good.
+    from neuclip_scale import distributed
     from neuclip_scale.checkpoint import CheckpointError
-    from neuclip_scale.data.transforms import EvalTransform
+    from neuclip_scale.evaluation.datacomp.tasks import SuiteError
     from neuclip_scale.evaluation.datasets import EvaluationDataError
-    from neuclip_scale.evaluation.suite import evaluate_folder
 
     try:
-        device = _device(arguments.device)
-        model, tokenizer = _load(arguments)
-        model.to(device)
-        transform = EvalTransform(model.image_size, model.image_mean, model.image_std)
-        result = evaluate_folder(model, arguments.data, tokenizer, transform, device, arguments.batch_size)
-        if arguments.figures:
-            _draw_figures(arguments, model, tokenizer, transform, device)
-    except ConfigError as error:
+        status = _evaluate_datacomp(arguments) if arguments.suite == "datacomp" else _evaluate_sets(arguments)
+    except (ConfigError, SuiteError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        status = 2
     except (CheckpointError, EvaluationDataError, ModelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        status = 1
+    finally:
+        distributed.shutdown()
+    if arguments.suite == "datacomp":
+        distributed.end_rank(status)
+    return status
+
+
+def _bad_usage(arguments: EvaluateArguments) -> str:
+    if arguments.batch_size < 1:
+        return f"--batch-size {arguments.batch_size}: give at least 1."
+    for name, path in (("RUN_OR_MODEL", arguments.model), ("--data", arguments.data)):
+        if not path.exists() and not (name == "--data" and arguments.hub):
+            return f"{name} {path}: there is no such file or folder."
+    if arguments.suite == "sets":
+        for option in ("tasks", "output", "hub", "any_size"):
+            if getattr(arguments, option):
+                return f"--{option.replace('_', '-')} belongs to --suite datacomp, which is not asked for."
+    elif arguments.figures:
+        return "--figures draws no page of --suite datacomp: leave it out."
+    elif not arguments.output and not (arguments.model / "checkpoints").is_dir():
+        return f"{arguments.model} is no run folder that could take the results: give --output FOLDER."
+    return ""
+
+
+def _evaluate_sets(arguments: EvaluateArguments) -> int:
+    from neuclip_scale.data.transforms import EvalTransform
+    from neuclip_scale.evaluation.suite import evaluate_folder
+
+    device = _device(arguments.device)
+    model, tokenizer = _load(arguments)
+    model.to(device)
+    transform = EvalTransform(model.image_size, model.image_mean, model.image_std)
+    result = evaluate_folder(model, arguments.data, tokenizer, transform, device, arguments.batch_size)
+    if arguments.figures:
+        _draw_figures(arguments, model, tokenizer, transform, device)
     print_scores(result, demo_caveat(arguments.data))
+    _write(arguments, {"evaluation": result})
+    return 0
+
+
+def _evaluate_datacomp(arguments: EvaluateArguments) -> int:
+    from neuclip_scale import distributed
+    from neuclip_scale.data.transforms import EvalTransform
+    from neuclip_scale.evaluation.datacomp.encoders import Encoders
+    from neuclip_scale.evaluation.sharing import agree, my_share
+
+    several = distributed.read_launch().world_size > 1
+    # With --hub the other ranks wait while rank 0 fetches, which can take hours.
+    minutes = 24 * 60.0 if arguments.hub else 30.0
+    device = distributed.initialize(arguments.device, minutes) if several else _device(arguments.device)
+    share = my_share()
+    model, tokenizer = agree(share, lambda: _load(arguments))
+    model.to(device)
+    transform = EvalTransform(model.image_size, model.image_mean, model.image_std)
+    summary = run_datacomp(
+        Encoders(model, tokenizer, transform, device, arguments.batch_size, share),
+        arguments.data,
+        arguments.output or arguments.model / "datacomp",
+        arguments.tasks,
+        hub=arguments.hub,
+        any_size=arguments.any_size,
+    )
+    if distributed.is_main():
+        _write(arguments, summary)
+    return 0 if is_whole(summary) else 1
+
+
+def _write(arguments: EvaluateArguments, result: dict[str, Any]) -> None:
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(
-            arguments.json,
-            {"model": str(arguments.model), "data": str(arguments.data), "evaluation": result},
-        )
-    return 0
+        write_json(arguments.json, {"model": str(arguments.model), "data": str(arguments.data), **result})
 
 
 def _device(name: str) -> torch.device:

@@ -68,6 +68,7 @@ def _check_ranges(recipe: Recipe) -> None:
         "checkpoint.keep": recipe.checkpoint.keep,
         "objective.exact_refresh_every": recipe.objective.exact_refresh_every,
         "engine.fsdp.replicas": recipe.engine.fsdp.replicas,
+        "evaluation.at_samples": min(recipe.evaluation.at_samples, default=1),
     }
     not_negative = {
         "data.num_workers": recipe.data.num_workers,

@@ -327,6 +327,8 @@ class EvaluationConfig:
     """Folder with evaluation sets (`zeroshot/`, `retrieval/`); empty skips evaluation."""
     every_steps: int = 0
     """Steps between evaluations during training; 0 evaluates at the end only."""
+    at_samples: tuple[int, ...] = ()
+    """Numbers of samples seen at which to evaluate too, as [1280000, 12800000]: after the step that reaches each."""
     normalizer_every_steps: int = 0
     """Steps between measurements of the normalizer's error against the exact value; 0 never."""
     normalizer_reference: int = 0

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuclip_scale.evaluation.datasets import EvaluationDataError
+from neuclip_scale.evaluation.sharing import ALL, Share, gather_shares
 from neuclip_scale.models.tokenizer import Tokenizer
 
 DEFAULT_TEMPLATES = ("a photo of a {c}.",)
@@ -35,7 +37,6 @@ def fill(template: str, class_name: str) -> str:
     return template.replace("{c}", class_name)
 
 
-@torch.no_grad()
 def zero_shot_classifier(
     model: nn.Module,
     tokenizer: Tokenizer,
@@ -43,16 +44,29 @@ def zero_shot_classifier(
     templates: Sequence[str],
     device: torch.device,
     batch_size: int,
+    share: Share = ALL,
 ) -> Tensor:
     """One unit row per class, float32 [num_classes, d]: the normalised mean of the unit embeddings of its
     prompts.
 
-    Prompt ensembling as in CLIP (arXiv 2103.00020, section 3.1.4).
+    Prompt ensembling as in CLIP (arXiv 2103.00020, section 3.1.4). Ranks divide the classes (collective, unless
+    `share` is all).
     """
-    prompts = [fill(template, name) for name in class_names for template in templates]
-    features = encode_texts(model, tokenizer, prompts, device, batch_size)  # [C * T, d]
-    means = features.reshape(len(class_names), len(templates), -1).mean(dim=1)
-    return F.normalize(means, dim=-1)
+    step = max(1, batch_size // len(templates))
+    groups = [class_names[start : start + step] for start in range(0, len(class_names), step)]
+
+    def encode() -> dict[int, np.ndarray]:
+        rows = {}
+        for number, names in enumerate(groups):
+            if share.owns(number):
+                prompts = [fill(template, name) for name in names for template in templates]
+                features = encode_texts(model, tokenizer, prompts, device, batch_size)  # [c * T, d]
+                means = features.reshape(len(names), len(templates), -1).mean(dim=1)
+                rows[number] = F.normalize(means, dim=-1).cpu().numpy()
+        return rows
+
+    rows = {number: part for parts in gather_shares(share, encode) for number, part in parts.items()}
+    return torch.from_numpy(np.concatenate([rows[number] for number in range(len(groups))])).to(device)
 
 
 @torch.no_grad()

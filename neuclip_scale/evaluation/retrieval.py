@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuclip_scale.evaluation.datasets import EvaluationSet, ImageTransform, Unreadable, read_batches
+from neuclip_scale.evaluation.datasets import (
+    EVERYTHING,
+    EvaluationSet,
+    ImageTransform,
+    PictureBatch,
+    Reading,
+    Unreadable,
+    nothing_usable,
+    read_batches,
+)
 from neuclip_scale.evaluation.prompts import encode_texts
 from neuclip_scale.evaluation.ranking import chance_at, pessimistic_ranks, recall_at
+from neuclip_scale.evaluation.sharing import ALL, Share, gather_shares
 from neuclip_scale.models.tokenizer import Tokenizer
 
 RECALL_AT = (1, 5, 10)
@@ -36,7 +48,16 @@ class EncodedPairs(NamedTuple):
         return list(firsts.values())
 
 
-@torch.no_grad()
+class EncodedBatch(NamedTuple):
+    """One batch of a retrieval set after the towers, on the host."""
+
+    position: int
+    """Of its first picture in the whole set."""
+    image_features: np.ndarray
+    text_features: np.ndarray
+    captions: list[list[str]]
+
+
 def encode_pairs(
     model: nn.Module,
     dataset: EvaluationSet,
@@ -44,21 +65,48 @@ def encode_pairs(
     transform: ImageTransform,
     device: torch.device,
     batch_size: int,
+    reading: Reading = EVERYTHING,
 ) -> EncodedPairs:
-    """Encode every picture and caption of `dataset`; the model must be in evaluation mode."""
-    unreadable = Unreadable()
-    parts: list[Tensor] = []
-    captions: list[str] = []
-    owner: list[int] = []
-    num_pictures = 0
-    for batch in read_batches(dataset, transform, batch_size, unreadable):
-        parts.append(F.normalize(model(images=batch.images.to(device)).image_features.float(), dim=-1))
-        for position, lines in enumerate(batch.captions):
-            captions += lines
-            owner += [num_pictures + position] * len(lines)
-        num_pictures += len(batch.captions)
-    texts = encode_texts(model, tokenizer, captions, device, batch_size)
-    return EncodedPairs(torch.cat(parts), texts, torch.tensor(owner, device=device), captions, unreadable.reasons)
+    """Encode every picture and caption of `dataset`; the model must be in evaluation mode (collective, unless the
+    share is all).
+    """
+
+    def encode() -> tuple[list[EncodedBatch], list[str]]:
+        unreadable = Unreadable()
+        batches = read_batches(dataset, transform, batch_size, unreadable, reading)
+        encoded = [encode_batch(model, batch, tokenizer, device, batch_size) for batch in batches]
+        return encoded, unreadable.reasons
+
+    parts = gather_shares(reading.share, encode)
+    unreadable = [reason for _, reasons in parts for reason in reasons]
+    batches = [batch for encoded, _ in parts for batch in encoded]
+    if not batches:
+        raise nothing_usable(dataset.folder, unreadable)
+    return join_batches(batches, device, unreadable)
+
+
+@torch.no_grad()
+def encode_batch(
+    model: nn.Module, batch: PictureBatch, tokenizer: Tokenizer, device: torch.device, batch_size: int
+) -> EncodedBatch:
+    """Unit embeddings of the batch's pictures and of all their captions, `batch_size` at a time."""
+    features = F.normalize(model(images=batch.images.to(device)).image_features.float(), dim=-1)
+    texts = encode_texts(model, tokenizer, [line for lines in batch.captions for line in lines], device, batch_size)
+    return EncodedBatch(batch.positions[0], features.cpu().numpy(), texts.cpu().numpy(), batch.captions)
+
+
+def join_batches(batches: Sequence[EncodedBatch], device: torch.device, unreadable: list[str]) -> EncodedPairs:
+    """The batches of all ranks in the set's order, on `device`."""
+    ordered = sorted(batches, key=lambda batch: batch.position)
+    captions = [lines for batch in ordered for lines in batch.captions]
+    owner = [picture for picture, lines in enumerate(captions) for _ in lines]
+    return EncodedPairs(
+        torch.from_numpy(np.concatenate([batch.image_features for batch in ordered])).to(device),
+        torch.from_numpy(np.concatenate([batch.text_features for batch in ordered])).to(device),
+        torch.tensor(owner, device=device),
+        [line for lines in captions for line in lines],
+        unreadable,
+    )
 
 
 def evaluate_retrieval(
@@ -68,11 +116,12 @@ def evaluate_retrieval(
     transform: ImageTransform,
     device: torch.device,
     batch_size: int,
+    share: Share = ALL,
 ) -> dict[str, Any]:
-    """Scores of `retrieval_scores`, and what could not be read. Raises `EvaluationDataError` for an unusable
-    set.
+    """Scores of `retrieval_scores`, and what could not be read (collective, unless `share` is all). Raises
+    `EvaluationDataError` for an unusable set.
     """
-    pairs = encode_pairs(model, dataset, tokenizer, transform, device, batch_size)
+    pairs = encode_pairs(model, dataset, tokenizer, transform, device, batch_size, Reading(share=share))
     return {
         "task": "retrieval",
         **retrieval_scores(pairs.image_features, pairs.text_features, pairs.owner),

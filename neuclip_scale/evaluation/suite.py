@@ -10,6 +10,7 @@ from torch import nn
 
 from neuclip_scale.evaluation.datasets import EvaluationDataError, ImageTransform, open_set
 from neuclip_scale.evaluation.retrieval import evaluate_retrieval
+from neuclip_scale.evaluation.sharing import ALL, Share, agree
 from neuclip_scale.evaluation.zero_shot import evaluate_zero_shot
 from neuclip_scale.models.tokenizer import Tokenizer
 
@@ -39,20 +40,22 @@ def evaluate_folder(
     transform: ImageTransform,
     device: torch.device | str,
     batch_size: int = 256,
+    share: Share = ALL,
 ) -> dict[str, Any]:
-    """Name of each set under `folder` -> its scores (plain numbers, texts and lists). No collective.
+    """Name of each set under `folder` -> its scores (plain numbers, texts and lists); collective, unless `share` is
+    all, and then equal on all ranks.
 
     The model is on `device` and called whole with `images=` or `tokens=`, never both; it is put in evaluation
     mode and back. Raises `EvaluationDataError` for a folder without sets or a set that cannot be used.
     """
     device = torch.device(device)
     evaluate = {"zeroshot": evaluate_zero_shot, "retrieval": evaluate_retrieval}
-    sets = {name: open_set(path) for name, path in find_sets(folder).items()}
+    sets = agree(share, lambda: {name: open_set(path) for name, path in find_sets(folder).items()})
     was_training = model.training
     model.eval()
     try:
         return {
-            name: evaluate[dataset.task](model, dataset, tokenizer, transform, device, batch_size)
+            name: evaluate[dataset.task](model, dataset, tokenizer, transform, device, batch_size, share)
             for name, dataset in sets.items()
         }
     finally:

@@ -2,19 +2,91 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neuclip_scale.evaluation.datasets import EvaluationSet, ImageTransform, Unreadable, read_batches
+from neuclip_scale.evaluation.datasets import (
+    EVERYTHING,
+    EvaluationSet,
+    ImageTransform,
+    Reading,
+    Unreadable,
+    nothing_usable,
+    read_batches,
+)
 from neuclip_scale.evaluation.prompts import read_templates, zero_shot_classifier
 from neuclip_scale.evaluation.ranking import pessimistic_ranks, recall_at
+from neuclip_scale.evaluation.sharing import ALL, Share, agree, gather_shares
 from neuclip_scale.models.tokenizer import Tokenizer
 
 
+class Predictions(NamedTuple):
+    """What a model answered to each picture of a set, in the set's order; arrays of int64."""
+
+    ranks: np.ndarray
+    """[N] Number of wrong classes that score at least as high as the right one."""
+    labels: np.ndarray
+    """[N] The right classes."""
+    predicted: np.ndarray
+    """[N] The classes answered: the right one only where its rank is 0."""
+    groups: np.ndarray
+    """[N, G] The columns asked for of each picture's .npy."""
+    num_templates: int
+    unreadable: list[str]
+
+
+def predict(
+    model: nn.Module,
+    dataset: EvaluationSet,
+    tokenizer: Tokenizer,
+    transform: ImageTransform,
+    device: torch.device,
+    batch_size: int,
+    reading: Reading = EVERYTHING,
+) -> Predictions:
+    """The answers of `model`, which must be in evaluation mode (collective, unless the share is all).
+
+    Raises `EvaluationDataError` for an unusable set, on every rank.
+    """
+    path = dataset.folder / "zeroshot_classification_templates.txt"
+    templates = agree(reading.share, lambda: read_templates(path))
+    classifier = zero_shot_classifier(
+        model, tokenizer, dataset.class_names, templates, device, batch_size, reading.share
+    )
+
+    def answer() -> tuple[np.ndarray, list[str]]:
+        unreadable = Unreadable()
+        tables = [np.empty((0, 4 + len(reading.group_columns)), np.int64)]
+        for batch in read_batches(dataset, transform, batch_size, unreadable, reading):
+            answers = _answer(model, batch.images.to(device), torch.tensor(batch.labels, device=device), classifier)
+            given = torch.tensor([batch.positions, batch.labels]).T  # [b, 2]
+            groups = torch.tensor(batch.groups, dtype=torch.int64).reshape(len(given), len(reading.group_columns))
+            tables.append(torch.cat([given, answers.cpu(), groups], dim=1).numpy())
+        return np.concatenate(tables), unreadable.reasons
+
+    parts = gather_shares(reading.share, answer)
+    table = np.concatenate([part for part, _ in parts])
+    table = table[table[:, 0].argsort(kind="stable")]
+    unreadable = [reason for _, reasons in parts for reason in reasons]
+    if not len(table):
+        raise nothing_usable(dataset.folder, unreadable)
+    return Predictions(table[:, 2], table[:, 1], table[:, 3], table[:, 4:], len(templates), unreadable)
+
+
 @torch.no_grad()
+def _answer(model: nn.Module, images: Tensor, labels: Tensor, classifier: Tensor) -> Tensor:
+    """[b, 2]: the rank of the right class, and the class answered."""
+    features = F.normalize(model(images=images).image_features.float(), dim=-1)
+    ranks = pessimistic_ranks(features, classifier, labels[:, None])
+    # A tie is lost: the best wrong class is the answer, so that a model that sees nothing gets nothing.
+    wrong = (features @ classifier.T).scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
+    return torch.stack([ranks, torch.where(ranks < 1, labels, wrong)], dim=1)
+
+
 def evaluate_zero_shot(
     model: nn.Module,
     dataset: EvaluationSet,
@@ -22,27 +94,21 @@ def evaluate_zero_shot(
     transform: ImageTransform,
     device: torch.device,
     batch_size: int,
+    share: Share = ALL,
 ) -> dict[str, Any]:
-    """Scores of `classification_scores`, the number of samples, and what could not be read.
+    """Scores of `classification_scores`, the number of samples, and what could not be read (collective, unless
+    `share` is all).
 
     The model must be in evaluation mode. Raises `EvaluationDataError` for an unusable set.
     """
-    templates = read_templates(dataset.folder / "zeroshot_classification_templates.txt")
-    classifier = zero_shot_classifier(model, tokenizer, dataset.class_names, templates, device, batch_size)
-    unreadable = Unreadable()
-    ranks, labels = [], []
-    for batch in read_batches(dataset, transform, batch_size, unreadable):
-        features = F.normalize(model(images=batch.images.to(device)).image_features.float(), dim=-1)
-        target = torch.tensor(batch.labels, device=device)
-        ranks.append(pessimistic_ranks(features, classifier, target[:, None]).cpu())
-        labels.append(target.cpu())
-    scores = classification_scores(torch.cat(ranks), torch.cat(labels), len(dataset.class_names))
+    found = predict(model, dataset, tokenizer, transform, device, batch_size, Reading(share=share))
+    ranks, labels = torch.from_numpy(found.ranks), torch.from_numpy(found.labels)
     return {
         "task": "zeroshot",
-        **scores,
-        "num_templates": len(templates),
-        "num_unreadable": len(unreadable.reasons),
-        "unreadable": unreadable.reasons,
+        **classification_scores(ranks, labels, len(dataset.class_names)),
+        "num_templates": found.num_templates,
+        "num_unreadable": len(found.unreadable),
+        "unreadable": found.unreadable,
     }
 
 

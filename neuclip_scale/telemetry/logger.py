@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 class RunLogger:
     """Writes what a run does, on rank 0; on other ranks every method returns at once. No communication.
 
-    `RUN/metrics.jsonl` gets every step, TensorBoard and the console every `log_every` steps and the last.
-    When a run resumes after `resume_step`, later lines of metrics.jsonl are cut off and TensorBoard's later
-    points purged: they belong to steps that are done again.
+    `RUN/metrics.jsonl` gets every step, `RUN/evaluations.jsonl` every evaluation, TensorBoard and the console every
+    `log_every` steps and the last. When a run resumes after `resume_step`, later lines of the files are cut off and
+    TensorBoard's later points purged: they belong to steps that are done again.
     """
 
     def __init__(
@@ -51,6 +51,8 @@ class RunLogger:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_json(run_dir / "environment.json", {**environment(), "world_size": world_size})
         cut_metrics(run_dir / "metrics.jsonl", resume_step)
+        self._evaluations = run_dir / "evaluations.jsonl"
+        cut_metrics(self._evaluations, resume_step)
         self._metrics = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
         self._tensorboard = _tensorboard(run_dir / "tensorboard", resume_step)
         self._console = ConsoleProgress(total_steps, log_every, resume_step, console)
@@ -96,6 +98,22 @@ class RunLogger:
                 self.log_tree(step, f"{name}/{key}", value)
             elif isinstance(value, (int, float)) and not isinstance(value, bool):
                 self.log_scalars(step, {f"{name}/{key}": float(value)})
+
+    def log_evaluation(self, step: int, scores: Mapping[str, Any]) -> None:
+        """Record the scores after `step`, by set, in RUN/evaluations.jsonl and TensorBoard; none leave no trace."""
+        if self._metrics is None or not scores:
+            return
+        self.log_tree(step, "eval", scores)
+        record = {"step": step, "samples_seen": step * self.samples_per_step, "evaluation": scores}
+        cut_metrics(self._evaluations, step - 1)  # a run that had ended evaluates again when it is called again
+        with open(self._evaluations, "a", encoding="utf-8") as file:
+            file.write(json.dumps(json_ready(record), allow_nan=False) + "\n")
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the scores after `step` are recorded; asked on rank 0."""
+        if self._metrics is None or not self._evaluations.exists():
+            return False
+        return any(json.loads(line)["step"] == step for line in self._evaluations.read_text("utf-8").splitlines())
 
     def message(self, text: str) -> None:
         """Print one line on the console."""

@@ -27,21 +27,6 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data/eval"
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    from safetensors.torch import save_file
-
-    from neuclip_scale.config import ModelConfig, Recipe
-    from neuclip_scale.models.building import build_model
-    from neuclip_scale.models.interop import to_open_clip_state_dict
-
-    torch.manual_seed(0)
-    model = build_model(Recipe(model=ModelConfig(preset="demo")))
-    tensors = {name: tensor.clone().contiguous() for name, tensor in to_open_clip_state_dict(model).items()}
-    save_file(tensors, tmp_path / "model.safetensors")
-    return tmp_path / "model.safetensors"
-
-
 def test_scores_chance_caveat_and_files(
     data: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
