@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -48,11 +49,15 @@ class EngineOptions:
 class Engine:
     """An open connection; the same queries give the same rows on any."""
 
-    def __init__(self, options: EngineOptions, scratch: Path) -> None:
-        """Connect; `scratch` is a folder for what does not fit in memory. Raises `AuditError`, `UsageError`."""
+    def __init__(self, options: EngineOptions, folder: Path) -> None:
+        """Connect; what does not fit in memory goes to a folder of its own in `folder`, removed at the end.
+
+        Raises `AuditError`, `UsageError`.
+        """
         options.check()
         self.name = options.name
-        scratch.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=folder))
         try:
             import_module("ibis")
             self._backend: Any = _duckdb(options, scratch) if options.name == "duckdb" else _spark(options, scratch)
@@ -75,7 +80,8 @@ class Engine:
         """An `ibis.Table` over parquet files of one schema."""
         paths = [str(file) for file in files]
         if self.name == "duckdb":
-            return self._backend.read_parquet(paths)
+            # A folder named key=value is no column of the files in it.
+            return self._backend.read_parquet(paths, hive_partitioning=False)
         self._num_views += 1
         name = f"audit_{self._num_views}"
         # Ibis hands a list over as one path.

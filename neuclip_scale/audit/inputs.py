@@ -69,7 +69,7 @@ def open_inputs(request: AuditRequest, cache: Path) -> Inputs:
         published.fingerprint,
         identity,
         "deep" if request.deep else "",
-        *(s.fingerprint for d in downloads for s in d.shards),
+        *(f"{d.name} {shard.fingerprint}" for d in downloads for shard in d.shards),
     ]
     parts += [json.dumps([run.manifest.fingerprint, run.positions]) for run in runs]
     if request.subset_file:

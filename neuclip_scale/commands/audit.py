@@ -166,7 +166,7 @@ def _run(arguments: AuditArguments, request: AuditRequest) -> int:
 
     inputs = open_inputs(request, request.output / "cache")
     progress = ProgressLines()
-    with Engine(request.engine, request.output / "scratch") as engine:
+    with Engine(request.engine, request.output / "cache") as engine:
         from neuclip_scale.audit.auditing import Audit
         from neuclip_scale.audit.document import add_digest, build_document
         from neuclip_scale.audit.lists import write_list
