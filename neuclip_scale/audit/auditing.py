@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -16,11 +16,13 @@ from neuclip_scale.audit.content import Fetched, compare_looks, examine
 from neuclip_scale.audit.engines import Engine
 from neuclip_scale.audit.errors import AuditError
 from neuclip_scale.audit.fates import fates
+from neuclip_scale.audit.findings import notes_on
 from neuclip_scale.audit.inputs import Inputs, write_subset
 from neuclip_scale.audit.membership import DOMAIN, KEPT, TLD, Membership
 from neuclip_scale.audit.outages import ShardLoss, outages, shard_losses
 from neuclip_scale.audit.pairs import Pair, compare_pair
 from neuclip_scale.audit.places import Places, losses_by, losses_in
+from neuclip_scale.audit.published import one_row_each
 from neuclip_scale.audit.reading import Progress, ReadDownload, decode_pictures, read_download, tell_resolver_failures
 from neuclip_scale.audit.reasons import REASONS
 from neuclip_scale.audit.request import AuditRequest
@@ -47,10 +49,11 @@ class Audit:
         self._lists: dict[str, Any] = {}
         self._published = inputs.published.table(engine, inputs.identity)
         self.reads = self._read(pool)
-        self.membership = Membership(engine.parquet([self._fates()]), inputs, request.subset_file is not None)
+        told = [read.tells_all_attempts for read in self.reads]
+        self.membership = Membership(engine.parquet([self._fates()]), inputs, request.subset_file is not None, told)
         self._counts = [self.membership.counts(engine, i) for i in range(len(inputs.downloads))]
         if self._counts[0]["listed_more_than_once"]:
-            self._published = self._published.distinct(on="uid", keep="first")
+            self._published = one_row_each(self._published)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -77,6 +80,7 @@ class Audit:
             "shards": len(read.shards),
             "fingerprint": read.fingerprint,
             "tars": sum(shard.tar is not None for shard in read.download.shards),
+            "known_by_key": read.num_by_key,
             "bytes": sum(shard.num_bytes for shard in read.shards),
             "samples_in_tars": None if read.contents is None else sum(shard.num_samples or 0 for shard in read.shards),
             "counts": self._counts[i],
@@ -100,7 +104,7 @@ class Audit:
                 if first is not None and second is not None:
                     tiers, table = compare_looks(self.engine, first, second, self._file(f"between-{i}-{j}"))
                     pair = replace(pair, looks=asdict(tiers))
-                    self._lists[f"differ_{names[i]}_{names[j]}"] = table
+                    self._lists[f"differ_{names[i]}__{names[j]}"] = table
                 found.append(pair)
         return found
 
@@ -121,6 +125,19 @@ class Audit:
             )
         return found
 
+    def notes(self, parts: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Rows and samples that have no identity, which the counts leave out."""
+        found = []
+        nameless = self.engine.rows(self._published.agg(n=self._published.uid.isnull().cast("int64").sum()))[0]["n"]
+        if nameless:
+            found.append(f"{nameless:,} rows of the list have no {self.inputs.identity}, and are left out.")
+        for part, read in zip(parts, self.reads, strict=True):
+            attempts, unidentified = read.attempts, 0
+            if attempts is not None:
+                unidentified = self.engine.rows(attempts.agg(n=attempts.uid.isnull().cast("int64").sum()))[0]["n"]
+            found += notes_on(part, unidentified or 0)
+        return found
+
     def lists(self) -> dict[str, Any]:
         """Queries of all lists to write, by their names below `lists/`; after the parts above."""
         found = dict(self._lists)
@@ -132,10 +149,13 @@ class Audit:
             found |= {self._list_name(i, kind): query for kind, query in classes.items()}
         if len(names) > 1:
             found["common"] = self.membership.common()
+        for name, read in zip(names, self.reads, strict=True):
+            if len(names) > 1 and self.inputs.identity == "url" and read.contents is not None:
+                found[f"common_in_{name}"] = self.membership.common_as_known(read.contents)
         for i, j in combinations(range(len(names)), 2):
             table = self.membership.pair(i, j)
-            found[f"only_{names[i]}_not_{names[j]}"] = table.filter(table.first & ~table.second).select("uid")
-            found[f"only_{names[j]}_not_{names[i]}"] = table.filter(table.second & ~table.first).select("uid")
+            found[f"only_{names[i]}__not_{names[j]}"] = table.filter(table.first & ~table.second).select("uid")
+            found[f"only_{names[j]}__not_{names[i]}"] = table.filter(table.second & ~table.first).select("uid")
         for j, run in enumerate(self.inputs.runs):
             found[f"trained_{run.name}"] = self.membership.trained(j)
             found[f"untrained_{run.name}"] = self.membership.untrained(self.download_of(run), j)
@@ -143,14 +163,25 @@ class Audit:
 
     def download_of(self, run: TrainedRun) -> int:
         """The download whose shards a run was trained on; raises `AuditError` where there is none."""
+        fitting = []
         for i, read in enumerate(self.reads):
             counts = {shard.name: shard.num_samples for shard in read.shards}
             if all(counts.get(name) == count for name, count in run.shards.items()):
-                return i
-        raise AuditError(
-            f"--run {run.path}: no download has its {len(run.shards)} shards with as many samples. Give the folder it "
-            f"was trained on ({run.recipe.data.train}) as a --download."
-        )
+                fitting.append(i)
+        trained_on = f"the folder it was trained on ({run.recipe.data.train})"
+        if not fitting:
+            raise AuditError(
+                f"--run {run.path}: no download has its {len(run.shards)} shards with as many samples. Give "
+                f"{trained_on} as a --download."
+            )
+        if len(fitting) > 1:  # two reshards of one list look alike: the folder must tell
+            fitting = [i for i in fitting if run.tars <= self.reads[i].tars]
+        if len(fitting) != 1:
+            raise AuditError(
+                f"--run {run.path}: several downloads have its shards with as many samples, and none lies where it was "
+                f"trained. Give {trained_on}."
+            )
+        return fitting[0]
 
     def _read(self, pool: ProcessPoolExecutor | None) -> list[ReadDownload]:
         reads, workers = [], self.request.num_workers
@@ -234,7 +265,7 @@ class Audit:
         looks = [each.looks for each in self.reads if each.looks is not None]
         fetched = Fetched(read.originals(self._published), read.looks)
         with self.stage("content"):
-            content = examine(self.engine, self._published, fetched, looks, self._cache, f"{i}-{self.inputs.digest}")
+            content = examine(self.engine, self._judged(i), fetched, looks, self._cache, f"{i}-{self.inputs.digest}")
         self._lists |= {self._list_name(i, name): query for name, query in content.lists.items()}
         return content.document()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -105,7 +106,7 @@ def find_download(text: str, taken: Iterable[str] = ()) -> Download:
     )
     name = name or _slug(base)
     if name != _slug(name):
-        raise UsageError(f"--download {text!r}: the name may have letters, digits, - and _.")
+        raise UsageError(f"--download {text!r}: the name may have letters, digits, - and single _.")
     if name in taken:
         if mark and "/" not in text.partition("=")[0]:
             raise UsageError(f"--download {text!r}: the name {name} was given twice.")
@@ -116,7 +117,9 @@ def find_download(text: str, taken: Iterable[str] = ()) -> Download:
 
 
 def _slug(text: str) -> str:
-    return "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "-" for letter in text)
+    """Letters, digits, - and single _: two of these stand between names in the names of lists."""
+    slug = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "-" for letter in text)
+    return re.sub("_{2,}", "_", slug) or "download"
 
 
 def _of_folder(path: Path) -> tuple[DownloadedShard, ...]:

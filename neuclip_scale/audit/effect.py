@@ -23,7 +23,7 @@ from neuclip_scale.audit.statistics import normal_quantile
 from neuclip_scale.evaluation.statistics import student_t_quantile
 
 Verdict = Literal[
-    "explained by seed noise", "could be explained by the data difference", "not explained under the assumptions"
+    "no larger than seed noise", "could be explained by the data difference", "not explained under the assumptions"
 ]
 
 _SEED_SOURCE = "DataComp's README: the size of differences between its seeds, generously taken for one run's deviation"
@@ -129,7 +129,9 @@ def judge_gain(
     noise, noise_words = _noise(gain, metric, first_scores, second_scores, assumptions)
     better, worse = (downloads.first, downloads.second) if gain >= 0 else (downloads.second, downloads.first)
     slope = _given(assumptions.points_per_doubling, points_per_doubling, metric)
-    quantity = max(0.0, slope.value * math.log2(better / worse))
+    # A run that ends before its first pass does has seen as many distinct pairs as any other.
+    seen = [count if samples_seen is None else min(count, samples_seen) for count in (better, worse)]
+    quantity = max(0.0, slope.value * math.log2(seen[0] / seen[1]))
     by_repeats = None
     if samples_seen is not None:
         pairs = (effective_pairs(count, samples_seen, assumptions.repeat_decay) for count in (better, worse))
@@ -217,7 +219,7 @@ def _given(value: float | None, published: Any, metric: Metric) -> Found:
 
 def _verdict(gain: float, noise: float, data: float) -> Verdict:
     if gain <= noise:
-        return "explained by seed noise"
+        return "no larger than seed noise"
     if gain <= noise + data:
         return "could be explained by the data difference"
     return "not explained under the assumptions"

@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -80,8 +81,9 @@ class Engine:
         """An `ibis.Table` over parquet files of one schema."""
         paths = [str(file) for file in files]
         if self.name == "duckdb":
-            # A folder named key=value is no column of the files in it.
-            return self._backend.read_parquet(paths, hive_partitioning=False)
+            with self._told():
+                # A folder named key=value is no column of the files in it.
+                return self._backend.read_parquet(paths, hive_partitioning=False)
         self._num_views += 1
         name = f"audit_{self._num_views}"
         # Ibis hands a list over as one path.
@@ -90,8 +92,22 @@ class Engine:
 
     def rows(self, query: Any) -> list[dict[str, Any]]:
         """A small result, as dicts."""
-        found: list[dict[str, Any]] = self._backend.to_pyarrow(query).to_pylist()
+        with self._told():
+            found: list[dict[str, Any]] = self._backend.to_pyarrow(query).to_pylist()
         return found
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn an error of the engine inside the block into one for people."""
+        try:
+            yield
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in ("_duckdb", "duckdb", "pyspark", "py4j", "ibis"):
+                raise
+            first = str(error).strip().split("\n")[0][:300]
+            if "Out of Memory" in first:
+                raise AuditError(f"--memory-limit: {first}. Give more.") from error
+            raise AuditError(f"{self.name}: {first}. Check the columns of the list, or report this.") from error
 
     def save(self, query: Any, path: Path) -> int:
         """Write a result of any size as one parquet file, atomically; returns its number of rows."""
@@ -101,11 +117,13 @@ class Engine:
         parts = self._scratch / f"{path.stem}.parts"
         shutil.rmtree(parts, ignore_errors=True)
         try:
-            if self.name == "duckdb":
-                parts.mkdir()
-                self._backend.to_parquet(query, str(parts / "0.parquet"))
-            else:
-                self._backend.to_parquet(query, str(parts))  # a folder, with one file for each of Spark's partitions
+            with self._told():
+                if self.name == "duckdb":
+                    parts.mkdir()
+                    # Ibis puts the name into a statement as it is.
+                    self._backend.to_parquet(query, str(parts / "0.parquet").replace("'", "''"))
+                else:
+                    self._backend.to_parquet(query, str(parts))  # a folder: a file for each of Spark's partitions
             files = sorted(parts.glob("*.parquet"))
             if len(files) == 1:
                 _move(files[0], path)

@@ -23,6 +23,8 @@ class Sources:
     contents: Any | None
     """With `uid` and `fault`."""
     damaged_shards: tuple[str, ...] = ()
+    tells_all_attempts: bool = True
+    """Whether every shard has a parquet that can be read: else what is in none may have been attempted."""
 
 
 def fates(listed: Any, requested: Any | None, downloads: Sequence[Sources], runs: Sequence[Any] = ()) -> Any:
@@ -90,7 +92,7 @@ def _reason(table: Any, i: int, source: Sources) -> Any:
     """Null for what is there; `unknown` where no parquet tells."""
     import ibis
 
-    untold = "never_attempted" if source.attempts is not None else "unknown"
+    untold = "never_attempted" if source.attempts is not None and source.tells_all_attempts else "unknown"
     why = ibis.coalesce(table[f"lost_{i}"], table[f"failed_{i}"], ibis.literal(untold))
     return ibis.cases((is_there(table, i, source.contents is not None), ibis.null("string")), else_=why)
 

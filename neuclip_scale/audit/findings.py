@@ -24,7 +24,7 @@ class Finding:
 
 _SHARES = {
     "missing": "missing",
-    "orphaned": "there but not on the list",
+    "orphaned": "there, or were attempted, but not on the list",
     "duplicated": "there more than once",
     "corrupt": "there but cannot be used",
 }
@@ -52,7 +52,7 @@ def findings_of_download(part: Mapping[str, Any], thresholds: Thresholds) -> Ite
     if changed:
         above = changed / checked > thresholds.max_changed
         share = percent(changed / checked)
-        text = f"{changed:,} of {checked:,} checked samples are no longer what was published ({share})."
+        text = f"{changed:,} of {checked:,} checked samples have other bytes than were published ({share})."
         yield Finding("changed", name, above, text)
     for sentence in content.get("sentences", [])[1:]:
         yield Finding("content", name, False, sentence)
@@ -77,6 +77,17 @@ def _of_shards(name: str, part: Mapping[str, Any]) -> Iterator[Finding]:
             "times. Run a resolver of your own (img2dataset's documentation shows how) and download these again."
         )
         yield Finding("resolver", name, False, text)
+
+
+def notes_on(part: Mapping[str, Any], unidentified: int) -> Iterator[str]:
+    """What limits the findings on a download: samples that could not be told apart as they should."""
+    if part["known_by_key"]:
+        yield (
+            f"{part['name']}: {samples(part['known_by_key'])} known by their keys only, for neither json nor parquet "
+            "tells more: they are on no list, and count as orphaned."
+        )
+    if unidentified:
+        yield f"{part['name']}: {unidentified:,} rows of its parquets have no uid or url, and are left out."
 
 
 def findings_of_pair(pair: Pair, thresholds: Thresholds) -> Iterator[Finding]:

@@ -45,7 +45,9 @@ def open_inputs(request: AuditRequest, cache: Path) -> Inputs:
     downloads: list[Download] = []
     for text in request.downloads:
         downloads.append(find_download(text, [download.name for download in downloads]))
-    runs = tuple(map(read_run, request.runs))
+    runs: list[TrainedRun] = []
+    for path in request.runs:
+        runs.append(read_run(path, [run.name for run in runs]))
     identity, notes = _identity(request, published, downloads, cache)
     notes += [
         f"{d.name}: no parquet, so why samples are missing is not known." for d in downloads if not d.has_attempts
@@ -75,7 +77,7 @@ def open_inputs(request: AuditRequest, cache: Path) -> Inputs:
     if request.subset_file:
         parts.append(_stamp(request.subset_file))
     digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
-    return Inputs(published, tuple(downloads), runs, identity, tuple(notes), digest)
+    return Inputs(published, tuple(downloads), tuple(runs), identity, tuple(notes), digest)
 
 
 def write_subset(path: Path, target: Path) -> None:
@@ -95,7 +97,7 @@ def write_subset(path: Path, target: Path) -> None:
 
 def _stamp(path: Path) -> str:
     status = path.stat()
-    return f"{path.name} {status.st_size} {status.st_mtime_ns}"
+    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
 
 
 def _identity(
@@ -107,6 +109,8 @@ def _identity(
         if not published.uid:
             raise UsageError("--identity uid: the list has no column uid. Leave the option out.")
         return "uid", []
+    if not published.url and request.identity == "url":
+        raise UsageError("--identity url: the list has no column url. Leave the option out.")
     if not published.url:
         raise AuditError(
             f"--download {without[0]}: neither its parquets nor its tars have uids, and the list has no url to find "
@@ -132,7 +136,13 @@ def _parquet_has_uid(shard: DownloadedShard) -> bool:
     import pyarrow.parquet as pq
 
     try:
-        return shard.parquet is not None and "uid" in pq.read_schema(shard.parquet).names
+        if shard.parquet is None:
+            return False
+        with pq.ParquetFile(shard.parquet) as parquet:
+            if "uid" not in parquet.schema_arrow.names:
+                return False
+            first = next(parquet.iter_batches(1 << 14, columns=["uid"]), None)
+            return first is not None and first.column(0).null_count < len(first)
     except (pa.ArrowException, OSError):
         return False
 

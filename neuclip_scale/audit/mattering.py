@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,19 @@ class Claim:
     """One a seed."""
     second_scores: tuple[float, ...] = ()
     assumptions: Assumptions = field(default_factory=Assumptions)
+
+    def check(self) -> None:
+        """Raise `UsageError` for a gain that is no number or contradicts the scores."""
+        points = self.points
+        values = [*self.first_scores, *self.second_scores, *([] if points is None else [points])]
+        if not all(map(math.isfinite, values)):
+            raise UsageError(f"--gain, --first-scores, --second-scores: {values} are not all finite. Give points.")
+        if self.gain is not None and self.first_scores and self.second_scores:
+            means = [sum(scores) / len(scores) for scores in (self.first_scores, self.second_scores)]
+            if abs(means[0] - means[1] - self.gain) > 0.01:
+                raise UsageError(
+                    f"--gain {self.gain}: the mean scores differ by {means[0] - means[1]:.2f}. Leave it out."
+                )
 
     @property
     def points(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from neuclip_scale.audit import addresses
@@ -29,8 +30,9 @@ DOMAIN, TLD = "domain of the url", "top-level domain"
 class Membership:
     """Set algebra by uid over the fates."""
 
-    def __init__(self, table: Any, inputs: Inputs, has_subset: bool) -> None:
+    def __init__(self, table: Any, inputs: Inputs, has_subset: bool, tells_all_attempts: Sequence[bool]) -> None:
         self.table = table
+        self._tells_all_attempts = tells_all_attempts
         self._inputs = inputs
         self._wanted = table.requested > 0 if has_subset else table.listed > 0
 
@@ -47,7 +49,8 @@ class Membership:
         }
         if download.has_attempts:
             found["failed"] = (table[f"attempted_{i}"] > 0) & (table[f"downloaded_{i}"] == 0)
-            found["never_attempted"] = self._wanted & (table[f"attempted_{i}"] == 0) & (table[f"in_tars_{i}"] == 0)
+            if self._tells_all_attempts[i]:
+                found["never_attempted"] = self._wanted & (table[f"attempted_{i}"] == 0) & (table[f"in_tars_{i}"] == 0)
             if download.has_tars:
                 found["lost"] = (table[f"downloaded_{i}"] > 0) & (table[f"in_tars_{i}"] == 0)
         return found
@@ -117,6 +120,11 @@ class Membership:
         seen = self.table.filter(self.table[f"trained_{j}"] > 0)
         return seen.select("uid", times=seen[f"trained_{j}"])
 
+    def common_as_known(self, contents: Any) -> Any:
+        """The common samples by what `neuclip reshard` knows them by in one download, whose `contents` these are."""
+        usable = contents.filter(contents.fault.isnull()).semi_join(self.common(), "uid")
+        return usable.group_by("uid").agg(own=usable.own.min()).select(uid="own").distinct()
+
     def untrained(self, i: int, j: int) -> Any:
         """Samples of download i that can be used and that run j did not see."""
         return self.table.filter(self.usable(i) & (self.table[f"trained_{j}"] == 0)).select("uid")
@@ -143,9 +151,9 @@ class Membership:
         """The list's rows of missing samples that may come when asked for once more, with `reason`."""
         passing = [name for name, reason in REASONS.items() if reason.is_passing]
         missing = self.table.filter(self.conditions(i)["missing"] & self.table[f"reason_{i}"].isin(passing))
-        return published.inner_join(missing.select("uid", reason=missing[f"reason_{i}"]), "uid").distinct(
-            on="uid", keep="first"
-        )
+        if "reason" in published.columns:
+            published = published.rename(listed_reason="reason")
+        return published.inner_join(missing.select("uid", reason=missing[f"reason_{i}"]), "uid")
 
     def judged(self, published: Any, i: int) -> Any:
         """The list's rows of wanted samples, with `DOMAIN` and `TLD`, and in `KEPT` whether download i has each."""

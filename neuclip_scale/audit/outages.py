@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from neuclip_scale.audit.reasons import REASONS
 MIN_SHARE = 0.5
 """An outage fails at least this share of a shard for reasons that pass..."""
 TIMES_USUAL = 3.0
-"""...and this many times the share of the middle shard."""
+"""...and this many times the share of the shard that stands a quarter of the way up from the best."""
 MIN_ATTEMPTS = 10
 
 _PASSING = {"dns", *(name for name, reason in REASONS.items() if reason.is_passing)}
@@ -29,7 +28,7 @@ class Outage:
     """Failures for reasons that pass: time-outs, a resolver, broken connections, ..."""
     main_reason: str
     usual_share: float
-    """Of the download's middle shard."""
+    """Of the shard a quarter of the way up from the best: most of a download may have failed."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def shard_losses(engine: Engine, attempts: Any) -> list[ShardLoss]:
 def outages(losses: Sequence[ShardLoss]) -> list[Outage]:
     """Shards that failed as a whole, by the two limits above."""
     shares = [loss.passing / loss.attempted for loss in losses]
-    usual = statistics.median_low(shares) if shares else 0.0
+    usual = sorted(shares)[(len(shares) - 1) // 4] if shares else 0.0
     return [
         Outage(loss.shard, loss.attempted, loss.passing, loss.main_reason, usual)
         for loss, share in zip(losses, shares, strict=True)

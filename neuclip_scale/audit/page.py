@@ -124,7 +124,7 @@ def _shard_grids(part: Mapping[str, Any]) -> Iterator[Grid]:
             ]
             for row in part["outages"]
         ]
-        columns = ("shard", "attempted", "failed for a passing reason", "mostly", "share in the middle shard")
+        columns = ("shard", "attempted", "failed for a passing reason", "mostly", "share in a good shard")
         yield Grid(f"{name}: shards that failed as a whole", columns, rows)
     if part["damaged_shards"]:
         rows = [[text(row["shard"]), text(row["fault"])] for row in part["damaged_shards"]]
@@ -156,12 +156,12 @@ def _places(part: Mapping[str, Any]) -> Section | None:
             "high",
         )
         rest = places["num_groups"] - len(rows)
-        more = f"; {rest:,} more lost {places['lost_elsewhere']:,}" if rest else ""
-        grids.append(Grid(f"by {places['what']}, those that lost most{more}", columns, rows))
+        more = f"; {rest:,} more lack {places['lost_elsewhere']:,}" if rest else ""
+        grids.append(Grid(f"by {places['what']}, those that lack most{more}", columns, rows))
         if places["what"] == "domain of the url" and rows:
             pictures.append(("share lost by domain", embedded(figures.draw_places(places))))
     words = ["Shares come with their 95 % interval (Wilson): a host with three pictures proves little."]
-    return Section(f"Where {printable(part['name'])} lost samples", words, pictures, grids)
+    return Section(f"Where samples of {printable(part['name'])} are missing", words, pictures, grids)
 
 
 def _bias(part: Mapping[str, Any]) -> Section | None:
@@ -251,7 +251,7 @@ def _pairs(document: Mapping[str, Any]) -> Section | None:
         "over the second",
     )
     words = [
-        "Samples that can be used. Passes are those of a run over as many samples seen as were given; empty without."
+        "Samples that can be used. Passes are those of a run over as many samples seen as were given; unknown without."
     ]
     return Section("Downloads against each other", words, tables=[Grid("", columns, rows)])
 
@@ -286,17 +286,32 @@ def _effect(document: Mapping[str, Any]) -> Section | None:
 
 def _lists(document: Mapping[str, Any]) -> Section:
     rows = [[text(f"lists/{name}.parquet"), count(rows)] for name, rows in document["lists"].items()]
-    words = [
-        "Each list is a parquet with a column uid and, beside it, an .npy in DataComp's form.",
-        "`retry` has the url, the text and the other columns of what is worth another try: give it to img2dataset, "
-        "which never tries a finished shard again. `common` is the subset on which downloads can be compared fairly.",
-    ]
-    code = [
-        "img2dataset --url_list lists/retry.parquet --input_format parquet --url_col url --caption_col text \\\n"
-        "    --save_additional_columns '[\"uid\"]' --output_format webdataset --output_folder again",
-        "neuclip reshard -i DOWNLOAD -o FAIR -s lists/common.npy",
-    ]
-    return Section("Lists", words, tables=[Grid("", ("file", "uids"), rows)], code=code)
+    words = ["Each list is a parquet with a column uid and, beside it, an .npy in DataComp's form."]
+    code = []
+    for name in (name for name in document["lists"] if name.rpartition("/")[2] == "retry" and document["lists"][name]):
+        caption = " --caption_col text" if "text" in document["columns"] or document["has_text"] else ""
+        saved = " --save_additional_columns '[\"uid\"]'" if document["identity"] == "uid" else ""
+        code.append(
+            f"img2dataset --url_list lists/{name}.parquet --input_format parquet --url_col url{caption}{saved} "
+            f"\\\n    --output_format webdataset --output_folder again/{name}"
+        )
+    if code:
+        words.append(
+            "retry has the url and the list's other columns of what is worth another try: img2dataset never tries a "
+            "finished shard again. Give the new folder beside the old one to `neuclip data index`, joined by ::."
+        )
+    for part in document["downloads"]:
+        name = "common" if document["identity"] == "uid" else f"common_in_{part['name']}"
+        if name in document["lists"] and part["tars"]:
+            code.append(f"neuclip reshard -i {part['path']} -o fair-{part['name']} -s lists/{name}.parquet")
+    if "common" in document["lists"]:
+        words.append("common is the subset on which the downloads can be compared fairly.")
+    return Section(
+        "Lists",
+        words,
+        tables=[Grid("", ("file", "uids"), rows)],
+        code=["\n".join(map(printable, line.split("\n"))) for line in code],
+    )
 
 
 def _inputs(document: Mapping[str, Any]) -> Section:

@@ -19,7 +19,7 @@ from neuclip_scale.data.shards import storage
 from neuclip_scale.data.shards.storage import StorageError
 from neuclip_scale.files import atomic_file
 
-_TEXT_SUFFIXES = (".tsv", ".csv", ".txt")
+_TEXT_SUFFIXES = (".tsv", ".csv")
 _ROWS_AT_ONCE = 1 << 16
 _URL_NAMES = ("url", "URL", "image_url", "contentUrl")
 _TEXT_NAMES = ("text", "TEXT", "caption", "captions")
@@ -43,8 +43,20 @@ class PublishedList:
         table = engine.parquet(self.files)
         names = {self.uid: "uid", self.url: "url", self.text: "text"}
         table = table.rename({new: old for old, new in names.items() if old and old != new})
+        texts = {name: table[name].cast("string") for name in ("url", "text") if name in table.columns}
+        table = table.mutate(**texts)
         uid = url_uids(table.url) if identity == "url" else normal_uids(table.uid.cast("string"))
         return table.mutate(uid=uid)
+
+
+def one_row_each(table: Any) -> Any:
+    """Of rows with one uid the first in the order of all columns: a row of the list, and the same on any engine."""
+    import ibis
+
+    sortable = [name for name, kind in table.schema().items() if kind.is_primitive() and name != "uid"]
+    place = ibis.row_number().over(group_by="uid", order_by=sortable or ["uid"])
+    numbered = table.mutate(neuclip_place=place)
+    return numbered.filter(numbered.neuclip_place == 0).drop("neuclip_place")
 
 
 def find_list(text: str, scratch: Path) -> PublishedList:
@@ -84,7 +96,8 @@ def _find(text: str) -> list[File]:
     if not storage.is_remote(text):
         path = Path(text)
         if path.is_dir():
-            return sorted(file for file in path.rglob("*") if file.suffix in suffixes)
+            found = [sorted(path.rglob(f"*{suffix}")) for suffix in suffixes]
+            return list(next((files for files in found if files), []))
         return [path] if path.is_file() else sorted(map(Path, glob.glob(text, recursive=True)))
     if text.partition("?")[0].endswith(suffixes) and "*" not in text:
         return [text]
@@ -149,7 +162,7 @@ def _convert(files: list[Path], target: Path) -> None:
 
 def _text_rows(path: Path) -> Iterator[dict[str, list[str]]]:
     """Columns of a table, some rows at a time. Where no first line names them they are told by their contents."""
-    with open(path, encoding="utf-8", errors="replace", newline="") as stream:
+    with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as stream:
         rows = _split(stream, "," if path.suffix == ".csv" else "\t")
         first = next(rows, None)
         if first is None:
@@ -172,12 +185,13 @@ def _split(stream: IO[str], separator: str) -> Iterator[list[str]]:
     if separator == "\t":  # the published ones quote nothing, and captions have quotation marks
         yield from (line.rstrip("\r\n").split("\t") for line in stream if line.strip())
     else:
+        csv.field_size_limit(1 << 24)
         yield from (row for row in csv.reader(stream) if row)
 
 
 def _guess(first: list[str], path: Path) -> list[str]:
     """CC12M is url, caption; CC3M is caption, url."""
-    places = [place for place, text in enumerate(first) if text.startswith(("http://", "https://"))]
+    places = [place for place, text in enumerate(first) if text.startswith(("http://", "https://")) and " " not in text]
     if len(places) != 1 or len(first) not in (1, 2):
         raise AuditError(f"--manifest: {path} has no first line that names its columns. Begin it with url<TAB>text.")
     return ["url" if place == places[0] else "text" for place in range(len(first))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -34,14 +35,31 @@ class ReadDownload:
     attempts: Any | None
     """With `uid`, `url`, `host`, `key`, `shard`, `status`, `reason`, `sha256`; None without a parquet."""
     contents: Any | None
-    """With `uid`, `key`, `shard`, `position`, `fault`, `sha256`; None without a tar."""
+    """With `uid`, `own`, `key`, `shard`, `position`, `fault`, `sha256`; None without a tar. `own` is what
+    `neuclip reshard` knows the sample by: the same as `uid` unless urls tell samples apart."""
     looks: Any | None = None
     """See `changes.looks`; None without `--deep`."""
 
     @property
     def sources(self) -> Sources:
         """For the fates of samples."""
-        return Sources(self.attempts, self.contents, tuple(shard.name for shard in self.shards if shard.tar_fault))
+        damaged = tuple(shard.name for shard in self.shards if shard.tar_fault)
+        return Sources(self.attempts, self.contents, damaged, self.tells_all_attempts)
+
+    @property
+    def tells_all_attempts(self) -> bool:
+        """Whether every shard has a parquet that can be read."""
+        return all(shard.num_attempted is not None for shard in self.shards)
+
+    @property
+    def tars(self) -> set[str]:
+        """Real paths of its tars."""
+        return {os.path.realpath(shard.tar) for shard in self.download.shards if shard.tar}
+
+    @property
+    def num_by_key(self) -> int:
+        """Samples whose json and parquet tell no identity, so that their keys must do."""
+        return sum(shard.num_by_key for shard in self.shards)
 
     @property
     def fingerprint(self) -> str | None:

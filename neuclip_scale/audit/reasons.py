@@ -24,13 +24,19 @@ class Reason:
 
 # The first that matches decides. Messages of img2dataset 1.47, of Python's urllib below it and of OpenSSL.
 _TOLD = (
+    # First, because these quote the address, in which any other word may stand.
+    Reason(
+        "bad_url",
+        "the address is no url",
+        "^unknown url type|error unknown url type|no host given|^nonnumeric port|control characters|codec can|idna",
+    ),
     Reason("opted_out", "the site forbids the use (X-Robots-Tag)", "x-robots-tag|disallowed", reached=True),
     Reason("not_found", "gone (404, 410)", "http error (404|410)", reached=True),
     Reason("forbidden", "refused (401, 402, 403, 451)", "http error (401|402|403|451)", reached=True),
     Reason("rate_limited", "too many requests (429)", "http error 429", is_passing=True, reached=True),
     Reason("server_error", "the server failed (5xx)", "http error 5", is_passing=True, reached=True),
+    Reason("timeout", "no answer in time", "http error 408|timed out", is_passing=True),
     Reason("bad_request", "another answer than a picture (other HTTP status)", "http error", reached=True),
-    Reason("timeout", "no answer in time", "timed out", is_passing=True),
     Reason(
         "tls",
         "certificate or encryption failed",
@@ -52,7 +58,7 @@ _TOLD = (
     Reason(
         "local_fault",
         "the downloading machine ran out of something",
-        "too many open files|start new thread|resource busy|no space left|cannot allocate",
+        "too many open files|start new thread|resource busy|no space left|cannot allocate|cannot assign requested",
         is_passing=True,
     ),
     Reason(
@@ -72,11 +78,6 @@ _TOLD = (
     Reason("hash_mismatch", "its bytes are not the published ones", "hash mismatch", reached=True),
     Reason("too_small", "the picture is too small", "image too small", reached=True),
     Reason("bad_shape", "the picture's shape is not wanted", "aspect ratio|area too large", reached=True),
-    Reason(
-        "bad_url",
-        "the address is no url",
-        "unknown url type|no host given|nonnumeric port|control characters|codec can|idna",
-    ),
     Reason("not_decoded", "no picture that can be decoded", "decoding|opencv|cannot identify", reached=True),
 )
 _DEDUCED = (

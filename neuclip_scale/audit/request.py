@@ -70,6 +70,11 @@ class AuditRequest:
         self.engine.check()
         if not self.downloads:
             raise UsageError("--download: none given. Give the folder of a download at least once.")
+        if self.num_workers < 1:
+            raise UsageError(f"-j {self.num_workers}: give a number of processes, or 0 for every core.")
+        if self.subset_file and not self.subset_file.is_file():
+            raise UsageError(f"--subset-file {self.subset_file}: there is no such file.")
+        self.claim.check()
         pairs = len(self.downloads) > 1
         if not pairs and (self.claim.points is not None or self.empirical):
             raise UsageError("--gain, --empirical: compare two downloads. Give --download twice.")

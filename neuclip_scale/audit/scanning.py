@@ -22,8 +22,8 @@ from neuclip_scale.reshard.images import IMAGE_EXTENSIONS
 from neuclip_scale.reshard.json_uid import json_uid
 
 ATTEMPT_COLUMNS = ("uid", "url", "key", "status", "error_message", "sha256")
-CONTENT_COLUMNS = ("uid", "key", "fault", "sha256")
-FORMAT = 1
+CONTENT_COLUMNS = ("uid", "own", "key", "fault", "sha256")
+FORMAT = 2
 """Of what is kept of a shard; raise it whenever the same files would give other rows."""
 
 _ROWS_AT_ONCE = 1 << 16
@@ -41,6 +41,8 @@ class ScannedShard:
     """Samples in the tar; None without a tar."""
     num_corrupt: int = 0
     """Of these, those that cannot be used."""
+    num_by_key: int = 0
+    """Of these, those whose json and parquet tell no identity: they are known by their keys."""
     tar_fault: str = ""
     """What is wrong with the tar: it ends early, holds no sample, ..."""
     parquet_fault: str = ""
@@ -74,14 +76,15 @@ class ScanJob:
     def _read(self, shard: DownloadedShard, stem: str) -> ScannedShard:
         uids = _ParquetUids(shard.parquet, self.identity)
         num_attempted, parquet_fault = self._read_attempts(shard, stem)
-        num_samples, num_corrupt, tar_fault = None, 0, ""
+        num_samples, num_corrupt, num_by_key, tar_fault = None, 0, 0, ""
         if shard.tar:
-            num_samples, num_corrupt, tar_fault = self._read_contents(shard, stem, uids)
+            num_samples, num_corrupt, num_by_key, tar_fault = self._read_contents(shard, stem, uids)
         return ScannedShard(
             shard.name,
             num_attempted,
             num_samples,
             num_corrupt,
+            num_by_key,
             tar_fault,
             parquet_fault,
             _day(shard.stats),
@@ -109,20 +112,21 @@ class ScanJob:
         except (pa.ArrowException, UnreadableError) as error:
             return None, f"{Path(shard.parquet).name}: {str(error).splitlines()[0]}"
 
-    def _read_contents(self, shard: DownloadedShard, stem: str, uids: _ParquetUids) -> tuple[int, int, str]:
+    def _read_contents(self, shard: DownloadedShard, stem: str, uids: _ParquetUids) -> tuple[int, int, int, str]:
         assert shard.tar is not None
         try:
             index = index_shard(shard.tar)
             rows = list(_samples(shard.tar, index, self.identity, uids))
         except OSError as error:
-            return 0, 0, error.strerror or str(error)
+            return 0, 0, 0, error.strerror or str(error)
         columns: dict[str, list[Any]] = {
             name: [row[place] for row in rows] for place, name in enumerate(CONTENT_COLUMNS)
         }
         columns |= {"shard": [shard.name] * len(rows), "position": list(range(len(rows)))}
         self._write("contents", stem, iter([columns]), CONTENT_COLUMNS)
         fault = "" if index.fault == HOLDS_NO_SAMPLE else index.fault  # so is the tar of a shard of which nothing came
-        return len(rows), sum(fault is not None for fault in columns["fault"]), fault
+        by_key = sum(uid == key for uid, key in zip(columns["uid"], columns["key"], strict=True))
+        return len(rows), sum(each is not None for each in columns["fault"]), by_key, fault
 
     def _write(self, kind: str, stem: str, parts: Iterator[dict[str, list[Any]]], texts: Sequence[str]) -> int:
         """Write rows; returns how many. Nothing stays of them when reading fails."""
@@ -177,11 +181,20 @@ def _columns(path: File | None, names: Sequence[str], needed: Sequence[str]) -> 
         absent = [name for name in needed if name not in there]
         if absent:
             raise UnreadableError(f"has no column {absent[0]}, but {', '.join(there[:20])}")
-        for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=[name for name in names if name in there]):
+        batches = parquet.iter_batches(_ROWS_AT_ONCE, columns=[name for name in names if name in there])
+        while (batch := _next(batches)) is not None:
             yield {
                 name: _texts(batch.column(name)) if name in batch.schema.names else pa.nulls(len(batch)).to_pylist()
                 for name in names
             }
+
+
+def _next(batches: Iterator[Any]) -> Any | None:
+    """The next batch; a damaged page is an OSError to pyarrow, which here is one of the parquet and not of a disk."""
+    try:
+        return next(batches, None)
+    except OSError as error:
+        raise UnreadableError(str(error)) from error
 
 
 def _texts(column: Any) -> list[str | None]:
@@ -216,9 +229,17 @@ class _ParquetUids:
     def __init__(self, path: File | None, identity: Identity) -> None:
         self._path = path
         self._identity: Identity = identity
-        self._by_key: dict[str, str] | None = None
+        self._by_key: dict[str, tuple[str | None, str | None]] | None = None
 
     def of(self, key: str) -> str | None:
+        """By the identity of the audit."""
+        return self._read().get(key, (None, None))[0]
+
+    def own_of(self, key: str) -> str | None:
+        """By the column uid."""
+        return self._read().get(key, (None, None))[1]
+
+    def _read(self) -> dict[str, tuple[str | None, str | None]]:
         import pyarrow as pa
 
         if self._by_key is None:
@@ -226,14 +247,15 @@ class _ParquetUids:
             try:
                 parts = _columns(self._path, ("key", "uid", "url"), ("key", self._identity)) if self._path else ()
                 for part in parts:
-                    self._by_key.update(zip(part["key"], _uids(part, self._identity), strict=True))  # type: ignore[arg-type]
+                    pairs = zip(_uids(part, self._identity), part["uid"], strict=True)
+                    self._by_key.update(zip(part["key"], pairs, strict=True))  # type: ignore[arg-type]
             except (pa.ArrowException, UnreadableError):
                 pass  # told once, by reading the attempts
-        return self._by_key.get(key)
+        return self._by_key
 
 
-Sample = tuple[str, str, str | None, str | None]
-"""Uid, key, fault, sha256 of the original bytes."""
+Sample = tuple[str, str, str, str | None, str | None]
+"""Uid, own uid, key, fault, sha256 of the original bytes."""
 
 
 def _samples(path: File, index: ShardIndex, identity: Identity, uids: _ParquetUids) -> Iterator[Sample]:
@@ -243,14 +265,16 @@ def _samples(path: File, index: ShardIndex, identity: Identity, uids: _ParquetUi
             rows = slice(int(index.starts[position]), int(index.starts[position + 1]))
             pictures = extensions[index.member_extension[rows]]
             fault = _size_fault(index.member_size[rows], pictures)
-            uid, sha256 = None, None
+            uid, own, sha256 = None, None, None
             span = index.members(position).get("json")
             if span is not None:
                 try:
-                    uid, sha256 = _of_json(read_member(stream.fileno(), span, max_bytes=_MAX_JSON_BYTES), identity)
+                    uid, own, sha256 = _of_json(read_member(stream.fileno(), span, max_bytes=_MAX_JSON_BYTES), identity)
                 except (ValueError, ShardError) as error:
                     fault = f"its json cannot be read ({error})"
-            yield _sayable(uid or uids.of(key) or key), _sayable(key), fault and _sayable(fault), sha256
+            uid = _sayable(uid or uids.of(key) or key)
+            own = uid if identity == "uid" else _sayable(own or uids.own_of(key) or key)
+            yield uid, own, _sayable(key), fault and _sayable(fault), sha256
 
 
 def _size_fault(sizes: np.ndarray, pictures: np.ndarray) -> str | None:
@@ -261,20 +285,20 @@ def _size_fault(sizes: np.ndarray, pictures: np.ndarray) -> str | None:
     return None if sizes[pictures].all() else "its picture is empty"
 
 
-def _of_json(raw: bytes, identity: Identity) -> tuple[str | None, str | None]:
-    """Uid and original sha256; raises ValueError."""
+def _of_json(raw: bytes, identity: Identity) -> tuple[str | None, str | None, str | None]:
+    """Uid, own uid and original sha256; raises ValueError."""
     if identity == "uid":
         uid = json_uid(raw)
         # The hash is in the parquet too, where there is one; finding it here costs as much as the uid.
-        return (None if uid is None else normal_uid(uid)), _sha256(raw)
+        return (None if uid is None else normal_uid(uid)), None, _sha256(raw)
     try:
         value = json.loads(raw)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(value, dict):
         raise ValueError(f"a {type(value).__name__}, not an object")
-    url = value.get("url")
-    return (url_uid(url) if isinstance(url, str) else None), _sha256(raw)
+    url, own = value.get("url"), value.get("uid")
+    return (url_uid(url) if isinstance(url, str) else None), (None if own is None else str(own)), _sha256(raw)
 
 
 def _sha256(raw: bytes) -> str | None:

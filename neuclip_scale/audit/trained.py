@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,11 @@ class TrainedRun:
         """Samples of each shard by its name without `.tar`."""
         return {_stem(shard.path): shard.num_samples for shard in self.manifest.shards}
 
+    @property
+    def tars(self) -> set[str]:
+        """Real paths of its shards."""
+        return {os.path.realpath(shard.path) for shard in self.manifest.shards}
+
     def write(self, path: Path) -> None:
         """Write a parquet with `shard`, `position` and `times` of every sample that was seen and could be used."""
         import pyarrow as pa
@@ -67,8 +74,11 @@ class TrainedRun:
                         yield index
 
 
-def read_run(path: Path) -> TrainedRun:
-    """Read a run folder; raises `AuditError` when it does not tell what was seen."""
+def read_run(path: Path, taken: Sequence[str] = ()) -> TrainedRun:
+    """Read a run folder, named after it, with a number where that name is `taken`.
+
+    Raises `AuditError` when it does not tell what was seen.
+    """
     try:
         recipe = load_recipe(path / "config.yaml")
         manifest = Manifest.load(path / "manifest.json")
@@ -82,7 +92,9 @@ def read_run(path: Path) -> TrainedRun:
     streams, told = recipe.data.num_streams, summary.get("stream_positions")
     are_exact = isinstance(told, list) and len(told) == streams and summary.get("samples_seen") == seen
     positions = tuple(map(int, told)) if are_exact and told else (seen // streams,) * streams
-    return TrainedRun(path.resolve().name, path, recipe, manifest, positions, are_exact, seen)
+    base = re.sub("[^A-Za-z0-9-]+", "_", path.resolve().name) or "run"
+    name = next(each for each in (base, *(f"{base}-{n}" for n in range(2, 1000))) if each not in taken)
+    return TrainedRun(name, path, recipe, manifest, positions, are_exact, seen)
 
 
 def _stem(address: str) -> str:

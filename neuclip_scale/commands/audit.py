@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from neuclip_scale.audit.empirical_arms import EmpiricalError
 from neuclip_scale.audit.engines import Engine, EngineOptions
-from neuclip_scale.audit.errors import UsageError
+from neuclip_scale.audit.errors import AuditError, UsageError
 from neuclip_scale.audit.mattering import Assumptions, Claim
 from neuclip_scale.audit.request import AuditRequest, EmpiricalOptions, Thresholds
 from neuclip_scale.comparison.text import printable
 from neuclip_scale.files import write_json, write_text
+from neuclip_scale.reshard.errors import ReshardError
 from neuclip_scale.reshard.workers import available_cores, worker_pool
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ class AuditArguments:
     """Say what a download lacks of the published list, why, how that part differs, and whether it matters.
 
     Writes audit.json, audit.html and the uids of each class into the output folder. An interrupted audit goes on with
-    the same command. Exit status: 0 no discrepancy above the limits, 1 some, 2 bad usage.
+    the same command. Exit status: 0 no discrepancy above the limits, 1 some, 2 the audit could not
+    be made.
     """
 
     manifest: str
@@ -104,13 +107,15 @@ class AuditArguments:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; returns 0, 1 when a discrepancy was found, 2 for bad usage; raises `AuditError`."""
+    """Run the command; returns 0, 1 when a discrepancy was found, 2 when the audit could not be made."""
     arguments = tyro.cli(AuditArguments, args=argv, prog="neuclip audit")
     try:
         return _run(arguments, _request(arguments))
-    except UsageError as error:
+    except (AuditError, EmpiricalError, ReshardError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        print(f"error: {error.filename or arguments.output}: {error.strerror or error}. Mend that.", file=sys.stderr)
+    return 2
 
 
 def _request(arguments: AuditArguments) -> AuditRequest:
@@ -169,7 +174,7 @@ def _run(arguments: AuditArguments, request: AuditRequest) -> int:
     with Engine(request.engine, request.output / "cache") as engine:
         from neuclip_scale.audit.auditing import Audit
         from neuclip_scale.audit.document import add_digest, build_document
-        from neuclip_scale.audit.lists import write_list
+        from neuclip_scale.audit.lists import remove_lists, write_list
         from neuclip_scale.audit.page import render_page
 
         with worker_pool(request.num_workers) as pool:
@@ -177,6 +182,7 @@ def _run(arguments: AuditArguments, request: AuditRequest) -> int:
         document = build_document(audit)
         with audit.stage("writing lists"):
             folder = request.output / "lists"
+            remove_lists(request.output)
             document["lists"] = {
                 name: write_list(engine, query, folder / name) for name, query in audit.lists().items()
             }

@@ -114,7 +114,7 @@ def test_counts_and_lists_are_those_of_sets(listed: list[int], first: list[Shard
         assert (pair["common"], pair["only_first"], pair["only_second"]) == (len(a & b), len(a - b), len(b - a))
         assert pair["jaccard"] == (len(a & b) / len(a | b) if a | b else 1.0)
         assert read_uids(folder / "out/lists/common") == uids(a & b)
-        assert read_uids(folder / "out/lists/only_second_not_first") == uids(b - a)
+        assert read_uids(folder / "out/lists/only_second__not_first") == uids(b - a)
         assert status == (0 if clean and a == b else 1)
 
 
