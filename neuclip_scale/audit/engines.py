@@ -120,8 +120,10 @@ class Engine:
             with self._told():
                 if self.name == "duckdb":
                     parts.mkdir()
-                    # Ibis puts the name into a statement as it is.
-                    self._backend.to_parquet(query, str(parts / "0.parquet").replace("'", "''"))
+                    # Ibis' own to_parquet quotes a path as Python does, not as SQL.
+                    target = str(parts / "0.parquet").replace("'", "''")
+                    statement = f"COPY ({self._backend.compile(query)}) TO '{target}' (FORMAT parquet)"
+                    self._backend.raw_sql(statement).fetchall()
                 else:
                     self._backend.to_parquet(query, str(parts))  # a folder: a file for each of Spark's partitions
             files = sorted(parts.glob("*.parquet"))

@@ -124,35 +124,39 @@ def _identity(
 
 def _has_uids(download: Download, cache: Path) -> bool:
     """Whether the first readable shards tell uids."""
+    told = set()
     for shard in download.shards[:_LOOKED_AT]:
         with shard.on_disk(cache / "fetched") as local:
-            if _parquet_has_uid(local) or _tar_has_uid(local):
-                return True
-    return False
+            told |= {_parquet_has_uid(local), _tar_has_uid(local)}
+    return True in told or False not in told
 
 
-def _parquet_has_uid(shard: DownloadedShard) -> bool:
+def _parquet_has_uid(shard: DownloadedShard) -> bool | None:
+    """None for one that is not there, cannot be read, or has no row."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         if shard.parquet is None:
-            return False
+            return None
         with pq.ParquetFile(shard.parquet) as parquet:
             if "uid" not in parquet.schema_arrow.names:
                 return False
             first = next(parquet.iter_batches(1 << 14, columns=["uid"]), None)
-            return first is not None and first.column(0).null_count < len(first)
+            return None if first is None or not len(first) else first.column(0).null_count < len(first)
     except (pa.ArrowException, OSError):
-        return False
+        return None
 
 
-def _tar_has_uid(shard: DownloadedShard) -> bool:
+def _tar_has_uid(shard: DownloadedShard) -> bool | None:
+    """None for one that is not there, cannot be read, or has no sample."""
     try:
         index = index_shard(shard.tar) if shard.tar else None
-        if index is None or not index.num_samples or "json" not in index.members(0):
+        if index is None or not index.num_samples:
+            return None
+        if "json" not in index.members(0):
             return False
         with open(index.path, "rb") as stream:
             return json_uid(read_member(stream.fileno(), index.members(0)["json"])) is not None
     except (OSError, ValueError, ShardError):
-        return False
+        return None
