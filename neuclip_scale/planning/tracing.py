@@ -1,0 +1,184 @@
+"""Bytes that the encoders need beside their parameters, from running their own code without memory."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from neuclip_scale.models.clip import CLIP
+
+_SIZES = 2, 6
+"""Pairs of the two passes. BatchNorm refuses a single value per channel, so two are the least."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Live bytes after each operation of a pass, as constant + slope * pairs: every tensor is one or the other."""
+
+    constant: NDArray[np.int64]
+    slope: NDArray[np.int64]
+
+    @classmethod
+    def through(cls, few: Sequence[int], many: Sequence[int]) -> Line:
+        """From the same pass with both numbers of `_SIZES`."""
+        low, high = (np.asarray(values, dtype=np.int64) for values in (few, many))
+        slope = (high - low) // (_SIZES[1] - _SIZES[0])
+        return cls(low - _SIZES[0] * slope, slope)
+
+    def __add__(self, other: Line) -> Line:
+        return Line(self.constant + other.constant, self.slope + other.slope)
+
+    def peak(self, pairs: int) -> int:
+        """The most that is live at once with `pairs` pairs."""
+        return int((self.constant + self.slope * pairs).max())
+
+    def last(self, pairs: int) -> int:
+        """What is live at the end."""
+        return int(self.constant[-1] + self.slope[-1] * pairs)
+
+
+@dataclass(frozen=True)
+class EncoderTrace:
+    """Memory of both towers beside parameters and inputs, for any number of pairs at a time."""
+
+    inference: Line
+    """A forward pass without a graph."""
+    forward: Line
+    """A forward pass with one; its last value is what backward needs."""
+    training: Line
+    """Forward and backward; each parameter's gradient is let go as soon as it is complete."""
+    gradients: Line
+    """Complete gradients, had they been kept, along `training`."""
+
+
+def trace_encoders(model: CLIP, precision: str, *, blocks_in_low_precision: bool = False) -> EncoderTrace:
+    """Run a planned model forward and backward on tensors without memory, under autocast as in training.
+
+    `blocks_in_low_precision`: blocks have their parameters in `precision` already, as FSDP2 gathers them; elsewhere
+    autocast makes copies, which count. Attention runs as the fused kernels that GPUs and CPUs have, which keep no
+    scores. An operation's own scratch memory does not count. Tensors of float32 and `precision` have their real sizes.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    runs = [_run(model, pairs, dtype, blocks_in_low_precision) for pairs in _SIZES]
+    return EncoderTrace(**{name: Line.through(*(run[name] for run in runs)) for name in runs[0]})
+
+
+def _run(model: CLIP, pairs: int, dtype: torch.dtype | None, low_blocks: bool) -> dict[str, list[int]]:
+    with FakeTensorMode():
+        model = _stand_in(model, dtype if low_blocks else None)
+        images = torch.empty(pairs, 3, model.image_size, model.image_size)
+        tokens = torch.empty(pairs, model.context_length, dtype=torch.int64)
+        gradients = torch.empty(pairs, model.embed_dim), torch.empty(pairs, model.embed_dim)
+        known = [*model.parameters(), *model.buffers(), images, tokens, *gradients]
+        run = partial(_forward, model, images, tokens, dtype)
+        with torch.no_grad(), _Live(known) as inference, _FusedAttention():
+            run()
+        with _Live(known) as live, _FusedAttention():
+            _let_go_of_gradients(model, live)
+            output = run()
+            forward = len(live.history)
+            loss = (output.image_features * gradients[0]).sum() + (output.text_features * gradients[1]).sum()
+            (loss + output.logit_scale.sum()).backward()
+            del output, loss
+    return {
+        "inference": inference.history,
+        "forward": live.history[:forward],
+        "training": live.history,
+        "gradients": live.set_aside,
+    }
+
+
+def _forward(model: CLIP, images: Tensor, tokens: Tensor, dtype: torch.dtype | None) -> Any:
+    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        return model(images, tokens)
+
+
+def _stand_in(model: CLIP, block_dtype: torch.dtype | None) -> CLIP:
+    """The model with new parameters and buffers, made where this is called; those of blocks in another type."""
+    blocks = {id(p) for block in model.blocks() for p in block.parameters()}
+
+    def new(p: Tensor) -> Any:
+        made = torch.empty(p.shape, dtype=block_dtype if block_dtype and id(p) in blocks else p.dtype)
+        return nn.Parameter(made, requires_grad=p.requires_grad) if isinstance(p, nn.Parameter) else made
+
+    tensors: dict[int, Any] = {id(tensor): new(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+    clone = copy.deepcopy(model, tensors)  # deepcopy takes these for copies it has already made
+    for part in clone.modules():
+        part._compiled_call_impl = None
+    return clone.train()
+
+
+def _let_go_of_gradients(model: CLIP, live: _Live) -> None:
+    def hook(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        live.kept += parameter.grad.nbytes
+        parameter.grad = None
+
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(hook)
+
+
+class _Live(TorchDispatchMode):
+    """Follows the bytes of all storages that operations inside have made and that are still referred to."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        """Storages of `known` tensors do not count."""
+        super().__init__()
+        self._sizes: dict[int, int] = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+        self._bytes = 0
+        self.kept = 0
+        """Bytes that somebody has let go of for the count's sake."""
+        self.history: list[int] = []
+        self.set_aside: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._add(leaf.untyped_storage())
+        self.history.append(self._bytes)
+        self.set_aside.append(self.kept)
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        place = storage._cdata
+        if place not in self._sizes:
+            self._sizes[place] = storage.nbytes()
+            self._bytes += storage.nbytes()
+            weakref.finalize(storage, self._drop, place)
+
+    def _drop(self, place: int) -> None:
+        self._bytes -= self._sizes.pop(place)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention without its scores: only the fused kernel's own formula says what it keeps."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention and len(args) == 3:
+            mask, causal = options.get("attn_mask"), bool(options.get("is_causal"))
+            if mask is not None and mask.dtype == torch.bool:
+                mask = torch.zeros_like(mask, dtype=args[0].dtype)
+            fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+            return fused(*args, 0.0, causal, attn_mask=mask)[0]
+        return func(*args, **options)
