@@ -191,6 +191,7 @@ def unit_or_none(module: str) -> str | None:
         "from neuclip_scale import load_recipe",
         "import neuclip_scale.commands.compare",
         "import neuclip_scale.commands.doctor",
+        "import neuclip_scale.commands.plan",
         *(f"import neuclip_scale.{module}" for module in WITHOUT_TORCH),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,12 +13,13 @@ from rich.console import Console
 from neuclip_scale.commands.train import split_arguments
 from neuclip_scale.config import load_recipe
 from neuclip_scale.files import write_json
-from neuclip_scale.planning.site import Assumptions
+from neuclip_scale.planning.site import Assumptions, Site, check_site
 
 if TYPE_CHECKING:
     from neuclip_scale.planning import RunPlan
 
 LEAST_WIDTH = 120
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanArguments:
@@ -47,7 +48,7 @@ class PlanArguments:
     """Whether to look for better ways; without, the recipe alone is planned, in a fifth of the time."""
     json: Path | None = None
     """Also write the plan to this file."""
-    assume: Assumptions = Assumptions()
+    assume: Assumptions = field(default_factory=Assumptions)
     """What the times, energy and storage take for granted."""
 
 
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
     overrides, options = split_arguments(argv)
     arguments = tyro.cli(PlanArguments, args=options, prog="neuclip plan")
     config = load_recipe(arguments.recipe, overrides)
-    from neuclip_scale.planning import GPU_TYPES, Site, check_site, plan_run
+    from neuclip_scale.planning import GPU_TYPES, plan_run
 
     site = Site(
         gpu=GPU_TYPES[arguments.gpu],

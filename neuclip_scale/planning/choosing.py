@@ -118,10 +118,9 @@ def _problem(memory: MemoryPlan, site: Site) -> str:
 
 def _engines(config: Recipe, site: Site) -> Iterator[Overrides]:
     for engine in ENGINES:
-        if engine["engine.name"] == "deepspeed":
-            if config.optim.name != "adamw" or config.train.precision == "fp16":
-                continue
-        if engine["engine.name"] == "fsdp2" and config.train.precision == "fp16":
+        if engine["engine.name"] != "ddp" and config.train.precision == "fp16":
+            continue
+        if engine["engine.name"] == "deepspeed" and config.optim.name != "adamw":
             continue
         if site.world_size == 1 and engine["engine.name"] != "ddp" and "offload" not in str(engine):
             continue

@@ -35,19 +35,21 @@ class GpuType:
         return value * 1e12
 
 
-_HOPPER = {"nvlink": 450e9, "network": 50e9, "pcie": 64e9}
-_AMPERE = {"nvlink": 300e9, "network": 25e9, "pcie": 32e9, "arithmetic": GPUS["A100", "SXM"]}
-_A100 = 'NVIDIA, data sheet "A100 Tensor Core GPU" (SXM); network: data sheet "DGX A100", 8 x 200 Gb/s'
+def _hopper(name: str, gigabytes: int, bandwidth: float, arithmetic: Gpu, sheet: str) -> GpuType:
+    source = f'NVIDIA, data sheet "{sheet} Tensor Core GPU" (SXM); network: data sheet "DGX {sheet}", 8 x 400 Gb/s'
+    return GpuType(name, gigabytes * 10**9, bandwidth, 450e9, 50e9, 64e9, arithmetic, source)
+
+
+def _a100(gigabytes: int, bandwidth: float) -> GpuType:
+    source = 'NVIDIA, data sheet "A100 Tensor Core GPU" (SXM); network: data sheet "DGX A100", 8 x 200 Gb/s'
+    name = f"A100 SXM {gigabytes} GB"
+    return GpuType(name, gigabytes * 10**9, bandwidth, 300e9, 25e9, 32e9, GPUS["A100", "SXM"], source)
+
+
 GPU_TYPES = {
-    "h100": GpuType(
-        "H100 SXM 80 GB", 80 * 10**9, 3.35e12, **_HOPPER, arithmetic=GPUS["H100", "HBM3"],
-        source='NVIDIA, data sheet "H100 Tensor Core GPU" (SXM); network: data sheet "DGX H100", 8 x 400 Gb/s',
-    ),
-    "h200": GpuType(
-        "H200 SXM 141 GB", 141 * 10**9, 4.8e12, **_HOPPER, arithmetic=GPUS["H200", ""],
-        source='NVIDIA, data sheet "H200 Tensor Core GPU" (SXM); network: data sheet "DGX H200", 8 x 400 Gb/s',
-    ),
-    "a100-80": GpuType("A100 SXM 80 GB", 80 * 10**9, 2.039e12, **_AMPERE, source=_A100),
-    "a100-40": GpuType("A100 SXM 40 GB", 40 * 10**9, 1.555e12, **_AMPERE, source=_A100),
-}  # fmt: skip
+    "h100": _hopper("H100 SXM 80 GB", 80, 3.35e12, GPUS["H100", "HBM3"], "H100"),
+    "h200": _hopper("H200 SXM 141 GB", 141, 4.8e12, GPUS["H200", ""], "H200"),
+    "a100-80": _a100(80, 2.039e12),
+    "a100-40": _a100(40, 1.555e12),
+}
 GPU_TYPES["a100"] = GPU_TYPES["a100-80"]

@@ -69,7 +69,8 @@ def _zero(config: Recipe, sharding: Sharding, sizes: ModelSizes, several: bool) 
     found = [
         MemoryItem("reduction buffers", buffers, 0, how, ("backward", "reduction")),
         item("last gradients", kept if sharding.stage == 2 else 2 * kept, "and their copy", ("reduction",)),
-        item("gradients", 3 * own, over + ", three times", ("update",)),
+        item("gradients", own, over, ("update",)),
+        item("gradients of the update", 2 * own, "flattened, and in the optimizer's order", ("update",)),
     ]
     if several:
         found.append(item("summed gradients", kept, "of the micro-batches until now", ("backward",)))

@@ -21,7 +21,7 @@ from neuclip_scale.planning.sharding import (
     planned,
     sharding_of,
 )
-from neuclip_scale.planning.tracing import EncoderTrace, trace_encoders
+from neuclip_scale.planning.tracing import EncoderTrace, Line, trace_encoders, trace_inference
 
 GIB = 2**30
 CUDA_CONTEXT = 6 * GIB // 10
@@ -180,7 +180,7 @@ def _encoders(config: Recipe, sharding: Sharding, sizes: ModelSizes, world_size:
     per_pair = int(trace.forward.slope[-1])
     how = f"{pairs} pairs of {per_pair / 2**20:.1f} MiB in {config.train.precision}"
     if num_micro_batches(config, world_size) > 1:
-        size = trace.inference.peak(pairs)
+        size = inference_trace(config.model, config.train.precision, sharding.engine == "fsdp2").peak(pairs)
         found.append(MemoryItem("encoding", size, 0, f"{pairs} pairs without a graph", ("encode",)))
         gone = False
     else:
@@ -201,6 +201,12 @@ def _encoders(config: Recipe, sharding: Sharding, sizes: ModelSizes, world_size:
 def encoder_trace(section: ModelConfig, precision: str, low_blocks: bool) -> EncoderTrace:
     """`trace_encoders` of a recipe's model, once for each."""
     return trace_encoders(planned(section, False), precision, blocks_in_low_precision=low_blocks)
+
+
+@lru_cache(maxsize=32)
+def inference_trace(section: ModelConfig, precision: str, low_blocks: bool) -> Line:
+    """`trace_inference` of a recipe's model, once for each."""
+    return trace_inference(planned(section, False), precision, blocks_in_low_precision=low_blocks)
 
 
 def _features(config: Recipe, d: int, world_size: int) -> list[MemoryItem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from neuclip_scale.config import Recipe, local_batch_size, micro_batch_size
@@ -14,8 +14,8 @@ from neuclip_scale.planning.sharding import num_micro_batches
 from neuclip_scale.planning.site import Site
 
 UNVALIDATED = (
-    "Bytes of live tensors are held against measurements on CPUs (10 %), bytes sent against gloo (exactly); allowances, "
-    "times, energy and prices follow from stated assumptions and were not measured on GPUs."
+    "Bytes of live tensors are held against measurements on CPUs (10 %), bytes sent against gloo (exactly); "
+    "allowances, times, energy and prices follow from stated assumptions and were not measured on GPUs."
 )
 
 
@@ -71,8 +71,6 @@ def plan_run(config: Recipe, site: Site, *, alternatives: bool = True) -> RunPla
 
 def site_with_pairs(config: Recipe, site: Site) -> Site:
     """The site with the recipe's number of pairs, where it is known."""
-    from dataclasses import replace
-
     return replace(site, dataset_size=dataset_size(config, site.dataset_size))
 
 
@@ -108,8 +106,8 @@ def sentences(plan: RunPlan) -> Iterator[str]:
         yield f"{plan.recipe} does not fit as it stands on {where}: {recipe.problem}."
     if best is None:
         yield (
-            "Nothing that was tried fits: not the smallest micro-batch with checkpointing, sharded and offloaded. Use more "
-            "nodes or GPUs with more memory, a smaller model, or an objective that keeps less for each pair."
+            "Nothing that was tried fits: not the smallest micro-batch with checkpointing, sharded and offloaded. "
+            "Use more nodes or GPUs with more memory, a smaller model, or an objective that keeps less for each pair."
         )
     elif best is not recipe:
         gain = 1 - best.time.seconds / recipe.time.seconds

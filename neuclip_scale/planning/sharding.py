@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from torch import nn
 
-from neuclip_scale.config import ConfigError, ModelConfig, Recipe, local_batch_size, micro_batch_size
+from neuclip_scale.config import ConfigError, ModelConfig, ObjectiveConfig, Recipe, local_batch_size, micro_batch_size
 from neuclip_scale.engines.zero_settings import read_settings
 from neuclip_scale.models.building import plan_model
 from neuclip_scale.models.clip import CLIP
@@ -93,7 +93,9 @@ def _deepspeed(config: Recipe, world_size: int) -> Sharding:
         f"deepspeed ZeRO {stage}",
         "deepspeed",
         stage,
-        *over,
+        parameters=over[0],
+        gradients=over[1],
+        optimizer=over[2],
         master=stage > 0,
         parameters_on_host=on_host[0],
         optimizer_on_host=on_host[1],
@@ -220,9 +222,4 @@ def _group(parameters: list[nn.Parameter], *, is_block: bool, is_reached: bool) 
 @lru_cache(maxsize=32)
 def planned(section: ModelConfig, with_bias: bool) -> CLIP:
     """The model of a recipe's section on the meta device, to be looked at and not changed."""
-    config = Recipe(model=section)
-    if with_bias:
-        from dataclasses import replace
-
-        config = replace(config, objective=replace(config.objective, name="siglip"))
-    return plan_model(config)
+    return plan_model(Recipe(model=section, objective=ObjectiveConfig(name="siglip" if with_bias else "openclip")))

@@ -6,7 +6,6 @@ import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from neuclip_scale.models.clip import CLIP
 
-_SIZES = 2, 6
-"""Pairs of the two passes. BatchNorm refuses a single value per channel, so two are the least."""
+_PAIRS = 8191
+"""Pairs of a pass. A prime that no size of a model has: what it divides grows with the pairs, the rest does not."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,6 @@ class Line:
 
     constant: NDArray[np.int64]
     slope: NDArray[np.int64]
-
-    @classmethod
-    def through(cls, few: Sequence[int], many: Sequence[int]) -> Line:
-        """From the same pass with both numbers of `_SIZES`."""
-        low, high = (np.asarray(values, dtype=np.int64) for values in (few, many))
-        slope = (high - low) // (_SIZES[1] - _SIZES[0])
-        return cls(low - _SIZES[0] * slope, slope)
 
     def __add__(self, other: Line) -> Line:
         return Line(self.constant + other.constant, self.slope + other.slope)
@@ -53,12 +45,10 @@ class Line:
 
 @dataclass(frozen=True)
 class EncoderTrace:
-    """Memory of both towers beside parameters and inputs, for any number of pairs at a time."""
+    """Memory of both towers in training, beside parameters and inputs, for any number of pairs at a time."""
 
-    inference: Line
-    """A forward pass without a graph."""
     forward: Line
-    """A forward pass with one; its last value is what backward needs."""
+    """A forward pass with a graph; its last value is what backward needs."""
     training: Line
     """Forward and backward; each parameter's gradient is let go as soon as it is complete."""
     gradients: Line
@@ -72,39 +62,41 @@ def trace_encoders(model: CLIP, precision: str, *, blocks_in_low_precision: bool
     autocast makes copies, which count. Attention runs as the fused kernels that GPUs and CPUs have, which keep no
     scores. An operation's own scratch memory does not count. Tensors of float32 and `precision` have their real sizes.
     """
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    runs = [_run(model, pairs, dtype, blocks_in_low_precision) for pairs in _SIZES]
-    return EncoderTrace(**{name: Line.through(*(run[name] for run in runs)) for name in runs[0]})
-
-
-def _run(model: CLIP, pairs: int, dtype: torch.dtype | None, low_blocks: bool) -> dict[str, list[int]]:
     with FakeTensorMode():
-        model = _stand_in(model, dtype if low_blocks else None)
-        images = torch.empty(pairs, 3, model.image_size, model.image_size)
-        tokens = torch.empty(pairs, model.context_length, dtype=torch.int64)
-        gradients = torch.empty(pairs, model.embed_dim), torch.empty(pairs, model.embed_dim)
-        known = [*model.parameters(), *model.buffers(), images, tokens, *gradients]
-        run = partial(_forward, model, images, tokens, dtype)
-        with torch.no_grad(), _Live(known) as inference, _FusedAttention():
-            run()
-        with _Live(known) as live, _FusedAttention():
-            _let_go_of_gradients(model, live)
+        run = _Run(model, precision, blocks_in_low_precision)
+        gradients = torch.empty(_PAIRS, model.embed_dim), torch.empty(_PAIRS, model.embed_dim)
+        with _Live([*run.known, *gradients]) as live, _FusedAttention():
+            _let_go_of_gradients(run.model, live)
             output = run()
             forward = len(live.history)
             loss = (output.image_features * gradients[0]).sum() + (output.text_features * gradients[1]).sum()
             (loss + output.logit_scale.sum()).backward()
             del output, loss
-    return {
-        "inference": inference.history,
-        "forward": live.history[:forward],
-        "training": live.history,
-        "gradients": live.set_aside,
-    }
+    return EncoderTrace(live.line(live.history[:forward]), live.line(live.history), live.line(live.set_aside))
 
 
-def _forward(model: CLIP, images: Tensor, tokens: Tensor, dtype: torch.dtype | None) -> Any:
-    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-        return model(images, tokens)
+def trace_inference(model: CLIP, precision: str, *, blocks_in_low_precision: bool = False) -> Line:
+    """The same for a forward pass without a graph."""
+    with FakeTensorMode():
+        run = _Run(model, precision, blocks_in_low_precision)
+        with torch.no_grad(), _Live(run.known) as live, _FusedAttention():
+            run()
+    return live.line(live.history)
+
+
+class _Run:
+    """A model without memory, its inputs, and the forward pass as training has it."""
+
+    def __init__(self, model: CLIP, precision: str, low_blocks: bool) -> None:
+        self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        self.model = _stand_in(model, self._dtype if low_blocks else None)
+        self._images = torch.empty(_PAIRS, 3, model.image_size, model.image_size)
+        self._tokens = torch.empty(_PAIRS, model.context_length, dtype=torch.int64)
+        self.known = [*self.model.parameters(), *self.model.buffers(), self._images, self._tokens]
+
+    def __call__(self) -> Any:
+        with torch.autocast("cpu", self._dtype or torch.bfloat16, enabled=self._dtype is not None):
+            return self.model(self._images, self._tokens)
 
 
 def _stand_in(model: CLIP, block_dtype: torch.dtype | None) -> CLIP:
@@ -125,7 +117,7 @@ def _stand_in(model: CLIP, block_dtype: torch.dtype | None) -> CLIP:
 def _let_go_of_gradients(model: CLIP, live: _Live) -> None:
     def hook(parameter: Tensor) -> None:
         assert parameter.grad is not None
-        live.kept += parameter.grad.nbytes
+        live.set_aside_bytes += parameter.grad.nbytes
         parameter.grad = None
 
     for parameter in model.parameters():
@@ -139,12 +131,18 @@ class _Live(TorchDispatchMode):
     def __init__(self, known: Sequence[Tensor]) -> None:
         """Storages of `known` tensors do not count."""
         super().__init__()
-        self._sizes: dict[int, int] = {tensor.untyped_storage()._cdata: 0 for tensor in known}
-        self._bytes = 0
-        self.kept = 0
-        """Bytes that somebody has let go of for the count's sake."""
-        self.history: list[int] = []
-        self.set_aside: list[int] = []
+        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+        self._fixed = self._growing = 0
+        self.set_aside_bytes = 0
+        """Bytes that somebody has let go of for the count's sake; none of them grow."""
+        self.history: list[tuple[int, int]] = []
+        self.set_aside: list[tuple[int, int]] = []
+
+    @staticmethod
+    def line(history: Sequence[tuple[int, int]]) -> Line:
+        """Fixed bytes and those that grow with the pairs, operation by operation."""
+        fixed, growing = np.asarray(history, dtype=np.int64).T
+        return Line(fixed, growing // _PAIRS)
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -153,19 +151,26 @@ class _Live(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._add(leaf.untyped_storage())
-        self.history.append(self._bytes)
-        self.set_aside.append(self.kept)
+        self.history.append((self._fixed, self._growing))
+        self.set_aside.append((self.set_aside_bytes, 0))
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         place = storage._cdata
         if place not in self._sizes:
             self._sizes[place] = storage.nbytes()
-            self._bytes += storage.nbytes()
+            self._count(storage.nbytes())
             weakref.finalize(storage, self._drop, place)
 
     def _drop(self, place: int) -> None:
-        self._bytes -= self._sizes.pop(place)
+        size = self._sizes.pop(place)
+        self._count(size, -1)
+
+    def _count(self, size: int, sign: int = 1) -> None:
+        if size % _PAIRS:
+            self._fixed += sign * size
+        else:
+            self._growing += sign * size
 
 
 class _FusedAttention(TorchFunctionMode):
