@@ -11,7 +11,7 @@ from neuclip_scale.planning.budget import Budget, dataset_size, num_steps, plan_
 from neuclip_scale.planning.choosing import Choice, Option, Overrides, choose
 from neuclip_scale.planning.memory import GIB
 from neuclip_scale.planning.sharding import num_micro_batches
-from neuclip_scale.planning.site import Site
+from neuclip_scale.planning.site import Site, check_assumptions
 
 UNVALIDATED = (
     "Bytes of live tensors are held against measurements on CPUs (10 %), bytes sent against gloo (exactly); "
@@ -62,16 +62,12 @@ class RunPlan:
 
 def plan_run(config: Recipe, site: Site, *, alternatives: bool = True) -> RunPlan:
     """Plan a recipe at a site; raises `ConfigError` for one that cannot be run there whatever the memory."""
-    site = site_with_pairs(config, site)
+    check_assumptions(site.assume)
+    site = replace(site, dataset_size=dataset_size(config, site.dataset_size))
     num_steps(config, site.dataset_size)  # before minutes are spent on the rest
     choice = choose(config, site, alternatives=alternatives)
     shown = choice.recipe if choice.recipe.fits or choice.best is None else choice.best
     return RunPlan(config.name, site, choice, plan_budget(shown.config, site, shown.time))
-
-
-def site_with_pairs(config: Recipe, site: Site) -> Site:
-    """The site with the recipe's number of pairs, where it is known."""
-    return replace(site, dataset_size=dataset_size(config, site.dataset_size))
 
 
 def option_document(option: Option) -> dict[str, Any]:
@@ -104,12 +100,12 @@ def sentences(plan: RunPlan) -> Iterator[str]:
         yield f"{plan.recipe} fits as it stands on {where}, with {room:,.1f} GiB to spare on each GPU."
     else:
         yield f"{plan.recipe} does not fit as it stands on {where}: {recipe.problem}."
-    if best is None:
+    if best is None and len(choice.options) > 1:
         yield (
             "Nothing that was tried fits: not the smallest micro-batch with checkpointing, sharded and offloaded. "
             "Use more nodes or GPUs with more memory, a smaller model, or an objective that keeps less for each pair."
         )
-    elif best is not recipe:
+    if best is not None and best is not recipe:
         gain = 1 - best.time.seconds / recipe.time.seconds
         told = f", {gain:.0%} less time" if gain > 0 else ""
         yield f"{'Faster' if recipe.fits else 'Add'}: {arguments(best.overrides)} ({best.memory.engine}{told})."

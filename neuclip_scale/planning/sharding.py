@@ -108,7 +108,7 @@ def _deepspeed(config: Recipe, world_size: int) -> Sharding:
 
 
 @dataclass(frozen=True)
-class Group:
+class ParameterGroup:
     """Parameters that FSDP2 gathers together."""
 
     shapes: tuple[tuple[tuple[int, ...], bool], ...]
@@ -137,7 +137,7 @@ class Group:
 class ModelSizes:
     """What of a model its sharding depends on."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[ParameterGroup, ...]
     """The blocks in the order they run, then what is in none of them."""
     low: tuple[tuple[int, bool, bool], ...]
     """Of each parameter: elements, whether it is trained, whether DeepSpeed sends it in the lower precision."""
@@ -202,7 +202,7 @@ def model_sizes(config: Recipe) -> ModelSizes:
 LOW_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def _block_groups(model: CLIP) -> Iterator[Group]:
+def _block_groups(model: CLIP) -> Iterator[ParameterGroup]:
     image = set(map(id, model.visual.modules()))
     stems = {
         True: getattr(getattr(model.visual, "conv1", None), "weight", None),
@@ -215,8 +215,8 @@ def _block_groups(model: CLIP) -> Iterator[Group]:
         yield _group(list(block.parameters()), is_block=True, is_reached=reached[tower])
 
 
-def _group(parameters: list[nn.Parameter], *, is_block: bool, is_reached: bool) -> Group:
-    return Group(tuple((tuple(p.shape), p.requires_grad) for p in parameters), is_block, is_reached)
+def _group(parameters: list[nn.Parameter], *, is_block: bool, is_reached: bool) -> ParameterGroup:
+    return ParameterGroup(tuple((tuple(p.shape), p.requires_grad) for p in parameters), is_block, is_reached)
 
 
 @lru_cache(maxsize=32)

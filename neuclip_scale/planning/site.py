@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from neuclip_scale.config import ConfigError
@@ -63,15 +64,17 @@ class Site:
         """Machines."""
         return -(-self.world_size // self.gpus_per_node)
 
-    def bandwidth(self, ranks: int, *, within_node: bool) -> float:
+    def bandwidth(self, ranks: int, group: str) -> float:
         """Bytes a second that each rank of a ring sends, before efficiency.
 
-        A ring over nodes leaves each of them once: all the node's cards carry it together.
+        A ring over nodes leaves each of them once: all the node's cards carry it together. Counterparts on other nodes
+        have a card each.
         """
-        if ranks <= self.gpus_per_node and (within_node or self.nodes == 1):
+        if self.nodes == 1 or (group == "neighbours" and ranks <= self.gpus_per_node):
             return self.gpu.nvlink
-        cards = min(self.gpus_per_node, self.world_size) * self.gpu.network
-        return min(self.gpu.nvlink, cards) if self.gpus_per_node > 1 else cards
+        if group == "counterparts" or self.gpus_per_node == 1:
+            return self.gpu.network
+        return min(self.gpu.nvlink, self.gpus_per_node * self.gpu.network)
 
 
 def check_site(nodes: int, gpus_per_node: int, world_size: int) -> int:
@@ -82,3 +85,11 @@ def check_site(nodes: int, gpus_per_node: int, world_size: int) -> int:
     if world_size < 0:
         raise ConfigError("--world-size", world_size, "no number of ranks", "Leave it out, or give 1 or more.")
     return world_size or nodes * gpus_per_node
+
+
+def check_assumptions(assume: Assumptions) -> None:
+    """Raise `ConfigError` for what nothing can be worked out from."""
+    may_be_zero = ("overlap", "latency_us", "overhead", "node_watts_per_gpu", "host_gib", "sample_kb")
+    for name, value in asdict(assume).items():
+        if not 0 <= value < math.inf or (value == 0 and name not in may_be_zero):
+            raise ConfigError(f"--assume.{name}", value, "must be above zero and finite", "Leave it out, or mend it.")

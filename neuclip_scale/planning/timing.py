@@ -71,7 +71,7 @@ def plan_time(config: Recipe, site: Site, transfers: list[Transfer] | None = Non
 def seconds_of(transfer: Transfer, site: Site) -> float:
     """Time of all calls of a collective."""
     assume = site.assume
-    bandwidth = site.bandwidth(transfer.ranks, within_node=transfer.within_node) * assume.interconnect
+    bandwidth = site.bandwidth(transfer.ranks, transfer.group) * assume.interconnect
     latency = assume.latency_us * 1e-6 * math.log2(transfer.ranks) if transfer.ranks > 1 else 0.0
     return transfer.sent / bandwidth + transfer.calls * latency
 

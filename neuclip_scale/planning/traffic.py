@@ -14,8 +14,8 @@ from neuclip_scale.planning.normalizers import planned_objective
 from neuclip_scale.planning.sharding import (
     BF16,
     FP32,
-    Group,
     ModelSizes,
+    ParameterGroup,
     Sharding,
     model_sizes,
     num_micro_batches,
@@ -24,6 +24,8 @@ from neuclip_scale.planning.sharding import (
 
 INT64, FP64 = 8, 8
 Kind = Literal["all_gather", "all_reduce", "reduce_scatter", "broadcast"]
+Group = Literal["all", "neighbours", "counterparts"]
+"""All ranks; or, of FSDP2 with several replicas, those of one replica, or those that hold the same part of each."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Transfer:
     """Ranks of the group that it runs over."""
     exposed: bool
     """Whether computation waits for it; the others run beside the encoders."""
-    within_node: bool = False
-    """Whether the group is neighbouring ranks only (FSDP2's shards with several replicas)."""
+    group: Group = "all"
+    """Which ranks run it together."""
     calls: int = 1
     """How often in a step; an estimate where the library decides (DDP's and ZeRO's buckets)."""
 
@@ -124,7 +126,7 @@ def _ddp(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size: int)
 
 def _fsdp2(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size: int) -> Iterator[Transfer]:
     section, shards, num_micro = config.engine.fsdp, sharding.parameters, num_micro_batches(config, world_size)
-    within = sharding.replicas > 1
+    mine: Group = "neighbours" if sharding.replicas > 1 else "all"
     low = BF16 if config.train.precision == "bf16" else FP32
     forward = backward = calls = 0
     for group, needed, hooked in _in_backward(sizes):
@@ -137,20 +139,26 @@ def _fsdp2(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size: in
         else:
             passes, again = num_micro, 0  # the encoding's gathering serves the first replay too
         forward, backward, calls = forward + passes * size, backward + again * size, calls + passes + again
-    yield Transfer("parameters, forward", "all_gather", forward, shards, False, within, calls)
-    yield Transfer("parameters, backward", "all_gather", backward, shards, False, within, calls)
+    yield Transfer("parameters, forward", "all_gather", forward, shards, False, mine, calls)
+    yield Transfer("parameters, backward", "all_gather", backward, shards, False, mine, calls)
     times = num_micro if section.accumulate_sharded else 1
     trained = [group for group in sizes.groups if group.is_trained]
     size = times * FP32 * sum(group.padded(shards, trained_only=True) for group in trained)
-    yield Transfer("gradients", "reduce_scatter", size, shards, False, within, times * len(trained))
+    yield Transfer("gradients", "reduce_scatter", size, shards, False, mine, times * len(trained))
     if sharding.replicas > 1:
         yield Transfer(
-            "gradients, replicas", "all_reduce", size // shards, sharding.replicas, False, calls=times * len(trained)
+            "gradients, replicas",
+            "all_reduce",
+            size // shards,
+            sharding.replicas,
+            False,
+            "counterparts",
+            calls=times * len(trained),
         )
-    yield Transfer("gradient norms", "all_reduce", FP32 * sizes.num_trained, shards, True, within)
+    yield Transfer("gradient norms", "all_reduce", FP32 * sizes.num_trained, shards, True, mine)
 
 
-def _in_backward(sizes: ModelSizes) -> Iterator[tuple[Group, bool, bool]]:
+def _in_backward(sizes: ModelSizes) -> Iterator[tuple[ParameterGroup, bool, bool]]:
     """Each group, whether it is gathered in the backward pass, and whether gradients flow through it.
 
     The backward pass meets the groups in reverse order, the root first, and each fetches the one after it ahead: in a

@@ -15,10 +15,20 @@ from torch.autograd.graph import saved_tensors_hooks
 from neuclip_scale import cli
 from neuclip_scale.config import ConfigError, Recipe, load_recipe
 from neuclip_scale.models.building import build_model, plan_model
-from neuclip_scale.planning import GPU_TYPES, Assumptions, MemoryItem, Site, plan_memory, plan_run, plan_time
+from neuclip_scale.planning import (
+    GPU_TYPES,
+    Assumptions,
+    MemoryItem,
+    Site,
+    plan_memory,
+    plan_run,
+    plan_time,
+    plan_traffic,
+)
 from neuclip_scale.planning.budget import KNOWN_SETS
 from neuclip_scale.planning.choosing import choose
 from neuclip_scale.planning.memory import encoder_trace
+from neuclip_scale.planning.sharding import model_sizes
 from neuclip_scale.planning.tracing import trace_encoders
 from neuclip_scale.planning.traffic import Transfer
 
@@ -178,18 +188,39 @@ def test_a_length_in_epochs_needs_the_number_of_pairs() -> None:
         plan_run(config, Site(gpu=H100, world_size=8), alternatives=False)
 
 
-def test_the_plan_of_a_large_model_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["plan", "datacomp_xlarge", "model.preset=ViT-H-14", "engine.name=fsdp2", "--nodes", "16"]
+@pytest.mark.parametrize(("preset", "millions"), [("ViT-L-14", 427.6), ("ViT-H-14", 986.1)])
+def test_large_models_are_counted_whole(preset: str, millions: float) -> None:
+    """The numbers of parameters are open_clip's."""
+    sizes = model_sizes(load_recipe("datacomp_xlarge", {"model.preset": preset}))
+    assert sizes.total == pytest.approx(1e6 * millions, rel=1e-3)
+    assert sizes.total == sum(group.size for group in sizes.groups)
+    assert sum(sizes.optimizer_groups) == sizes.trained
+
+
+def test_the_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "plan.json"
-    assert cli.main([*arguments, "--gpu", "h200", "--no-alternatives", "--json", str(path)]) == 0
+    arguments = ["plan", "datacomp_xlarge", "--nodes", "16", "--gpu", "h200", "--no-alternatives", "--json", str(path)]
+    assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "986.1 M parameters" in printed  # open_clip's number
+    assert "427.6 M parameters" in printed
     assert "fits as it stands" in printed
     plan = json.loads(path.read_bytes())
     memory = plan["as_written"]["memory"]
     assert memory["device_bytes"] == max(memory["bytes_at"].values()) < 141e9
     assert plan["budget"]["num_steps"] == 142045
     assert plan["as_written"]["bytes_sent_per_step"] == sum(each["sent"] for each in plan["as_written"]["transfers"])
+
+
+def test_a_hybrid_mesh_keeps_parameters_off_the_network() -> None:
+    """Shards within a node travel by NVLink, counterparts by one card each."""
+    site = Site(gpu=H100, world_size=16)
+    assert site.bandwidth(8, "neighbours") == H100.nvlink
+    assert site.bandwidth(2, "counterparts") == H100.network
+    assert site.bandwidth(16, "all") == min(H100.nvlink, 8 * H100.network)
+    config = recipe(**{"engine.name": "fsdp2", "engine.fsdp.replicas": 2, "data.num_streams": 16})
+    groups = {transfer.name: (transfer.group, transfer.ranks) for transfer in plan_traffic(config, 16)}
+    assert groups["parameters, forward"] == ("neighbours", 8)
+    assert groups["gradients, replicas"] == ("counterparts", 2)
 
 
 def test_exit_status_1_refuses_and_2_is_a_recipe_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,3 +233,5 @@ def test_exit_status_1_refuses_and_2_is_a_recipe_that_cannot_be(capsys: pytest.C
     assert "data.num_streams" in capsys.readouterr().err
     assert cli.main(["plan", "demo", "--nodes", "0"]) == 2
     assert "--nodes" in capsys.readouterr().err
+    assert cli.main(["plan", "demo", "--world-size", "4", "--assume.compute", "0"]) == 2
+    assert "--assume.compute" in capsys.readouterr().err

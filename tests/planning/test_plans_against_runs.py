@@ -54,8 +54,7 @@ CASES: dict[str, tuple[int, list[Case]]] = {
         [
             zero("zero0"),
             zero("1") | SEVERAL,
-            zero("2") | SEVERAL | BF16,
-            zero("2") | {"optim.image.layer_decay": 0.5},
+            zero("2") | SEVERAL | BF16 | {"optim.image.layer_decay": 0.5},
             zero("3") | LOCKED | BF16,
             zero("3") | SEVERAL,
         ],
@@ -109,7 +108,7 @@ def test_a_rank_holds_and_sends_what_was_planned(settings: str, label: str) -> N
 def test_one_process_allocates_what_was_planned(settings: str) -> None:
     """At sizes where activations, parameters, the objective or the update need the most; by the allocator's count."""
     cases: dict[str, Case] = {
-        "backward": {"train.global_batch_size": 512, "train.precision": "bf16"},
+        "backward": {"train.global_batch_size": 512},
         "update": {"train.global_batch_size": 8},
         "backward, several": {"train.global_batch_size": 256, "train.micro_batch_size": 128, "model.preset": "demo"},
         "normalizers": {
