@@ -45,7 +45,7 @@ class PlanArguments:
     egress_price: float = 0.0
     """Price of reading 10^9 bytes from a remote store."""
     alternatives: bool = True
-    """Whether to look for better ways; without, the recipe alone is planned, in a fifth of the time."""
+    """Whether to look for better ways; without, the recipe alone is planned, in half of the time."""
     json: Path | None = None
     """Also write the plan to this file."""
     assume: Assumptions = field(default_factory=Assumptions)

@@ -42,8 +42,7 @@ CASES: dict[str, tuple[int, list[Case]]] = {
         2,
         [
             FSDP2 | BF16 | CHECKPOINTED,
-            FSDP2 | SEVERAL | {"train.max_grad_norm": 0.5},
-            FSDP2 | SEVERAL | {"engine.fsdp.accumulate_sharded": True},
+            FSDP2 | SEVERAL | {"engine.fsdp.accumulate_sharded": True, "train.max_grad_norm": 0.5},
             FSDP2 | SEVERAL | {"engine.fsdp.reshard_after_forward": False},
             FSDP2 | SEVERAL | LOCKED,
         ],
