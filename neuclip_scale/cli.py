@@ -15,7 +15,7 @@ from neuclip_scale import __version__
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("neuclip_scale.commands.train", "Train a model from a recipe, or resume a run."),
     "data": ("neuclip_scale.commands.data", "Describe a training set's shards in a manifest, or check one."),
-    "plan": ("neuclip_scale.commands.plan", "What a run will hold in each rank's memory, before it is queued."),
+    "plan": ("neuclip_scale.commands.plan", "What a run will hold, send, take and cost, before it is queued."),
     "evaluate": (
         "neuclip_scale.commands.evaluate",
         "Zero-shot accuracy and retrieval of a run or a model.",

@@ -204,6 +204,7 @@ def unit_or_none(module: str) -> str | None:
         "import neuclip_scale.commands.doctor",
         "import neuclip_scale.commands.job",
         "import neuclip_scale.commands.status",
+        "import neuclip_scale.commands.plan",
         *(f"import neuclip_scale.{module}" for module in WITHOUT_TORCH),
     ],
 )

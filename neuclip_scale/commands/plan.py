@@ -1,68 +1,104 @@
-"""`neuclip plan RECIPE --world-size N`: what each rank will hold in memory."""
+"""`neuclip plan RECIPE --nodes N --gpu G`: what a run will hold, send, take and cost, before it is queued."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from neuclip_scale.commands.train import split_arguments
 from neuclip_scale.config import load_recipe
 from neuclip_scale.files import write_json
+from neuclip_scale.planning.site import Assumptions, Site, check_site
 
 if TYPE_CHECKING:
-    from neuclip_scale.planning import MemoryPlan
+    from neuclip_scale.planning import RunPlan
+
+LEAST_WIDTH = 120
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanArguments:
-    """Plan a run's memory before it is queued. Fields of the recipe are given as section.field=value."""
+    """Plan a run before it is queued: memory, traffic, time and cost. Fields of the recipe are given as
+    section.field=value. Exit status: 0 the recipe fits as it stands, 1 it does not (what would is printed), 2 it cannot
+    run on so many GPUs at all.
+    """
 
     recipe: Annotated[str, tyro.conf.Positional]
     """A packaged recipe or a YAML file."""
-    world_size: int = 1
-    """Ranks of the run, one per GPU."""
+    nodes: int = 1
+    """Machines."""
+    gpus_per_node: int = 8
+    """GPUs of each, one rank on each GPU."""
+    world_size: int = 0
+    """Ranks in all, where they are not nodes x GPUs per node."""
+    gpu: Literal["h100", "h200", "a100", "a100-80", "a100-40"] = "h100"
+    """Kind of GPU; a100 has 80 GB."""
     dataset_size: int = 0
-    """Pairs in the data set, for objectives that keep something for each."""
+    """Pairs in the data set, for a recipe that is not a packaged one."""
+    price: float = 0.0
+    """Price of a GPU for an hour."""
+    egress_price: float = 0.0
+    """Price of reading 10^9 bytes from a remote store."""
+    alternatives: bool = True
+    """Whether to look for better ways; without, the recipe alone is planned, in half of the time."""
     json: Path | None = None
     """Also write the plan to this file."""
+    assume: Assumptions = field(default_factory=Assumptions)
+    """What the times, energy and storage take for granted."""
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; returns 0, raises `ConfigError` for a run that cannot be."""
+    """Run the command; returns 0 or 1, raises `ConfigError` for a run that cannot be."""
     overrides, options = split_arguments(argv)
     arguments = tyro.cli(PlanArguments, args=options, prog="neuclip plan")
     config = load_recipe(arguments.recipe, overrides)
-    from neuclip_scale.planning import plan_memory
+    from neuclip_scale.planning import GPU_TYPES, plan_run
 
-    plan = plan_memory(config, arguments.world_size, arguments.dataset_size)
-    console = Console(highlight=False)
-    console.print(_table(plan))
-    console.print("Without the allocator's own, the framework's, and the data loader's workers.", markup=False)
+    site = Site(
+        gpu=GPU_TYPES[arguments.gpu],
+        world_size=check_site(arguments.nodes, arguments.gpus_per_node, arguments.world_size),
+        gpus_per_node=arguments.gpus_per_node,
+        dataset_size=arguments.dataset_size,
+        price=arguments.price,
+        egress_price=arguments.egress_price,
+        assume=arguments.assume,
+    )
+    plan = plan_run(config, site, alternatives=arguments.alternatives)
+    _print(plan)
     if arguments.json:
         write_json(arguments.json, plan.document())
-    return 0
+    return 0 if plan.fits else 1
 
 
-def _table(plan: MemoryPlan) -> Table:
-    told = f"{plan.parameters / 1e6:,.1f} M parameters"
-    if plan.trained != plan.parameters:
-        told += f", {plan.trained / 1e6:,.1f} M trained"
-    table = Table(title=f"memory of each of {plan.world_size} rank(s): {plan.engine}; {told}", title_justify="left")
-    table.add_column("")
-    table.add_column("device GiB", justify="right")
-    table.add_column("host GiB", justify="right")
-    table.add_column("")
-    for item in plan.items:
-        table.add_row(item.name, _gib(item.device), _gib(item.host), item.how)
-    table.add_section()
-    table.add_row("sum", _gib(plan.device), _gib(plan.host), "")
-    return table
+def _print(plan: RunPlan) -> None:
+    from neuclip_scale.commands.plan_tables import alternatives_table, budget_table, memory_table, traffic_table
+    from neuclip_scale.planning.report import sentences
+
+    console = Console(highlight=False)
+    console.width = max(console.width, LEAST_WIDTH)
+    console.print(memory_table(plan.shown.memory))
+    if plan.shown.transfers:
+        console.print(traffic_table(plan.shown, plan.site))
+    console.print(budget_table(plan))
+    if len(plan.choice.options) > 1:
+        console.print(alternatives_table(plan.choice))
+    for sentence in sentences(plan):
+        console.print(sentence, markup=False)
+    if not plan.fits:
+        print(f"error: {plan.recipe} does not fit: {plan.choice.recipe.problem}. {_remedy(plan)}", file=sys.stderr)
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.3f}" if size else "-"
+def _remedy(plan: RunPlan) -> str:
+    from neuclip_scale.planning.report import arguments
+
+    best = plan.choice.best
+    if best is not None:
+        return f"Add {arguments(best.overrides)}"
+    if len(plan.choice.options) == 1:
+        return "Plan it without --no-alternatives to see what would fit."
+    return "Use more nodes, GPUs with more memory, or a smaller model."

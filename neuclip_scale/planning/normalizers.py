@@ -1,0 +1,90 @@
+"""Memory of the objective's state, and of the work on it in a step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from neuclip_scale.config import Recipe, local_batch_size
+from neuclip_scale.normalizers import DatasetFeatures
+from neuclip_scale.objectives import Objective, create_objective
+from neuclip_scale.objectives.registry import Problem
+from neuclip_scale.planning.parts import MemoryItem
+
+FP32 = 4
+WORKSPACE, ALL_FEATURES = "estimate of the normalizers", "features of all pairs"
+# Attribute of the objective: what it is called in a plan.
+NAMES = {
+    "image_npn": "NPN and its optimizer",
+    "text_npn": "NPN and its optimizer",
+    "recent": "recent pairs",
+    "table": "u table",
+    "temperatures": "temperatures",
+    "queue": "queue",
+    "networks": "normalizer networks",
+    "horizon": "queue",
+}
+
+
+def planned_objective(config: Recipe, embed_dim: int, dataset_size: int) -> Objective:
+    """The recipe's objective on the meta device; tables and queues as on a single rank."""
+    train, seen = config.train, config.train.num_steps * config.train.global_batch_size
+    problem = Problem(
+        embed_dim=embed_dim,
+        dataset_size=dataset_size or None,
+        num_epochs=(seen / dataset_size if train.num_steps else train.epochs) if dataset_size else None,
+        global_batch_size=train.global_batch_size,
+        encode_dataset=_nobody,
+    )
+    with torch.device("meta"):
+        return create_objective(config.objective, problem)
+
+
+def _nobody() -> DatasetFeatures:
+    raise AssertionError("a planned objective is not run")
+
+
+def normalizer_items(config: Recipe, embed_dim: int, world_size: int, dataset_size: int) -> list[MemoryItem]:
+    """State by kind, tables and queues over the ranks, and the estimate's own workspace."""
+    objective = planned_objective(config, embed_dim, dataset_size)
+    replicated = objective.state_dict().keys()  # what is sharded is not persistent
+    sizes: dict[str, int] = {}
+    for name, tensor in [*objective.named_buffers(), *objective.named_parameters()]:
+        kind = NAMES.get(name.partition(".")[0], "normalizers")
+        # An item of a network: itself, its average, the frozen copy are there already; Adam's two moments are not.
+        words = 3 if name.startswith("networks.networks.") else 1
+        size = words * tensor.nbytes
+        sizes[kind] = sizes.get(kind, 0) + math.ceil(size / (1 if name in replicated else world_size))
+    over = f", over {world_size} ranks" if world_size > 1 else ""
+    told = {"u table": over, "temperatures": over, "queue": over}
+    items = [
+        MemoryItem(kind, size, 0, f"state of {config.objective.name}{told.get(kind, '')}")
+        for kind, size in sizes.items()
+    ]
+    if config.objective.name == "exact":
+        size = FP32 * 2 * embed_dim * dataset_size
+        items.append(MemoryItem(ALL_FEATURES, size, 0, f"[{dataset_size}, {embed_dim}], two sides"))
+    workspace, how = _workspace(config, embed_dim, world_size, dataset_size)
+    return [*items, MemoryItem(WORKSPACE, workspace, 0, how, ("normalizers",))]
+
+
+def _workspace(config: Recipe, d: int, world_size: int, dataset_size: int) -> tuple[int, str]:
+    """Bytes that the estimate needs while it is made. Before it stand the batch's own sums, which take two tiles."""
+    section, b, B = config.objective, local_batch_size(config, world_size), config.train.global_batch_size
+    tile = min(section.tile_size, b)
+    sums = FP32 * (2 * tile * min(section.tile_size, B) + tile * d)
+    if section.name == "neuclip":
+        m = section.npn.num_prototypes
+        masks = b * m if section.npn.exclude_own else 0
+        update = FP32 * (4 * m * d + tile * m + b * d + tile * d) + masks
+        return max(sums, update), f"an NPN's update: [{m}, {d}] four times, tiles of [{tile}, {m}]"
+    if section.name == "neuclip-queue":
+        size = planned_objective(config, d, dataset_size).queue.size  # type: ignore[union-attr]
+        wide = min(section.tile_size, math.ceil(size / world_size))  # type: ignore[arg-type,operator]
+        rows = min(section.tile_size, B)
+        return max(sums, FP32 * (rows * wide + rows * d) + rows * wide), f"tiles of [{rows}, {wide}]"
+    if section.name == "exact":
+        wide = min(section.tile_size, dataset_size)
+        return max(sums, FP32 * (3 * b * wide)), f"[{b}, {wide}] three times"
+    return sums, "the batch's sums, two tiles at a time"

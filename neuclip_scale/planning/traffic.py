@@ -1,0 +1,215 @@
+"""What every rank sends in a training step, collective by collective: exact for gloo, and what NCCL must move too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from neuclip_scale.config import Recipe
+from neuclip_scale.normalizers import horizons_up_to
+from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue
+from neuclip_scale.planning.normalizers import planned_objective
+from neuclip_scale.planning.sharding import (
+    BF16,
+    FP32,
+    ModelSizes,
+    ParameterGroup,
+    Sharding,
+    model_sizes,
+    num_micro_batches,
+    sharding_of,
+)
+
+INT64, FP64 = 8, 8
+Kind = Literal["all_gather", "all_reduce", "reduce_scatter", "broadcast"]
+Group = Literal["all", "neighbours", "counterparts"]
+"""All ranks; or, of FSDP2 with several replicas, those of one replica, or those that hold the same part of each."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One kind of collective of a step."""
+
+    name: str
+    kind: Kind
+    payload: int
+    """Bytes of the whole tensor, over all calls of a step: what an all-gather gives, what a reduction takes."""
+    ranks: int
+    """Ranks of the group that it runs over."""
+    exposed: bool
+    """Whether computation waits for it; the others run beside the encoders."""
+    group: Group = "all"
+    """Which ranks run it together."""
+    calls: int = 1
+    """How often in a step; an estimate where the library decides (DDP's and ZeRO's buckets)."""
+
+    @property
+    def sent(self) -> int:
+        """Bytes that each rank sends, by the ring's count: W - 1 of W parts, twice in an all-reduce."""
+        if self.kind == "broadcast":
+            return self.payload
+        passes = 2 if self.kind == "all_reduce" else 1
+        return passes * self.payload * (self.ranks - 1) // self.ranks
+
+
+def plan_traffic(config: Recipe, world_size: int, dataset_size: int = 0) -> list[Transfer]:
+    """Collectives of one step on `world_size` ranks; none for a single one.
+
+    Of a step in the middle of a run: DDP's first steps, restarts and checkpoints send other things besides.
+    """
+    if world_size == 1:
+        return []
+    sizes, sharding = model_sizes(config), sharding_of(config, world_size)
+    engine = {"ddp": _ddp, "fsdp2": _fsdp2, "deepspeed": _deepspeed}[sharding.engine]
+    found = [
+        *_features(config, sizes.embed_dim, world_size),
+        *_objective(config, sizes.embed_dim, world_size, dataset_size),
+        *engine(config, sizes, sharding, world_size),
+        *_numbers(config, world_size),
+    ]
+    return [transfer for transfer in found if transfer.payload]
+
+
+def _features(config: Recipe, d: int, world_size: int) -> Iterator[Transfer]:
+    B = config.train.global_batch_size
+    yield Transfer("features", "all_gather", FP32 * 2 * B * d, world_size, True, calls=2)
+    yield Transfer("sample indices", "all_gather", INT64 * B, world_size, True)
+
+
+def _objective(config: Recipe, d: int, world_size: int, dataset_size: int) -> Iterator[Transfer]:
+    section, B = config.objective, config.train.global_batch_size
+    name = section.name
+    rows = FP32 * 2 * B
+    if name != "siglip":
+        yield Transfer("log-normalizers", "all_gather", rows, world_size, True)
+    if name.startswith(("fastclip", "sogclr", "isogclr")):
+        yield Transfer("u table", "all_reduce", rows, world_size, True)
+    if name in ("fastclip-v2", "isogclr"):
+        yield Transfer("temperatures", "all_reduce", rows, world_size, True)
+        yield Transfer("temperatures' gradients", "all_gather", rows, world_size, True)
+    if name == "neuclip":
+        npn = section.npn
+        calls = 2 * npn.updates_per_step
+        size = FP32 * calls * npn.num_prototypes * d
+        yield Transfer("NPN gradients", "all_reduce", size, world_size, True, calls=calls)
+    if name == "amorlip":
+        objective = planned_objective(config, d, dataset_size)
+        size = sum(p.nbytes for n, p in objective.named_parameters() if n.startswith("networks.networks."))
+        calls = section.amortized.updates_per_step
+        yield Transfer("networks' gradients", "all_reduce", calls * size, world_size, True, calls=calls)
+    if name == "neuclip-queue":
+        objective = planned_objective(config, d, dataset_size)
+        assert isinstance(objective, NeuCLIPQueue)
+        horizons = len(horizons_up_to(objective.queue.size, B)) if section.queue.forget else 1
+        # Each rank sums for all B anchors, so what is gathered is W times as large.
+        size = FP32 * world_size * B * 3 * horizons
+        yield Transfer("queue's sums", "all_gather", size, world_size, True)
+        yield Transfer("horizons' losses", "all_reduce", FP32 * (horizons + 1), world_size, True)
+
+
+def _numbers(config: Recipe, world_size: int) -> Iterator[Transfer]:
+    """The trainer's: loss, the objective's means, four counts; digest and position of each stream."""
+    means = {"openclip": 1, "siglip": 1, "rgcl-g": 2, "exact": 2, "neuclip": 2, "amorlip": 3, "neuclip-queue": 3}
+    means |= {"fastclip-v2": 4, "isogclr": 4}
+    size = FP32 * (1 + means.get(config.objective.name, 3) + 4)
+    yield Transfer("the step's numbers", "all_reduce", size, world_size, True)
+    yield Transfer("stream marks", "all_gather", 2 * INT64 * config.data.num_streams, world_size, True)
+
+
+def _ddp(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size: int) -> Iterator[Transfer]:
+    buckets = math.ceil(FP32 * sizes.trained / (25 << 20))  # DDP's default bucket_cap_mb
+    yield Transfer("gradients", "all_reduce", FP32 * sizes.trained, world_size, False, calls=buckets)
+    yield Transfer("BatchNorm's buffers", "broadcast", sizes.buffer_bytes, world_size, True)
+
+
+def _fsdp2(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size: int) -> Iterator[Transfer]:
+    section, shards, num_micro = config.engine.fsdp, sharding.parameters, num_micro_batches(config, world_size)
+    mine: Group = "neighbours" if sharding.replicas > 1 else "all"
+    low = BF16 if config.train.precision == "bf16" else FP32
+    forward = backward = calls = 0
+    for group, needed, hooked in _in_backward(sizes):
+        size = group.padded(shards) * (low if group.is_block else FP32)
+        if section.reshard_after_forward:
+            passes = 2 * num_micro if num_micro > 1 else 1  # encoding and replay
+            again = num_micro if needed else 0
+            if needed and not hooked:  # left gathered until its next forward pass
+                passes -= num_micro - 1
+        else:
+            passes, again = num_micro, 0  # the encoding's gathering serves the first replay too
+        forward, backward, calls = forward + passes * size, backward + again * size, calls + passes + again
+    yield Transfer("parameters, forward", "all_gather", forward, shards, False, mine, calls)
+    yield Transfer("parameters, backward", "all_gather", backward, shards, False, mine, calls)
+    times = num_micro if section.accumulate_sharded else 1
+    trained = [group for group in sizes.groups if group.is_trained]
+    size = times * FP32 * sum(group.padded(shards, trained_only=True) for group in trained)
+    yield Transfer("gradients", "reduce_scatter", size, shards, False, mine, times * len(trained))
+    if sharding.replicas > 1:
+        yield Transfer(
+            "gradients, replicas",
+            "all_reduce",
+            size // shards,
+            sharding.replicas,
+            False,
+            "counterparts",
+            calls=times * len(trained),
+        )
+    yield Transfer("gradient norms", "all_reduce", FP32 * sizes.num_trained, shards, True, mine)
+
+
+def _in_backward(sizes: ModelSizes) -> Iterator[tuple[ParameterGroup, bool, bool]]:
+    """Each group, whether it is gathered in the backward pass, and whether gradients flow through it.
+
+    The backward pass meets the groups in reverse order, the root first, and each fetches the one after it ahead: in a
+    locked tower one block is gathered for nothing.
+    """
+    reached = [*(group.is_reached for group in sizes.groups[1:]), False]
+    for group, ahead in zip(sizes.groups, reached, strict=True):
+        yield group, group.is_reached or ahead, group.is_reached
+
+
+def _deepspeed(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size: int) -> Iterator[Transfer]:
+    num_micro = num_micro_batches(config, world_size)
+    if sharding.stage == 3:
+        yield from _zero3(config, sizes, sharding, world_size, num_micro)
+        return
+    width = [BF16 if config.train.precision == "bf16" and low and sharding.stage else FP32 for _, _, low in sizes.low]
+    gradients = sum(w * size for w, (size, trained, _) in zip(width, sizes.low, strict=True) if trained)
+    times = num_micro if sharding.stage == 2 else 1
+    calls = times * math.ceil(sizes.trained / (sharding.bucket or sizes.trained))
+    yield Transfer("gradients", "all_reduce", times * gradients, world_size, False, calls=calls)
+    if sharding.stage:
+        groups = sizes.optimizer_groups
+        aligned = 2 * world_size  # of each flattened group
+        size = FP32 * sum(math.ceil(group / aligned) * aligned for group in groups)
+        yield Transfer("parameters, updated", "all_gather", size, world_size, True, calls=len(groups))
+        yield Transfer("norms", "all_reduce", FP32 * len(groups), world_size, True, calls=len(groups))
+        yield Transfer("temperature", "all_reduce", FP32, world_size, True)
+
+
+def _zero3(
+    config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size: int, num_micro: int
+) -> Iterator[Transfer]:
+    low_precision = config.train.precision == "bf16"
+
+    def padded(size: int) -> int:
+        return math.ceil(size / world_size) * world_size
+
+    def width(low: bool) -> int:
+        return BF16 if low_precision and low else FP32
+
+    once = sum(padded(size) * width(low) for size, _, low in sizes.low if size > sharding.persistent)
+    kept = FP32 * sum(padded(size) for size, _, _ in sizes.low if size <= sharding.persistent)
+    # In one pass of each kind DeepSpeed knows what comes next, and keeps what is used again soon.
+    if num_micro > 1:
+        passes, back = 2 * num_micro, num_micro
+    else:
+        passes, back = 1, 0 if sizes.total <= sharding.reuse else 1
+    gradients = num_micro * sum(padded(size) * width(low) for size, trained, low in sizes.low if trained)
+    yield Transfer("parameters, forward", "all_gather", passes * once, world_size, False, calls=passes)
+    yield Transfer("parameters, backward", "all_gather", back * once, world_size, False, calls=max(1, back))
+    yield Transfer("gradients", "reduce_scatter", gradients, world_size, False, calls=num_micro)
+    yield Transfer("parameters, small", "all_gather", kept, world_size, True)
+    yield Transfer("norms", "all_reduce", 3 * FP64, world_size, True, calls=3)
+    yield Transfer("temperature", "all_gather", FP32 * padded(1), world_size, True)

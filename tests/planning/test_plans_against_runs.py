@@ -1,0 +1,131 @@
+"""What is planned against what real runs hold and send: memory within a tenth, traffic byte by byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from measuring import allocated, measure
+from ranks import run_ranks
+
+from neuclip_scale.config import load_recipe
+from neuclip_scale.planning import plan_memory, plan_traffic
+
+pytestmark = pytest.mark.distributed
+
+NUM_PAIRS = 50
+Case = dict[str, Any]
+
+
+def zero(name: str) -> Case:
+    return {"engine.name": "deepspeed", "engine.deepspeed.config": name}
+
+
+FSDP2: Case = {"engine.name": "fsdp2"}
+SEVERAL: Case = {"train.micro_batch_size": 8}
+BF16: Case = {"train.precision": "bf16"}
+CHECKPOINTED: Case = {"model.grad_checkpointing": True}
+LOCKED: Case = {"model.lock": "image", "objective.name": "openclip"}
+# By engine and number of ranks.
+CASES: dict[str, tuple[int, list[Case]]] = {
+    "ddp": (
+        2,
+        [
+            SEVERAL | BF16,
+            LOCKED | CHECKPOINTED,
+            *({"objective.name": name} for name in ("siglip", "isogclr", "amorlip", "neuclip-queue")),
+        ],
+    ),
+    "fsdp2": (
+        2,
+        [
+            FSDP2 | BF16 | CHECKPOINTED,
+            FSDP2 | SEVERAL | {"engine.fsdp.accumulate_sharded": True, "train.max_grad_norm": 0.5},
+            FSDP2 | SEVERAL | {"engine.fsdp.reshard_after_forward": False},
+            FSDP2 | SEVERAL | LOCKED,
+        ],
+    ),
+    "fsdp2, 2 x 2 ranks": (4, [FSDP2 | {"engine.fsdp.replicas": 2}]),
+    "zero": (
+        2,
+        [
+            zero("zero0"),
+            zero("1") | SEVERAL,
+            zero("2") | SEVERAL | BF16 | {"optim.image.layer_decay": 0.5},
+            zero("3") | LOCKED | BF16,
+            zero("3") | SEVERAL,
+        ],
+    ),
+}
+
+
+def overrides(folder: str, case: Case) -> Case:
+    if (name := case.get("engine.deepspeed.config", "")).isdigit():
+        case = case | {"engine.deepspeed.config": str(Path(folder) / f"{name}.json")}
+    return {
+        "data.train": str(Path(folder) / "shards"),
+        "model.preset": "toy",
+        "data.num_workers": 0,
+        "data.num_streams": 4,
+        "data.shuffle_window": 8,
+        "evaluation.data": "",
+        "evaluation.normalizer_every_steps": 0,
+        "objective.npn.num_prototypes": 40,
+        "objective.npn.updates_per_step": 3,
+        "objective.queue.size": 300,
+        "train.global_batch_size": 64,
+        "train.num_steps": 9,
+        **case,
+    }
+
+
+@pytest.fixture(scope="module")
+def settings(folder: str) -> str:
+    """ZeRO with buckets of the model's size, and nothing kept whole: what its defaults do to models of a billion."""
+    for stage in (1, 2, 3):
+        section = {"stage": stage, "reduce_bucket_size": 4_000_000, "overlap_comm": True, "contiguous_gradients": True}
+        section |= {"stage3_param_persistence_threshold": 1000} if stage == 3 else {}
+        (Path(folder) / f"{stage}.json").write_text(json.dumps({"zero_optimization": section}))
+    return folder
+
+
+@pytest.mark.parametrize("label", CASES)
+def test_a_rank_holds_and_sends_what_was_planned(settings: str, label: str) -> None:
+    world_size, cases = CASES[label]
+    made = [overrides(settings, case) for case in cases]
+    for case, values, measured in zip(cases, made, run_ranks(world_size, measure, settings, made)[0]):
+        config, sent = load_recipe("demo", values), {}
+        for transfer in plan_traffic(config, world_size, NUM_PAIRS):
+            sent[transfer.kind] = sent.get(transfer.kind, 0) + transfer.payload
+        assert sent == measured.sent, case
+        plan = plan_memory(config, world_size, NUM_PAIRS, device="cpu")
+        assert plan.device == pytest.approx(measured.peak, rel=0.1), (case, plan.moment)
+
+
+def test_one_process_allocates_what_was_planned(settings: str) -> None:
+    """At sizes where activations, parameters, the objective or the update need the most; by the allocator's count."""
+    cases: dict[str, Case] = {
+        "backward": {"train.global_batch_size": 512},
+        "update": {"train.global_batch_size": 8},
+        "backward, several": {"train.global_batch_size": 256, "train.micro_batch_size": 128, "model.preset": "demo"},
+        "normalizers": {
+            "train.global_batch_size": 32,
+            "train.micro_batch_size": 4,
+            "objective.npn.num_prototypes": 50_000,
+            "objective.npn.updates_per_step": 1,
+        },
+        "similarities": {
+            "train.global_batch_size": 2560,
+            "train.micro_batch_size": 64,
+            "objective.tile_size": 2560,
+            "objective.name": "openclip",
+            "model.image_layers": 1,
+        },
+    }
+    made = [overrides(settings, case) for case in cases.values()]
+    for name, values, peak in zip(cases, made, run_ranks(1, allocated, settings, made)[0]):
+        plan = plan_memory(load_recipe("demo", values), 1, NUM_PAIRS, device="cpu")
+        assert plan.device == pytest.approx(peak, rel=0.1), (name, plan.moment)
+        assert plan.moment == name.partition(",")[0]
