@@ -33,6 +33,8 @@ class Audit:
 
     rows: tuple[int, ...] = (1_000_000, 5_000_000, 20_000_000)
     """Listed uids; 100000 is a quick look."""
+    hosts: int = 300_000
+    """Hosts, a few of which have most urls; 1 puts all on one."""
     lost: float = 0.12
     """Share that each download lost, at random and independently."""
     memory_limit: str = "2GB"
@@ -51,7 +53,7 @@ def measure(options: Audit) -> dict[str, Any]:
     for rows in options.rows:
         with tempfile.TemporaryDirectory(dir=options.folder or None) as name:
             folder = Path(name)
-            num_bytes = make_world(folder, rows, options.lost)
+            num_bytes = make_world(folder, rows, options)
             measured = {"listed": rows, "input_bytes": num_bytes, **_measure(options, folder)}
             total = 3 * rows
             measured |= {
@@ -71,7 +73,7 @@ def show(options: Audit, result: dict[str, Any]) -> None:
         print(f"{row['listed']:>12,} uids: {speed}, {cpu:.2f} us of CPU a row, peak {peak:.2f} GB")
 
 
-def make_world(folder: Path, rows: int, lost: float) -> int:
+def make_world(folder: Path, rows: int, options: Audit) -> int:
     """A list and two downloads of it; returns their bytes."""
     import numpy as np
     import pyarrow as pa
@@ -84,7 +86,7 @@ def make_world(folder: Path, rows: int, lost: float) -> int:
         count = min(_ROWS_AT_ONCE, rows - begin)
         digits = rng.bytes(16 * count).hex()
         uids = pa.array([digits[32 * i : 32 * i + 32] for i in range(count)])
-        hosts = (rng.pareto(0.8, count) * 20).astype(np.int64) % 300_000
+        hosts = (rng.pareto(0.8, count) * 20).astype(np.int64) % options.hosts
         tlds = ("com", "com", "com", "org", "net", "de", "co.uk")
         urls = pa.array([f"http://img{h}.host{h}.{tlds[h % 7]}/{begin + i}.jpg" for i, h in enumerate(hosts.tolist())])
         table = pa.table(
@@ -100,7 +102,7 @@ def make_world(folder: Path, rows: int, lost: float) -> int:
         )
         pq.write_table(table, folder / "list" / f"{begin // _ROWS_AT_ONCE:04d}.parquet", compression="zstd")
         for name in ("first", "second"):
-            fails = rng.random(count) < lost
+            fails = rng.random(count) < options.lost
             which = rng.integers(0, len(_ERRORS), count)
             columns = {
                 "uid": uids,

@@ -130,7 +130,7 @@ class Audit:
         found = []
         nameless = self.engine.rows(self._published.agg(n=self._published.uid.isnull().cast("int64").sum()))[0]["n"]
         if nameless:
-            found.append(f"{nameless:,} rows of the list have no {self.inputs.identity}, and are left out.")
+            found.append(f"{nameless:,} row(s) of the list have no {self.inputs.identity}, and are left out.")
         for part, read in zip(parts, self.reads, strict=True):
             attempts, unidentified = read.attempts, 0
             if attempts is not None:

@@ -87,7 +87,7 @@ def notes_on(part: Mapping[str, Any], unidentified: int) -> Iterator[str]:
             "tells more: they are on no list, and count as orphaned."
         )
     if unidentified:
-        yield f"{part['name']}: {unidentified:,} rows of its parquets have no uid or url, and are left out."
+        yield f"{part['name']}: {unidentified:,} row(s) of its parquets have no uid or url, and are left out."
 
 
 def findings_of_pair(pair: Pair, thresholds: Thresholds) -> Iterator[Finding]:

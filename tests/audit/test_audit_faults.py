@@ -247,5 +247,5 @@ def test_rows_and_samples_without_identity_are_told(world: Path) -> None:
     assert audit(world) == 1
     found = document(world)
     assert found["counts"]["orphaned"] == 1
-    assert any(note.startswith("1 rows of the list have no uid") for note in found["notes"])
+    assert any(note.startswith("1 row(s) of the list have no uid") for note in found["notes"])
     assert any("known by their keys only" in note for note in found["notes"])
