@@ -26,10 +26,8 @@ from neuclip_scale.cost import StepArithmetic
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.digest import batch_digest
 from neuclip_scale.data.loader import LoadedBatch, TrainLoader
-from neuclip_scale.data.mixing import MixedOrder
-from neuclip_scale.data.required_audit import RequiredAudit, required_audit
+from neuclip_scale.data.required_audit import required_audit
 from neuclip_scale.data.run_manifest import run_manifest
-from neuclip_scale.data.shards import split_sources
 from neuclip_scale.data.skips import SkipLog, check_bad_fraction
 from neuclip_scale.data.transforms import EvalTransform, TrainTransform
 from neuclip_scale.engines import create_engine
@@ -46,6 +44,7 @@ from neuclip_scale.objectives import ObjectiveOutput, create_objective
 from neuclip_scale.objectives.registry import Problem
 from neuclip_scale.optim import schedule_factor, set_learning_rates
 from neuclip_scale.run_state import RunState, StopSignal
+from neuclip_scale.run_summary import run_summary
 from neuclip_scale.sections import StepTimer, left_out, section
 from neuclip_scale.similarity import PairFeatures
 from neuclip_scale.telemetry.hang_watch import HangWatch
@@ -91,7 +90,8 @@ class Trainer:
         model = plan_model(config)
         self.arithmetic = StepArithmetic.of(model, config, self.world_size)
         self.manifest = run_manifest(self.run_dir / "manifest.json", config.data)
-        self.audit = distributed.on_main(self._check_audit)
+        audit = config.data.require_audit
+        self.audit = distributed.on_main(lambda: required_audit(audit, self.manifest.fingerprint) if audit else None)
         self.num_steps = self._count_steps()
         if start_from is None:
             model.starting_values = pretrained_values(config.model, model)
@@ -371,54 +371,20 @@ class Trainer:
             evaluation = self._evaluate() if finished else {}
         cost = state.cost.summary(self.arithmetic, self.device, self.config.train.precision)
         logger.log_evaluation(state.step, evaluation)
-        samples = state.step * self.config.train.global_batch_size
         summary = {
             "status": "finished" if finished else "stopped",
-            "recipe": self.config.name,
-            "objective": self.config.objective.name,
-            "seed": self.config.seed,
-            "step": state.step,
+            **run_summary(self.config, state, self.manifest, self.loader.order, cost),
             "num_steps": self.num_steps,
-            "samples_seen": samples,
-            "dataset_size": self.manifest.num_samples,
-            "epochs": samples / self.manifest.num_samples,
             "world_size": self.world_size,
             "local_batch_size": local_batch_size(self.config, self.world_size),
-            "train_seconds": cost["train_seconds"],
-            "device_hours": cost["device_hours"],
             "device": str(self.device.type),
             "evaluated_weights": "last" if self.engine.average is None else "ema",
-            "samples_per_second": samples / cost["train_seconds"] if cost["train_seconds"] else 0.0,
-            "samples_read": state.num_read,
-            "samples_skipped": state.num_skipped,
-            "stream_positions": state.stream_positions,
-            "epochs_checked": state.epochs_checked,
-            "epochs_wrong": state.epochs_wrong,
-            "sources": self._sources(),
             "audit": asdict(self.audit) if self.audit else None,
-            "faulty_shards": len(self.manifest.faulty_shards),
-            "cost": cost,
             "evaluation": evaluation,
         }
         if distributed.is_main():
             files.write_json(self.run_dir / "summary.json", summary)
         return summary
-
-    def _check_audit(self) -> RequiredAudit | None:
-        """The audit the recipe requires; raises `RequiredAuditError` when it does not hold for the training data."""
-        path = self.config.data.require_audit
-        return required_audit(Path(path), self.manifest.fingerprint) if path else None
-
-    def _sources(self) -> list[dict[str, Any]]:
-        """What was read of each source that has a weight."""
-        order, positions = self.loader.order, self.run_state.stream_positions
-        if not isinstance(order, MixedOrder) or not positions:
-            return []
-        parts, read = split_sources(self.config.data.train), order.read_of_each(positions)
-        return [
-            {"source": part, "samples": samples, "samples_read": count, "epochs": count / samples}
-            for part, samples, count in zip(parts, order.samples_of_each, read, strict=True)
-        ]
 
 
 __all__ = ["NonFiniteLossError", "StepResult", "Trainer"]

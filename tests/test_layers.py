@@ -46,6 +46,7 @@ LAYERS = {
     "run_status": 4,
     "non_finite": 4,
     "run_state": 4,
+    "run_summary": 4,
     "trainer": 4,
     "planning": 4,
     "audit": 4,

@@ -52,6 +52,7 @@ class Audit:
         told = [read.tells_all_attempts for read in self.reads]
         self.membership = Membership(engine.parquet([self._fates()]), inputs, request.subset_file is not None, told)
         self._counts = [self.membership.counts(engine, i) for i in range(len(inputs.downloads))]
+        self._nameless = self._rows_without_uid(self._published)
         if self._counts[0]["listed_more_than_once"]:
             self._published = one_row_each(self._published)
 
@@ -128,15 +129,14 @@ class Audit:
     def notes(self, parts: Sequence[Mapping[str, Any]]) -> list[str]:
         """Rows and samples that have no identity, which the counts leave out."""
         found = []
-        nameless = self.engine.rows(self._published.agg(n=self._published.uid.isnull().cast("int64").sum()))[0]["n"]
-        if nameless:
-            found.append(f"{nameless:,} row(s) of the list have no {self.inputs.identity}, and are left out.")
+        if self._nameless:
+            found.append(f"{self._nameless:,} row(s) of the list have no {self.inputs.identity}, and are left out.")
         for part, read in zip(parts, self.reads, strict=True):
-            attempts, unidentified = read.attempts, 0
-            if attempts is not None:
-                unidentified = self.engine.rows(attempts.agg(n=attempts.uid.isnull().cast("int64").sum()))[0]["n"]
-            found += notes_on(part, unidentified or 0)
+            found += notes_on(part, 0 if read.attempts is None else self._rows_without_uid(read.attempts))
         return found
+
+    def _rows_without_uid(self, table: Any) -> int:
+        return int(self.engine.rows(table.agg(n=table.uid.isnull().cast("int64").sum()))[0]["n"] or 0)
 
     def lists(self) -> dict[str, Any]:
         """Queries of all lists to write, by their names below `lists/`; after the parts above."""

@@ -27,7 +27,7 @@ def build_document(audit: Audit) -> dict[str, Any]:
         "format": FORMAT,
         "neuclip_scale": __version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "engine": request.engine.name,
+        "engine": request.engine.engine,
         "inputs": {
             "manifest": request.manifest,
             "downloads": {download.name: str(download.path) for download in inputs.downloads},

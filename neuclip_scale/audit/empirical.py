@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import numpy as np
 from neuclip_scale.audit.downloads import Download
 from neuclip_scale.audit.empirical_arms import Arms, EmpiricalError, plan_arms, read_uids
 from neuclip_scale.audit.empirical_summary import Empirical, summarise
+from neuclip_scale.audit.request import EmpiricalOptions
 from neuclip_scale.files import atomic_file, write_json
 
 if TYPE_CHECKING:
@@ -50,23 +51,9 @@ class EmpiricalCheck:
     """Uids of the second."""
     common: Path | None = None
     """Uids on which a comparison is fair; None takes those in both."""
-    recipe: str = "demo"
-    """Recipe that all arms share; every one sees as many samples."""
-    method: str = "openclip"
-    """Objective."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    drops: int = 3
-    """Random drops for each of the two downloads and for what they share."""
-    max_pairs: int = 0
-    """Pairs drawn from both downloads together, for a check that is smaller than they are; 0 takes all."""
-    overrides: tuple[str, ...] = ()
-    """`section.field=value` for every run; `evaluation.data` among them, unless the recipe has it."""
-    jobs: int = 1
-    """Runs trained at a time."""
+    options: EmpiricalOptions = field(default_factory=EmpiricalOptions)
     num_workers: int = 1
     """Processes that write shards."""
-    launcher: str = ""
-    """Words before `neuclip`, such as `torchrun --no-python --nproc-per-node 8`."""
 
 
 def run_check(check: EmpiricalCheck, report: Report) -> Empirical:
@@ -75,13 +62,13 @@ def run_check(check: EmpiricalCheck, report: Report) -> Empirical:
     Raises `EmpiricalError`, `ReshardError` for a pool or lists that cannot be used, `ConfigError` for a recipe, and
     `StudyError` for runs that failed.
     """
-    if check.drops < 1 or not check.seeds:
-        raise EmpiricalError(f"drops = {check.drops}, seeds = {check.seeds}: give at least one of each")
+    if check.options.drops < 1 or not check.options.seeds:
+        raise EmpiricalError(f"drops = {check.options.drops}, seeds = {check.options.seeds}: give at least one of each")
     setting = _setting(check)
     common = None if check.common is None else read_uids(check.common, "common")
     first, second = read_uids(check.first, "first"), read_uids(check.second, "second")
-    arms = plan_arms(first, second, common, check.drops, check.max_pairs)
-    report(f"{len(arms.rows)} arms of {len(arms.union):,} pairs, {len(check.seeds)} seed(s) each")
+    arms = plan_arms(first, second, common, check.options.drops, check.options.max_pairs)
+    report(f"{len(arms.rows)} arms of {len(arms.union):,} pairs, {len(check.options.seeds)} seed(s) each")
     scores = {}
     for number, name in enumerate(arms.rows, 1):
         report(f"arm {number}/{len(arms.rows)} {name}: {len(arms.rows[name]):,} pairs")
@@ -101,7 +88,7 @@ def _setting(check: EmpiricalCheck) -> str:
     if not recipe.evaluation.data:
         raise EmpiricalError("evaluation.data = '': arms are compared by held-out scores. Add evaluation.data=FOLDER.")
     seen = recipe.train.num_steps * recipe.train.global_batch_size
-    return f"{recipe.model.preset}, {check.method}, {seen:,} samples seen"
+    return f"{recipe.model.preset}, {check.options.method}, {seen:,} samples seen"
 
 
 def _study(check: EmpiricalCheck, arm: str) -> MethodsStudy:
@@ -109,15 +96,15 @@ def _study(check: EmpiricalCheck, arm: str) -> MethodsStudy:
 
     return MethodsStudy(
         output=check.output / "arms" / arm,
-        recipe=check.recipe,
+        recipe=check.options.recipe,
         data=str(_shards(check, arm)),
-        methods=(check.method,),
-        seeds=check.seeds,
+        methods=(check.options.method,),
+        seeds=check.options.seeds,
         budgets=("samples",),
         larger=(),
-        overrides=check.overrides,
-        jobs=check.jobs,
-        launcher=check.launcher,
+        overrides=check.options.set,
+        jobs=check.options.jobs,
+        launcher=check.options.launcher,
     )
 
 

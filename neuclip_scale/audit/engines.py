@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from neuclip_scale.audit.errors import AuditError, UsageError
 from neuclip_scale.files import atomic_file
 
-ENGINES = ("duckdb", "spark")
 _EXTRAS = {"duckdb": "audit", "spark": "spark"}
 _ROWS_AT_ONCE = 1 << 17
 
@@ -28,23 +29,22 @@ _ROWS_AT_ONCE = 1 << 17
 class EngineOptions:
     """Which engine, and what it may take of the machine."""
 
-    name: str = "duckdb"
-    master: str = "local[*]"
-    """Of Spark: local[N], spark://HOST:7077, yarn, k8s://..."""
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    """Where the queries run."""
     memory_limit: str = "4GB"
-    """Of DuckDB, which spills to the scratch folder above it; of Spark's driver."""
+    """Of DuckDB, which writes to the output's disk what does not fit; of Spark's driver."""
     num_threads: int = 0
     """Of DuckDB; 0 takes every core."""
-    spark_conf: tuple[str, ...] = ()
-    """KEY=VALUE each."""
+    master: str = "local[*]"
+    """Of Spark: local[N], spark://HOST:7077, yarn, k8s://..."""
+    spark_conf: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE"), tyro.conf.UseAppendAction] = ()
+    """Settings of Spark, as spark.sql.shuffle.partitions=2000."""
 
     def check(self) -> None:
-        """Raise `UsageError` for an engine that is not known, or settings that are none."""
+        """Raise `UsageError` for settings that are none."""
         wrong = [text for text in self.spark_conf if not text.partition("=")[2]]
         if wrong:
             raise UsageError(f"--spark-conf {wrong[0]!r}: give KEY=VALUE, as spark.sql.shuffle.partitions=2000.")
-        if self.name not in ENGINES:
-            raise UsageError(f"--engine {self.name!r}: give one of {', '.join(ENGINES)}.")
 
 
 class Engine:
@@ -56,14 +56,14 @@ class Engine:
         Raises `AuditError`, `UsageError`.
         """
         options.check()
-        self.name = options.name
+        self.name = options.engine
         folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=folder))
         try:
             import_module("ibis")
-            self._backend: Any = _duckdb(options, scratch) if options.name == "duckdb" else _spark(options, scratch)
+            self._backend: Any = _duckdb(options, scratch) if options.engine == "duckdb" else _spark(options, scratch)
         except ImportError as error:
-            extra = _EXTRAS[options.name]
+            extra = _EXTRAS[options.engine]
             raise AuditError(
                 f"neuclip audit needs the extra `{extra}`: pip install 'neuclip-scale[{extra}]' ({error})"
             ) from error

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from neuclip_scale.audit.errors import AuditError
 from neuclip_scale.audit.identity import normal_uid
 from neuclip_scale.audit.looks import Look, look_of
+from neuclip_scale.audit.sample_json import read_record, sayable
 from neuclip_scale.data.decoding import ImageError, decode_image
 from neuclip_scale.data.shards import MemberSpan, ShardError, ShardIndex, index_shard, read_member
 from neuclip_scale.files import atomic_file
@@ -24,7 +25,6 @@ from neuclip_scale.reshard.workers import available_cores, ordered, worker_pool
 MAX_PIXELS = 50_000_000
 """Larger pictures are refused before they are decoded, as by training unless `data.max_image_pixels` says otherwise."""
 
-_MAX_JSON_BYTES = 1 << 20
 _MAX_FAULT = 300
 _FORMAT = 1
 _META = b"neuclip_scale.audit.pictures"
@@ -175,7 +175,7 @@ def _rows(name: str, tar: Path, index: ShardIndex) -> Iterator[dict[str, Any]]:
     with open(tar, "rb", buffering=0) as stream:
         for position, key in enumerate(index.keys):
             members = index.members(position)
-            row: dict[str, Any] = {"key": _text(key), "shard": _text(name), "position": position, "fault": None}
+            row: dict[str, Any] = {"key": sayable(key), "shard": sayable(name), "position": position, "fault": None}
             row |= _told(stream.fileno(), members.get("json"))
             row["uid"] = normal_uid(row.get("uid") or uids[position] or row["key"])
             span = next((members[kind] for kind in IMAGE_EXTENSIONS if kind in members), None)
@@ -189,18 +189,9 @@ def _told(descriptor: int, span: MemberSpan | None) -> dict[str, Any]:
     if span is None:
         return {}
     try:
-        value = json.loads(read_member(descriptor, span, max_bytes=_MAX_JSON_BYTES))
-    except (ValueError, ShardError, RecursionError) as error:
+        return {name: value for name, value in read_record(descriptor, span)._asdict().items() if name != "url"}
+    except ValueError as error:
         return {"fault": f"its json cannot be read ({error})"}
-    if not isinstance(value, dict):
-        return {"fault": f"its json is a {type(value).__name__}, not an object"}
-    uid, sha256 = value.get("uid"), value.get("sha256")
-    told: dict[str, Any] = {"uid": None if uid is None else _text(str(uid))}
-    told["sha256"] = _text(sha256.lower()) if isinstance(sha256, str) else None
-    for side in ("original_width", "original_height"):
-        number = value.get(side)
-        told[side] = number if type(number) is int and 0 < number < 1 << 31 else None
-    return told
 
 
 def _seen(descriptor: int, span: MemberSpan | None) -> dict[str, Any]:
@@ -219,13 +210,8 @@ def _seen(descriptor: int, span: MemberSpan | None) -> dict[str, Any]:
     return {**seen, **asdict(look), "decodes": True}
 
 
-def _text(text: str) -> str:
-    """A text that every engine takes: JSON can hold halves of characters."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def _one_line(text: str) -> str:
-    return " ".join(_text(text).split())[:_MAX_FAULT]
+    return " ".join(sayable(text).split())[:_MAX_FAULT]
 
 
 def _write(rows: Sequence[dict[str, Any]], target: Path, meta: dict[str, Any]) -> None:

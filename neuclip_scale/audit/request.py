@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from neuclip_scale.audit.engines import EngineOptions
 from neuclip_scale.audit.errors import UsageError
@@ -14,16 +16,20 @@ from neuclip_scale.audit.mattering import Claim
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What is no discrepancy yet: shares of the listed samples, from 0 to 1."""
+    """What is no discrepancy yet, as shares from 0 to 1."""
 
     max_missing: float = 0.0
+    """Share of the wanted samples whose absence is no discrepancy."""
     max_orphaned: float = 0.0
+    """The same for samples that are not on the list."""
     max_duplicated: float = 0.0
+    """The same for samples that are there more than once."""
     max_corrupt: float = 0.0
+    """The same for samples that cannot be used."""
     max_changed: float = 0.0
-    """Of the samples whose content could be checked."""
+    """Share of the checked samples whose content may have changed."""
     min_jaccard: float = 1.0
-    """Of each pair of downloads."""
+    """Of two downloads, below which they count as different."""
 
     def check(self) -> None:
         """Raise `UsageError` for a value that is no share."""
@@ -34,16 +40,24 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class EmpiricalOptions:
-    """Training at small scale on what two downloads hold; see `empirical.EmpiricalCheck`."""
+    """Training at small scale on what two downloads hold."""
 
     recipe: str = "demo"
+    """Recipe that all arms share; every one sees as many samples."""
     method: str = "openclip"
+    """Objective."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of every arm."""
     drops: int = 3
+    """Random drops for each of the two downloads and for what they share."""
     max_pairs: int = 0
-    overrides: tuple[str, ...] = ()
+    """Pairs drawn from both downloads together, for a check that is smaller than they are; 0 takes all."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE"), tyro.conf.UseAppendAction] = ()
+    """Overrides of the recipe; `evaluation.data` among them, unless the recipe has it."""
     jobs: int = 1
+    """Runs trained at a time."""
     launcher: str = ""
+    """Words before `neuclip`, such as "torchrun --no-python --nproc-per-node 8"."""
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from neuclip_scale.audit.addresses import host_of
 from neuclip_scale.audit.downloads import MAX_STATS_BYTES, DownloadedShard, File
 from neuclip_scale.audit.identity import Identity, normal_uid, url_uid
 from neuclip_scale.audit.reasons import reason_of
-from neuclip_scale.data.shards import MAX_MEMBER_BYTES, ShardError, ShardIndex, index_shard, read_member
+from neuclip_scale.audit.sample_json import Record, read_record, sayable
+from neuclip_scale.data.shards import MAX_MEMBER_BYTES, ShardIndex, index_shard
 from neuclip_scale.data.shards.index import HOLDS_NO_SAMPLE
 from neuclip_scale.files import atomic_file, write_json
 from neuclip_scale.reshard.images import IMAGE_EXTENSIONS
-from neuclip_scale.reshard.json_uid import json_uid
 
 ATTEMPT_COLUMNS = ("uid", "url", "key", "status", "error_message", "sha256")
 CONTENT_COLUMNS = ("uid", "own", "key", "fault", "sha256")
@@ -27,7 +27,6 @@ FORMAT = 2
 """Of what is kept of a shard; raise it whenever the same files would give other rows."""
 
 _ROWS_AT_ONCE = 1 << 16
-_MAX_JSON_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -214,11 +213,6 @@ def _texts(column: Any) -> list[str | None]:
     return [value.decode("utf-8", "replace") if isinstance(value, bytes) else _text(value) for value in values]
 
 
-def _sayable(text: str) -> str:
-    """`text` without lone surrogates, which no file of texts can hold."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
-
-
 def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
@@ -263,18 +257,23 @@ def _samples(path: File, index: ShardIndex, identity: Identity, uids: _ParquetUi
     with open(path, "rb", buffering=0) as stream:
         for position, key in enumerate(index.keys):
             rows = slice(int(index.starts[position]), int(index.starts[position + 1]))
-            pictures = extensions[index.member_extension[rows]]
-            fault = _size_fault(index.member_size[rows], pictures)
-            uid, own, sha256 = None, None, None
+            fault, record = _size_fault(index.member_size[rows], extensions[index.member_extension[rows]]), Record()
             span = index.members(position).get("json")
             if span is not None:
                 try:
-                    uid, own, sha256 = _of_json(read_member(stream.fileno(), span, max_bytes=_MAX_JSON_BYTES), identity)
-                except (ValueError, ShardError) as error:
+                    record = read_record(stream.fileno(), span)
+                except ValueError as error:
                     fault = f"its json cannot be read ({error})"
-            uid = _sayable(uid or uids.of(key) or key)
-            own = uid if identity == "uid" else _sayable(own or uids.own_of(key) or key)
-            yield uid, own, _sayable(key), fault and _sayable(fault), sha256
+            told = _identity_of(record, identity)
+            uid = told or sayable(uids.of(key) or key)
+            own = uid if identity == "uid" else record.uid or sayable(uids.own_of(key) or key)
+            yield uid, own, sayable(key), fault and sayable(fault), record.sha256
+
+
+def _identity_of(record: Record, identity: Identity) -> str | None:
+    if identity == "url":
+        return None if record.url is None else url_uid(record.url)
+    return None if record.uid is None else normal_uid(record.uid)
 
 
 def _size_fault(sizes: np.ndarray, pictures: np.ndarray) -> str | None:
@@ -283,33 +282,6 @@ def _size_fault(sizes: np.ndarray, pictures: np.ndarray) -> str | None:
     if not pictures.any():
         return "it has no picture"
     return None if sizes[pictures].all() else "its picture is empty"
-
-
-def _of_json(raw: bytes, identity: Identity) -> tuple[str | None, str | None, str | None]:
-    """Uid, own uid and original sha256; raises ValueError."""
-    if identity == "uid":
-        uid = json_uid(raw)
-        # The hash is in the parquet too, where there is one; finding it here costs as much as the uid.
-        return (None if uid is None else normal_uid(uid)), None, _sha256(raw)
-    try:
-        value = json.loads(raw)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"a {type(value).__name__}, not an object")
-    url, own = value.get("url"), value.get("uid")
-    return (url_uid(url) if isinstance(url, str) else None), (None if own is None else str(own)), _sha256(raw)
-
-
-def _sha256(raw: bytes) -> str | None:
-    start = raw.find(b'"sha256"')
-    if start < 0:
-        return None
-    text = raw[start + 8 : start + 90].lstrip(b" :")
-    digest = text[1:65]
-    return (
-        digest.decode().lower() if text[65:66] == b'"' and all(c in b"0123456789abcdefABCDEF" for c in digest) else None
-    )
 
 
 def _day(path: File | None) -> str:

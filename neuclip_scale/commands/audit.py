@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,8 +34,7 @@ class AuditArguments:
     """Say what a download lacks of the published list, why, how that part differs, and whether it matters.
 
     Writes audit.json, audit.html and the uids of each class into the output folder. An interrupted audit goes on with
-    the same command. Exit status: 0 no discrepancy above the limits, 1 some, 2 the audit could not
-    be made.
+    the same command. Exit status: 0 no discrepancy above the limits, 1 some, 2 the audit could not be made.
     """
 
     manifest: str
@@ -66,44 +65,15 @@ class AuditArguments:
     """Instead of the published figure: seed_deviation, points_per_doubling, points_per_share, repeat_decay."""
     empirical: bool = False
     """Train at small scale on what each download holds, on what both do and on random drops of the same sizes."""
-    empirical_recipe: str = "demo"
-    """Recipe of these runs."""
-    empirical_method: str = "openclip"
-    """Objective of these runs."""
-    empirical_seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of every arm."""
-    empirical_drops: int = 3
-    """Random drops for each size."""
-    empirical_max_pairs: int = 0
-    """Pairs drawn from both downloads together; 0 takes all."""
-    empirical_set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE"), tyro.conf.UseAppendAction] = ()
-    """Overrides of the recipe; evaluation.data is needed."""
-    empirical_launcher: str = ""
-    """Words before `neuclip`, as "torchrun --no-python --nproc-per-node 8"."""
-    max_missing: float = 0.0
-    """Share of the wanted samples whose absence is no discrepancy."""
-    max_orphaned: float = 0.0
-    """The same for samples that are not on the list."""
-    max_duplicated: float = 0.0
-    """The same for samples that are there more than once."""
-    max_corrupt: float = 0.0
-    """The same for samples that cannot be used."""
-    max_changed: float = 0.0
-    """Share of the checked samples whose content may have changed."""
-    min_jaccard: float = 1.0
-    """Of two downloads, below which they count as different."""
-    engine: Literal["duckdb", "spark"] = "duckdb"
-    """Where the queries run."""
-    master: str = "local[*]"
-    """Of Spark."""
-    spark_conf: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE"), tyro.conf.UseAppendAction] = ()
-    """Settings of Spark, as spark.sql.shuffle.partitions=2000."""
-    memory_limit: str = "4GB"
-    """Of the engine in this process; DuckDB writes to the output's disk what does not fit."""
     num_workers: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 0
     """Processes that read shards; 0 takes every core."""
     json: Path | None = None
     """Also write audit.json to this file."""
+    thresholds: Annotated[Thresholds, tyro.conf.arg(name="")] = field(default_factory=Thresholds)
+    engine: Annotated[EngineOptions, tyro.conf.arg(name="")] = field(default_factory=EngineOptions)
+    empirical_options: Annotated[EmpiricalOptions, tyro.conf.arg(name="empirical")] = field(
+        default_factory=EmpiricalOptions
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -119,7 +89,6 @@ def main(argv: list[str]) -> int:
 
 
 def _request(arguments: AuditArguments) -> AuditRequest:
-    limits = {name: getattr(arguments, name) for name in Thresholds.__dataclass_fields__}
     request = AuditRequest(
         manifest=arguments.manifest,
         downloads=arguments.download,
@@ -129,12 +98,10 @@ def _request(arguments: AuditArguments) -> AuditRequest:
         identity=arguments.identity,
         deep=arguments.deep,
         samples_seen=arguments.samples_seen,
-        thresholds=Thresholds(**limits),
+        thresholds=arguments.thresholds,
         claim=_claim(arguments),
-        empirical=_empirical(arguments) if arguments.empirical else None,
-        engine=EngineOptions(
-            arguments.engine, arguments.master, arguments.memory_limit, spark_conf=arguments.spark_conf
-        ),
+        empirical=arguments.empirical_options if arguments.empirical else None,
+        engine=arguments.engine,
         num_workers=arguments.num_workers or available_cores(),
     )
     request.check()
@@ -152,18 +119,6 @@ def _claim(arguments: AuditArguments) -> Claim:
             raise UsageError(f"--assume {setting!r}: {error}. Give NAME=POINTS, see --help.") from error
     scores = arguments.first_scores, arguments.second_scores
     return Claim(arguments.gain, arguments.metric, *scores, Assumptions(**assumed))
-
-
-def _empirical(arguments: AuditArguments) -> EmpiricalOptions:
-    return EmpiricalOptions(
-        arguments.empirical_recipe,
-        arguments.empirical_method,
-        arguments.empirical_seeds,
-        arguments.empirical_drops,
-        arguments.empirical_max_pairs,
-        arguments.empirical_set,
-        launcher=arguments.empirical_launcher,
-    )
 
 
 def _run(arguments: AuditArguments, request: AuditRequest) -> int:
@@ -209,8 +164,8 @@ def _train(request: AuditRequest, inputs: Inputs, options: EmpiricalOptions) -> 
         pool=join_pools([first, second], folder / "pool"),
         first=lists / "usable.npy",
         second=lists / second.name / "usable.npy",
+        options=options,
         num_workers=request.num_workers,
-        **asdict(options),
     )
     return run_check(check, lambda text: print(text, file=sys.stderr, flush=True)).document()
 

@@ -40,13 +40,13 @@ def digest_of(document: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def required_audit(path: Path, fingerprint: str) -> RequiredAudit:
+def required_audit(path: str | Path, fingerprint: str) -> RequiredAudit:
     """Read audit.json and hold it against the fingerprint of the training data (`Manifest.fingerprint`).
 
     Raises `RequiredAuditError` when it is no audit, was changed, found a discrepancy, or is of other shards.
     """
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(Path(path).read_bytes())
         found, digest = document["format"], document["digest"]
         downloads = {part["fingerprint"]: part["name"] for part in document["downloads"]}
         actual = digest_of(document) if found == FORMAT else ""

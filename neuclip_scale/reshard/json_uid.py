@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,18 +16,20 @@ _BEFORE_NESTED = np.frombuffer(b":[, \t\n\r", dtype=np.uint8)
 
 
 def json_uid(raw: bytes) -> str | None:
-    """The top-level "uid" of a json member as a text, None where there is none.
+    """The top-level "uid" of a json member as a text, None where there is none; raises ValueError as `json_object`."""
+    uid = json_object(raw).get("uid")
+    return None if uid is None else str(uid)
 
-    Raises ValueError for bytes that are no JSON object.
-    """
+
+def json_object(raw: bytes) -> dict[str, Any]:
+    """The json member of a sample. Raises ValueError for bytes that are no JSON object."""
     try:
         value = json.loads(raw)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(value, dict):
         raise ValueError(f"a {type(value).__name__}, not an object")
-    uid = value.get("uid")
-    return None if uid is None else str(uid)
+    return value
 
 
 def plain_uids(raws: Sequence[bytes]) -> list[str | None]:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from neuclip_scale.audit.empirical import EmpiricalCheck, run_check
 from neuclip_scale.audit.empirical_arms import Arms, EmpiricalError, plan_arms
 from neuclip_scale.audit.empirical_summary import prediction_limits, summarise
+from neuclip_scale.audit.request import EmpiricalOptions
 from neuclip_scale.commands.audit import main
 from neuclip_scale.data.synthetic import write_synthetic_shards
 from neuclip_scale.files import json_ready
@@ -124,7 +125,7 @@ def test_an_audit_trains_compares_and_keeps_what_is_finished(tmp_path: Path) -> 
         "0",
         "--empirical-drops",
         "1",
-        *(f"--empirical-set={each}" for each in overrides),
+        *(f"--empirical.set={each}" for each in overrides),
     ]
     assert main(list(map(str, arguments))) == 1
     document = json.loads((output / "audit.json").read_bytes())
@@ -141,7 +142,7 @@ def test_an_audit_trains_compares_and_keeps_what_is_finished(tmp_path: Path) -> 
     (tmp_path / "first.txt").write_text("\n".join(uids))
     check = EmpiricalCheck(
         output=output / "empirical", pool=pool, first=tmp_path / "first.txt", second=output / "lists/part/usable.npy",
-        seeds=(0,), drops=1, overrides=overrides,
+        options=EmpiricalOptions(seeds=(0,), drops=1, set=overrides),
     )  # fmt: skip
     told: list[str] = []
     assert json_ready(run_check(replace(check, pool=output / "empirical/pool"), told.append).document()) == found
@@ -156,9 +157,9 @@ def test_an_audit_trains_compares_and_keeps_what_is_finished(tmp_path: Path) -> 
 def test_a_check_without_scores_or_drops_is_refused_before_it_trains(tmp_path: Path) -> None:
     check = EmpiricalCheck(output=tmp_path, pool=tmp_path, first=tmp_path / "a", second=tmp_path / "b")
     with pytest.raises(EmpiricalError, match=r"evaluation\.data"):
-        run_check(replace(check, overrides=("evaluation.data=",)), print)
+        run_check(replace(check, options=EmpiricalOptions(set=("evaluation.data=",))), print)
     with pytest.raises(EmpiricalError, match="drops = 0"):
-        run_check(replace(check, drops=0), print)
+        run_check(replace(check, options=EmpiricalOptions(drops=0)), print)
     (tmp_path / "a").write_text("http://no.uid/\n")
     with pytest.raises(EmpiricalError, match="is no 32 hexadecimal digits"):
-        run_check(replace(check, second=tmp_path / "a", overrides=("evaluation.data=/x",)), print)
+        run_check(replace(check, second=tmp_path / "a", options=EmpiricalOptions(set=("evaluation.data=/x",))), print)
