@@ -122,7 +122,7 @@ def _evaluate_sets(arguments: EvaluateArguments) -> int:
 def _evaluate_datacomp(arguments: EvaluateArguments) -> int:
     from neuclip_scale import distributed
     from neuclip_scale.data.transforms import EvalTransform
-    from neuclip_scale.evaluation.datacomp.encoders import Encoders
+    from neuclip_scale.evaluation.encoders import Encoders
     from neuclip_scale.evaluation.sharing import agree, my_share
 
     several = distributed.read_launch().world_size > 1
@@ -184,12 +184,14 @@ def _load(arguments: EvaluateArguments) -> tuple[CLIP, Tokenizer]:
 def _draw_figures(
     arguments: EvaluateArguments, model: CLIP, tokenizer: Tokenizer, transform: Any, device: torch.device
 ) -> None:
+    from neuclip_scale.evaluation.encoders import Encoders
     from neuclip_scale.evaluation.figures import loss_curve
     from neuclip_scale.evaluation.pages import draw_retrieval_pages
 
     folder = arguments.figures
     assert folder is not None
-    draw_retrieval_pages(model, arguments.data, tokenizer, transform, device, folder, arguments.batch_size)
+    encoders = Encoders(model, tokenizer, transform, device, arguments.batch_size)
+    draw_retrieval_pages(encoders, arguments.data, folder)
     metrics = arguments.model / "metrics.jsonl"
     if metrics.is_file():
         loss_curve({arguments.model.name: metrics}, folder / "loss.png")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from neuclip_scale.evaluation.datacomp.encoders import Encoders
+    from neuclip_scale.evaluation.encoders import Encoders
 
 
 def run_datacomp(

@@ -128,6 +128,7 @@ def draw(runs: tuple[Path, ...], output: Path, recipe: Recipe) -> list[Path]:
 
     from neuclip_scale.checkpoint import load_run_model
     from neuclip_scale.data.transforms import EvalTransform
+    from neuclip_scale.evaluation.encoders import Encoders
     from neuclip_scale.evaluation.figures import loss_curve, normalizer_error_curve, read_metrics
     from neuclip_scale.evaluation.pages import draw_retrieval_pages
     from neuclip_scale.models.tokenizer import build_tokenizer
@@ -142,5 +143,5 @@ def draw(runs: tuple[Path, ...], output: Path, recipe: Recipe) -> list[Path]:
     model, trained = load_run_model(runs[-1])
     transform = EvalTransform(model.image_size, model.image_mean, model.image_std)
     tokenizer = build_tokenizer(trained.model)
-    folder = Path(recipe.evaluation.data)
-    return paths + draw_retrieval_pages(model, folder, tokenizer, transform, torch.device("cpu"), output)
+    encoders = Encoders(model, tokenizer, transform, torch.device("cpu"))
+    return paths + draw_retrieval_pages(encoders, Path(recipe.evaluation.data), output)

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from neuclip_scale.evaluation.datasets import ImageTransform, open_set, read_thumbnails
+from neuclip_scale.evaluation.datasets import open_set, read_thumbnails
+from neuclip_scale.evaluation.encoders import Encoders
 from neuclip_scale.evaluation.figures import retrieval_page
 from neuclip_scale.evaluation.retrieval import encode_pairs
 from neuclip_scale.evaluation.suite import find_sets
-from neuclip_scale.models.tokenizer import Tokenizer
 
 
-def draw_retrieval_pages(
-    model: nn.Module,
-    data: Path,
-    tokenizer: Tokenizer,
-    transform: ImageTransform,
-    device: torch.device,
-    output: Path,
-    batch_size: int = 256,
-) -> list[Path]:
+def draw_retrieval_pages(encoders: Encoders, data: Path, output: Path) -> list[Path]:
     """Draw OUTPUT/NAME.png for each retrieval set under `data`; returns the files."""
     paths = []
     for name, path in find_sets(data).items():
         dataset = open_set(path)
         if dataset.task != "retrieval":
             continue
-        pairs = encode_pairs(model, dataset, tokenizer, transform, device, batch_size)
+        pairs = encode_pairs(encoders, dataset)
         first = pairs.first_captions()
         paths.append(output / f"{name}.png")
         retrieval_page(

@@ -8,22 +8,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuclip_scale.evaluation.datasets import (
-    EVERYTHING,
     EvaluationSet,
-    ImageTransform,
     PictureBatch,
     Reading,
     Unreadable,
     nothing_usable,
     read_batches,
 )
+from neuclip_scale.evaluation.encoders import Encoders
 from neuclip_scale.evaluation.prompts import encode_texts
 from neuclip_scale.evaluation.ranking import chance_at, pessimistic_ranks, recall_at
-from neuclip_scale.evaluation.sharing import ALL, Share, gather_shares
-from neuclip_scale.models.tokenizer import Tokenizer
+from neuclip_scale.evaluation.sharing import gather_shares
 
 RECALL_AT = (1, 5, 10)
 
@@ -58,40 +56,30 @@ class EncodedBatch(NamedTuple):
     captions: list[list[str]]
 
 
-def encode_pairs(
-    model: nn.Module,
-    dataset: EvaluationSet,
-    tokenizer: Tokenizer,
-    transform: ImageTransform,
-    device: torch.device,
-    batch_size: int,
-    reading: Reading = EVERYTHING,
-) -> EncodedPairs:
-    """Encode every picture and caption of `dataset`; the model must be in evaluation mode (collective, unless the
-    share is all).
-    """
+def encode_pairs(encoders: Encoders, dataset: EvaluationSet, *, whole_shards: bool = False) -> EncodedPairs:
+    """Encode every picture and caption of `dataset` (collective, unless the share is all); see `Reading`."""
 
     def encode() -> tuple[list[EncodedBatch], list[str]]:
         unreadable = Unreadable()
-        batches = read_batches(dataset, transform, batch_size, unreadable, reading)
-        encoded = [encode_batch(model, batch, tokenizer, device, batch_size) for batch in batches]
-        return encoded, unreadable.reasons
+        reading = Reading(share=encoders.share, whole_shards=whole_shards)
+        batches = read_batches(dataset, encoders.transform, encoders.batch_size, unreadable, reading)
+        return [encode_batch(encoders, batch) for batch in batches], unreadable.reasons
 
-    parts = gather_shares(reading.share, encode)
+    parts = gather_shares(encoders.share, encode)
     unreadable = [reason for _, reasons in parts for reason in reasons]
     batches = [batch for encoded, _ in parts for batch in encoded]
     if not batches:
         raise nothing_usable(dataset.folder, unreadable)
-    return join_batches(batches, device, unreadable)
+    return join_batches(batches, encoders.device, unreadable)
 
 
 @torch.no_grad()
-def encode_batch(
-    model: nn.Module, batch: PictureBatch, tokenizer: Tokenizer, device: torch.device, batch_size: int
-) -> EncodedBatch:
-    """Unit embeddings of the batch's pictures and of all their captions, `batch_size` at a time."""
+def encode_batch(encoders: Encoders, batch: PictureBatch) -> EncodedBatch:
+    """Unit embeddings of the batch's pictures and of all their captions, `batch_size` of these at a time."""
+    model, device = encoders.model, encoders.device
     features = F.normalize(model(images=batch.images.to(device)).image_features.float(), dim=-1)
-    texts = encode_texts(model, tokenizer, [line for lines in batch.captions for line in lines], device, batch_size)
+    lines = [line for lines in batch.captions for line in lines]
+    texts = encode_texts(model, encoders.tokenizer, lines, device, encoders.batch_size)
     return EncodedBatch(batch.positions[0], features.cpu().numpy(), texts.cpu().numpy(), batch.captions)
 
 
@@ -109,19 +97,12 @@ def join_batches(batches: Sequence[EncodedBatch], device: torch.device, unreadab
     )
 
 
-def evaluate_retrieval(
-    model: nn.Module,
-    dataset: EvaluationSet,
-    tokenizer: Tokenizer,
-    transform: ImageTransform,
-    device: torch.device,
-    batch_size: int,
-    share: Share = ALL,
-) -> dict[str, Any]:
-    """Scores of `retrieval_scores`, and what could not be read (collective, unless `share` is all). Raises
-    `EvaluationDataError` for an unusable set.
+def evaluate_retrieval(encoders: Encoders, dataset: EvaluationSet) -> dict[str, Any]:
+    """Scores of `retrieval_scores`, and what could not be read (collective, unless the share is all).
+
+    Raises `EvaluationDataError` for an unusable set.
     """
-    pairs = encode_pairs(model, dataset, tokenizer, transform, device, batch_size, Reading(share=share))
+    pairs = encode_pairs(encoders, dataset)
     return {
         "task": "retrieval",
         **retrieval_scores(pairs.image_features, pairs.text_features, pairs.owner),

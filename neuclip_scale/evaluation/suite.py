@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from neuclip_scale.evaluation.datasets import EvaluationDataError, ImageTransform, open_set
+from neuclip_scale.evaluation.encoders import Encoders
 from neuclip_scale.evaluation.retrieval import evaluate_retrieval
 from neuclip_scale.evaluation.sharing import ALL, Share, agree
 from neuclip_scale.evaluation.zero_shot import evaluate_zero_shot
@@ -48,16 +49,13 @@ def evaluate_folder(
     The model is on `device` and called whole with `images=` or `tokens=`, never both; it is put in evaluation
     mode and back. Raises `EvaluationDataError` for a folder without sets or a set that cannot be used.
     """
-    device = torch.device(device)
+    encoders = Encoders(model, tokenizer, transform, torch.device(device), batch_size, share)
     evaluate = {"zeroshot": evaluate_zero_shot, "retrieval": evaluate_retrieval}
     sets = agree(share, lambda: {name: open_set(path) for name, path in find_sets(folder).items()})
     was_training = model.training
     model.eval()
     try:
-        return {
-            name: evaluate[dataset.task](model, dataset, tokenizer, transform, device, batch_size, share)
-            for name, dataset in sets.items()
-        }
+        return {name: evaluate[dataset.task](encoders, dataset) for name, dataset in sets.items()}
     finally:
         model.train(was_training)
 

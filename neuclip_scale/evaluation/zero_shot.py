@@ -10,18 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuclip_scale.evaluation.datasets import (
-    EVERYTHING,
     EvaluationSet,
-    ImageTransform,
     Reading,
     Unreadable,
     nothing_usable,
     read_batches,
 )
+from neuclip_scale.evaluation.encoders import Encoders
 from neuclip_scale.evaluation.prompts import read_templates, zero_shot_classifier
 from neuclip_scale.evaluation.ranking import pessimistic_ranks, recall_at
-from neuclip_scale.evaluation.sharing import ALL, Share, agree, gather_shares
-from neuclip_scale.models.tokenizer import Tokenizer
+from neuclip_scale.evaluation.sharing import agree, gather_shares
 
 
 class Predictions(NamedTuple):
@@ -40,35 +38,31 @@ class Predictions(NamedTuple):
 
 
 def predict(
-    model: nn.Module,
-    dataset: EvaluationSet,
-    tokenizer: Tokenizer,
-    transform: ImageTransform,
-    device: torch.device,
-    batch_size: int,
-    reading: Reading = EVERYTHING,
+    encoders: Encoders, dataset: EvaluationSet, *, whole_shards: bool = False, group_columns: tuple[int, ...] = ()
 ) -> Predictions:
-    """The answers of `model`, which must be in evaluation mode (collective, unless the share is all).
+    """The answers of the model to a set's pictures (collective, unless the share is all); see `Reading`.
 
     Raises `EvaluationDataError` for an unusable set, on every rank.
     """
+    reading = Reading(share=encoders.share, whole_shards=whole_shards, group_columns=group_columns)
+    model, device, batch_size = encoders.model, encoders.device, encoders.batch_size
     path = dataset.folder / "zeroshot_classification_templates.txt"
-    templates = agree(reading.share, lambda: read_templates(path))
+    templates = agree(encoders.share, lambda: read_templates(path))
     classifier = zero_shot_classifier(
-        model, tokenizer, dataset.class_names, templates, device, batch_size, reading.share
+        model, encoders.tokenizer, dataset.class_names, templates, device, batch_size, encoders.share
     )
 
     def answer() -> tuple[np.ndarray, list[str]]:
         unreadable = Unreadable()
-        tables = [np.empty((0, 4 + len(reading.group_columns)), np.int64)]
-        for batch in read_batches(dataset, transform, batch_size, unreadable, reading):
+        tables = [np.empty((0, 4 + len(group_columns)), np.int64)]
+        for batch in read_batches(dataset, encoders.transform, batch_size, unreadable, reading):
             answers = _answer(model, batch.images.to(device), torch.tensor(batch.labels, device=device), classifier)
             given = torch.tensor([batch.positions, batch.labels]).T  # [b, 2]
-            groups = torch.tensor(batch.groups, dtype=torch.int64).reshape(len(given), len(reading.group_columns))
+            groups = torch.tensor(batch.groups, dtype=torch.int64).reshape(len(given), len(group_columns))
             tables.append(torch.cat([given, answers.cpu(), groups], dim=1).numpy())
         return np.concatenate(tables), unreadable.reasons
 
-    parts = gather_shares(reading.share, answer)
+    parts = gather_shares(encoders.share, answer)
     table = np.concatenate([part for part, _ in parts])
     table = table[table[:, 0].argsort(kind="stable")]
     unreadable = [reason for _, reasons in parts for reason in reasons]
@@ -87,21 +81,11 @@ def _answer(model: nn.Module, images: Tensor, labels: Tensor, classifier: Tensor
     return torch.stack([ranks, torch.where(ranks < 1, labels, wrong)], dim=1)
 
 
-def evaluate_zero_shot(
-    model: nn.Module,
-    dataset: EvaluationSet,
-    tokenizer: Tokenizer,
-    transform: ImageTransform,
-    device: torch.device,
-    batch_size: int,
-    share: Share = ALL,
-) -> dict[str, Any]:
-    """Scores of `classification_scores`, the number of samples, and what could not be read (collective, unless
-    `share` is all).
-
-    The model must be in evaluation mode. Raises `EvaluationDataError` for an unusable set.
+def evaluate_zero_shot(encoders: Encoders, dataset: EvaluationSet) -> dict[str, Any]:
+    """Scores of `classification_scores`, the number of samples, and what could not be read (collective, unless the
+    share is all). Raises `EvaluationDataError` for an unusable set.
     """
-    found = predict(model, dataset, tokenizer, transform, device, batch_size, Reading(share=share))
+    found = predict(encoders, dataset)
     ranks, labels = torch.from_numpy(found.ranks), torch.from_numpy(found.labels)
     return {
         "task": "zeroshot",

@@ -14,10 +14,10 @@ from ranks import run_ranks
 from neuclip_scale.config import ModelConfig, Recipe, load_recipe
 from neuclip_scale.data.synthetic import write_synthetic_shards
 from neuclip_scale.data.transforms import EvalTransform
-from neuclip_scale.evaluation.datacomp.encoders import Encoders
 from neuclip_scale.evaluation.datacomp.suite import SuiteRequest, run_suite
 from neuclip_scale.evaluation.datacomp.tasks import select_tasks
 from neuclip_scale.evaluation.datasets import EvaluationDataError
+from neuclip_scale.evaluation.encoders import Encoders
 from neuclip_scale.evaluation.sharing import gather_shares, my_share
 from neuclip_scale.evaluation.suite import evaluate_folder
 from neuclip_scale.models.building import build_model

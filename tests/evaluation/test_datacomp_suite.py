@@ -41,10 +41,10 @@ from neuclip_scale.config import ModelConfig, Recipe
 from neuclip_scale.data.shards import index_shard
 from neuclip_scale.data.transforms import EvalTransform
 from neuclip_scale.evaluation.datacomp.answering import evaluate_task
-from neuclip_scale.evaluation.datacomp.encoders import Encoders
 from neuclip_scale.evaluation.datacomp.suite import SuiteRequest, run_suite
 from neuclip_scale.evaluation.datacomp.tasks import select_tasks
 from neuclip_scale.evaluation.datasets import EvaluationDataError, _groups
+from neuclip_scale.evaluation.encoders import Encoders
 from neuclip_scale.models.building import build_model
 from neuclip_scale.models.tokenizer import CLIPTokenizer
 

@@ -6,20 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from neuclip_scale.evaluation.datacomp.archive import Archive, parse_list, read_pictures, read_table
-from neuclip_scale.evaluation.datacomp.encoders import Encoders, Outcome
 from neuclip_scale.evaluation.datacomp.metrics import classification_metrics, retrieval_metrics
+from neuclip_scale.evaluation.datacomp.outcome import Outcome
 from neuclip_scale.evaluation.datacomp.tasks import Kind, Task
 from neuclip_scale.evaluation.datacomp.winogavil import evaluate_winogavil
 from neuclip_scale.evaluation.datasets import (
     EvaluationDataError,
     EvaluationSet,
     PictureBatch,
-    Reading,
     Unreadable,
     nothing_usable,
     open_set,
 )
 from neuclip_scale.evaluation.datasets import Task as SetTask
+from neuclip_scale.evaluation.encoders import Encoders
 from neuclip_scale.evaluation.retrieval import (
     EncodedBatch,
     EncodedPairs,
@@ -43,16 +43,7 @@ def evaluate_task(task: Task, folder: Path, encoders: Encoders) -> Outcome:
 
 def _evaluate_classification(task: Task, folder: Path, encoders: Encoders) -> Outcome:
     dataset = _open(folder, "zeroshot", encoders)
-    reading = Reading(share=encoders.share, whole_shards=True, group_columns=task.group_columns)
-    found = predict(
-        encoders.model,
-        dataset,
-        encoders.tokenizer,
-        encoders.transform,
-        encoders.device,
-        encoders.batch_size,
-        reading,
-    )
+    found = predict(encoders, dataset, whole_shards=True, group_columns=task.group_columns)
     metrics = classification_metrics(
         task, found.ranks, found.labels, found.predicted, found.groups, len(dataset.class_names)
     )
@@ -62,15 +53,7 @@ def _evaluate_classification(task: Task, folder: Path, encoders: Encoders) -> Ou
 def _evaluate_retrieval(task: Task, folder: Path, encoders: Encoders) -> Outcome:
     if (folder / "test").is_dir():
         dataset = _open(folder, "retrieval", encoders)
-        pairs = encode_pairs(
-            encoders.model,
-            dataset,
-            encoders.tokenizer,
-            encoders.transform,
-            encoders.device,
-            encoders.batch_size,
-            Reading(share=encoders.share, whole_shards=True),
-        )
+        pairs = encode_pairs(encoders, dataset, whole_shards=True)
     else:
         pairs = _encode_table(folder, encoders)
     scores = retrieval_scores(pairs.image_features, pairs.text_features, pairs.owner)
@@ -102,9 +85,7 @@ def _encode_table(folder: Path, encoders: Encoders) -> EncodedPairs:
             archive, names, encoders.transform, encoders.batch_size, encoders.share, unreadable
         ):
             batch = PictureBatch(images, [], [captions[position] for position in positions], positions, [])
-            encoded.append(
-                encode_batch(encoders.model, batch, encoders.tokenizer, encoders.device, encoders.batch_size)
-            )
+            encoded.append(encode_batch(encoders, batch))
         return encoded, unreadable.reasons
 
     parts = gather_shares(encoders.share, encode)

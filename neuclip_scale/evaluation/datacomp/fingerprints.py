@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from neuclip_scale.evaluation.datacomp.encoders import Encoders
 from neuclip_scale.evaluation.datacomp.tasks import Task
+from neuclip_scale.evaluation.encoders import Encoders
 
 VERSION = 1
 """Of the metrics and of how data are read: raised when a change of the code may change a score."""

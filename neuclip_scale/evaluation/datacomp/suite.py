@@ -11,12 +11,12 @@ from typing import Any
 from neuclip_scale import distributed
 from neuclip_scale.evaluation.datacomp.answering import evaluate_task
 from neuclip_scale.evaluation.datacomp.averages import average_scores
-from neuclip_scale.evaluation.datacomp.encoders import Encoders
 from neuclip_scale.evaluation.datacomp.fingerprints import data_digest, model_digest
 from neuclip_scale.evaluation.datacomp.hub import fetch
 from neuclip_scale.evaluation.datacomp.results import Result, read_result, write_result, write_results_file
 from neuclip_scale.evaluation.datacomp.tasks import Task, all_tasks
 from neuclip_scale.evaluation.datasets import EvaluationDataError
+from neuclip_scale.evaluation.encoders import Encoders
 from neuclip_scale.files import write_json
 
 _REASONS_KEPT = 100

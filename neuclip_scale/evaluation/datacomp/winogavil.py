@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from neuclip_scale.evaluation.datacomp.archive import Archive, parse_list, read_pictures, read_table
-from neuclip_scale.evaluation.datacomp.encoders import Encoders, Outcome
 from neuclip_scale.evaluation.datacomp.metrics import jaccard_metrics, jaccard_score
+from neuclip_scale.evaluation.datacomp.outcome import Outcome
 from neuclip_scale.evaluation.datacomp.tasks import Task
 from neuclip_scale.evaluation.datasets import EvaluationDataError, Unreadable, nothing_usable
+from neuclip_scale.evaluation.encoders import Encoders
 from neuclip_scale.evaluation.prompts import encode_texts
 from neuclip_scale.evaluation.sharing import agree, gather_shares
 

@@ -1,4 +1,4 @@
-"""What a task needs of a model, and what it gives back."""
+"""A model with all that turns the files of an evaluation set into its inputs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from neuclip_scale.evaluation.datacomp.metrics import Metrics
 from neuclip_scale.evaluation.datasets import ImageTransform
 from neuclip_scale.evaluation.sharing import ALL, Share
 from neuclip_scale.models.tokenizer import Tokenizer
@@ -15,7 +14,7 @@ from neuclip_scale.models.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Encoders:
-    """A model in evaluation mode on `device`, with all that turns files into its inputs."""
+    """A model in evaluation mode on `device`, and this rank's share of the files."""
 
     model: nn.Module
     tokenizer: Tokenizer
@@ -23,12 +22,3 @@ class Encoders:
     device: torch.device
     batch_size: int = 256
     share: Share = ALL
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Scores of one task, and over how many samples."""
-
-    metrics: Metrics
-    num_samples: int
-    unreadable: list[str]
