@@ -159,6 +159,9 @@ class Trainer:
             world_size=self.world_size,
         )
         with logger, state.cost.metered(self.device), self.watch.running(state.step), StopSignal() as stop:
+            if faulty := self.manifest.faulty_shards:
+                first = f"first {faulty[0].path}: {faulty[0].fault}"
+                logger.message(f"{len(faulty)} damaged shard(s), listed in {skips.path.parent}; {first}")
             self._catch_up(logger)
             batches = iter(self.loader)
             stopping = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,20 +78,27 @@ def short_labels(names: list[str]) -> list[str]:
 
 def costs(summaries: dict[str, dict[str, Any]]) -> Table:
     """What each run took; measuring and evaluating are not counted."""
-    table = Table(title="Cost of training", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("run")
-    for name in ("minutes", "pairs/s", "epochs", "device-hours", "device", "TFLOPs", "energy"):
-        table.add_column(name, justify="right")
-    for name, summary in summaries.items():
-        table.add_row(
-            name,
-            f"{summary['train_seconds'] / 60:.1f}",
-            f"{summary['samples_per_second']:.0f}",
-            f"{summary['epochs']:.1f}",
-            f"{summary['device_hours']:.2f}",
-            f"{summary['world_size']} x {summary['device']}",
-            *_arithmetic_and_energy(summary.get("cost")),
-        )
+    arithmetic, energy = zip(*(_arithmetic_and_energy(each.get("cost")) for each in summaries.values()), strict=True)
+    rows = {
+        "minutes": [f"{each['train_seconds'] / 60:.1f}" for each in summaries.values()],
+        "pairs/s": [f"{each['samples_per_second']:.0f}" for each in summaries.values()],
+        "epochs": [f"{each['epochs']:.1f}" for each in summaries.values()],
+        "device-hours": [f"{each['device_hours']:.2f}" for each in summaries.values()],
+        "device": [f"{each['world_size']} x {each['device']}" for each in summaries.values()],
+        "TFLOPs": arithmetic,
+        "energy": energy,
+    }
+    return _by_run("Cost of training", list(summaries), rows)
+
+
+def _by_run(title: str, runs: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
+    """A column for each run, of which there are fewer than of what is told: it fits a narrow terminal."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for run in runs:
+        table.add_column(run, justify="right", overflow="fold")
+    for name, values in rows.items():
+        table.add_row(name, *values)
     return table
 
 
@@ -113,13 +121,8 @@ def shares(summaries: dict[str, dict[str, Any]]) -> Table:
             group = name.partition("/")[0]
             rows[run][group] = rows[run].get(group, 0.0) + section["share"]
     groups = dict.fromkeys(group for row in rows.values() for group in row)
-    table = Table(title="Share of a step's time", title_justify="left")
-    table.add_column("run")
-    for group in groups:
-        table.add_column(group, justify="right")
-    for run, row in rows.items():
-        table.add_row(run, *(f"{row[group]:.1%}" if group in row else "-" for group in groups))
-    return table
+    cells = {group: [f"{row[group]:.1%}" if group in row else "-" for row in rows.values()] for group in groups}
+    return _by_run("Share of a step's time", list(rows), cells)
 
 
 def draw(runs: tuple[Path, ...], output: Path, recipe: Recipe) -> list[Path]:

@@ -77,6 +77,8 @@ def test_bad_samples_are_counted_and_listed(faulty: Path, runs: Path) -> None:
     assert summary["samples_skipped"] == len(samples)
     assert summary["samples_read"] == summary["samples_seen"] + len(samples)
     assert summary["faulty_shards"] == 2
+    assert "2 damaged shard(s), listed in" in text
+    assert "00002.tar: " in text
     assert logged_steps(runs / "run")[-1]["num_skipped"] == len(samples)
 
 
