@@ -6,6 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from neuclip_scale.audit import addresses
+
 if TYPE_CHECKING:
     import ibis.expr.types as ir
 
@@ -17,12 +19,6 @@ NAMES_OF_ITS_OWN = ("uid", "url", "text", "caption", "sha256", "md5", "key")
 
 # RE2 and Java agree on this class, not on \s.
 _SPACES = r"[\t\n\x0B\f\r ]+"
-_NOT_HOST = r"/?#\\\t\n\r "
-# Last label of the host, or the bracket that opens an IPv6 address; one expression, as it is most of the work.
-_LABEL = (
-    rf"^[ ]*[A-Za-z][A-Za-z0-9+.-]*://(?:[^{_NOT_HOST}]*@)?"
-    rf"(?:[^{_NOT_HOST}:@\[]*\.)?(\[|[^{_NOT_HOST}:@\[.]+)"
-)
 
 
 @dataclass(frozen=True)
@@ -101,13 +97,6 @@ def distrust_bounds(table: ir.Table) -> None:
         engine.raw_sql(f"SET disabled_optimizers = '{both}'").fetchall()
 
 
-def top_level_domain(url: ir.StringValue) -> ir.StringValue:
-    """Last label of the host in small letters; `(none)` without a host, `(IP address)` for one."""
-    label = url.re_extract(_LABEL, 1)
-    is_address = label.re_search(r"^[0-9]+$|^\[$")  # no domain ends in digits alone
-    return (label.length() == 0).ifelse("(none)", is_address.ifelse("(IP address)", label.lower()))
-
-
 def num_words(text: ir.StringValue) -> ir.IntegerValue:
     """Runs of other characters than ASCII white space."""
     words = text.re_replace(_SPACES, " ").strip()
@@ -123,7 +112,7 @@ def _derived(table: ir.Table) -> dict[str, tuple[ir.Value, ir.Value]]:
         found[f"{text.get_name()} length in characters"] = text, text.length()
         found[f"{text.get_name()} length in words"] = text, num_words(text)
     if "url" in schema and schema["url"].is_string():
-        found["top-level domain"] = table["url"], top_level_domain(table["url"])
+        found["top-level domain"] = table["url"], addresses.top_level_domain(table["url"])
     return {name: pair for name, pair in found.items() if name not in schema}
 
 

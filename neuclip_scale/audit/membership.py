@@ -162,4 +162,4 @@ class Membership:
         if "url" not in rows.columns:
             return rows
         host = addresses.host(rows.url)
-        return rows.mutate(**{DOMAIN: addresses.domain(host), TLD: addresses.top_level_domain(host)})
+        return rows.mutate(**{DOMAIN: addresses.domain(host), TLD: addresses.top_level_domain(rows.url)})

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from neuclip_scale.audit.addresses import top_level_domain
 from neuclip_scale.audit.bias import Bias, measure_bias
 from neuclip_scale.audit.bias_categories import CategoryBias
-from neuclip_scale.audit.bias_columns import num_words, top_level_domain
+from neuclip_scale.audit.bias_columns import num_words
 from neuclip_scale.audit.bias_numbers import PER_MILLE, Histogram, NumberBias, Summary
 from neuclip_scale.files import json_ready
 
