@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml
 	  echo "error: $$($(PYTHON) --version) is too old. Name Python 3.10 or later: make setup PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "error: $(PYTHON) cannot create environments. On Debian or Ubuntu: sudo apt-get install python3-venv"; exit 1; }
-	@echo "Installing into $(VENV): about 3 GB to download the first time, most of it torch. Some minutes."
+	@echo "Installing into $(VENV): about 3.5 GB to download the first time, most of it torch. Some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --upgrade pip
 	@# The demo's pictures come from npm packages; where there is no npm, pip brings one.

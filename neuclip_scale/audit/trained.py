@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from neuclip_scale.data.manifest import Manifest, ManifestError
 from neuclip_scale.data.mixing import create_order
 from neuclip_scale.data.shards import storage
 from neuclip_scale.files import atomic_file
+from neuclip_scale.run_folder import last_metrics, read_object
 
 _ROWS_AT_ONCE = 1 << 20
 
@@ -67,11 +66,10 @@ class TrainedRun:
     def _skipped(self) -> Iterator[int]:
         """Indices of samples that were read and could not be used."""
         for file in sorted(self.path.glob("skipped/*.jsonl")):
-            with open(file, encoding="utf-8") as lines:
-                for line in lines:
-                    index = _parse(line).get("sample_index")
-                    if isinstance(index, int) and 0 <= index < self.manifest.num_samples:
-                        yield index
+            for line in file.read_text("utf-8", errors="replace").splitlines():
+                found = re.search(r'"sample_index": (\d+)', line)  # null for a whole shard; the last line may be torn
+                if found and int(found[1]) < self.manifest.num_samples:
+                    yield int(found[1])
 
 
 def read_run(path: Path, taken: Sequence[str] = ()) -> TrainedRun:
@@ -84,9 +82,9 @@ def read_run(path: Path, taken: Sequence[str] = ()) -> TrainedRun:
         manifest = Manifest.load(path / "manifest.json")
     except (OSError, ManifestError, ConfigError) as error:
         raise AuditError(f"--run {path}: {error}. Give a folder that `neuclip train` wrote, whole.") from error
-    summary = _read(path / "summary.json")
-    last = _last_line(path / "metrics.jsonl")
-    seen = last.get("samples_seen", summary.get("samples_seen"))
+    summary = read_object(path / "summary.json")
+    last = last_metrics(path, 1)
+    seen = (last[0] if last else summary).get("samples_seen")
     if not isinstance(seen, int) or seen <= 0:
         raise AuditError(f"--run {path}: neither metrics.jsonl nor summary.json tells how many samples it saw.")
     streams, told = recipe.data.num_streams, summary.get("stream_positions")
@@ -99,25 +97,3 @@ def read_run(path: Path, taken: Sequence[str] = ()) -> TrainedRun:
 
 def _stem(address: str) -> str:
     return storage.base_name(address).removesuffix(".tar")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return _parse(path.read_text("utf-8", errors="replace")) if path.is_file() else {}
-
-
-def _last_line(path: Path) -> dict[str, Any]:
-    """The last whole line of a file of JSON lines."""
-    if not path.is_file():
-        return {}
-    with open(path, "rb") as stream:
-        stream.seek(max(0, path.stat().st_size - (1 << 16)))
-        lines = stream.read().decode("utf-8", "replace").splitlines()
-    return next((found for line in reversed(lines) if "samples_seen" in (found := _parse(line))), {})
-
-
-def _parse(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
