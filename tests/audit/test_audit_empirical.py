@@ -120,13 +120,8 @@ def test_an_audit_trains_compares_and_keeps_what_is_finished(tmp_path: Path) -> 
     overrides = tuple(f"{key}={value}" for key, value in values.items())
     arguments = ["--manifest", tmp_path / "list.parquet", "--download", pool, "--download", part, "--output", output]
     arguments += ["--first-scores", "30", "31", "--second-scores", "28", "28.5", "-j", "1", "--empirical"]
-    arguments += [
-        "--empirical-seeds",
-        "0",
-        "--empirical-drops",
-        "1",
-        *(f"--empirical.set={each}" for each in overrides),
-    ]
+    arguments += ["--empirical.seeds", "0", "--empirical.drops", "1"]
+    arguments += [f"--empirical.set={each}" for each in overrides]
     assert main(list(map(str, arguments))) == 1
     document = json.loads((output / "audit.json").read_bytes())
     assert document["effect"]["gain"] == pytest.approx(2.25)
