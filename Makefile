@@ -7,18 +7,22 @@ DEMO_ARGS ?=
 # Files of tests side by side; one file's tests share what is slow to make.
 PYTEST_ARGS ?= -n logical --maxprocesses 4 --dist loadfile
 BENCH_ARGS ?= small
+# Of reproduce-datacomp: SCALE is demo, demo-small, small, medium, large or xlarge; SET, if given, one of the paper's sets.
+SCALE ?= demo
+SET ?=
+REPRODUCE_ARGS ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_RUNS := $(METHODS:%=runs/demo-%)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test parity lint format bench doctor clean
+.PHONY: help setup demo test reproduce-datacomp parity lint format bench doctor clean
 
 help:  ## List these commands
 	@echo "usage: make COMMAND [PYTHON=python3.12] [METHODS=\"openclip neuclip\"]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED)  ## Create .venv and install everything into it (once; again when pyproject.toml changes)
 
@@ -47,6 +51,9 @@ demo: setup  ## Train on real clip art for ten minutes, evaluate, and compare ME
 
 test: setup lint  ## Run every check: ruff, mypy and the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+reproduce-datacomp: setup  ## From a published list to a report beside the published numbers; SCALE=demo, SET=cc3m, ...
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/neuclip reproduce $(or $(SET),$(SCALE)) $(REPRODUCE_ARGS)
 
 parity: setup  ## Hold every engine to one process over all objectives and options: an hour
 	NEUCLIP_PARITY=1 $(BIN)/python -m pytest tests/distributed/test_engines.py -k whole_product

@@ -30,6 +30,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("neuclip_scale.commands.compare", "Can runs be compared? Recipes, data, scores over seeds, cost."),
     "reshard": ("neuclip_scale.commands.reshard", "New shards of chosen samples: copied, verified, resumable."),
     "audit": ("neuclip_scale.commands.audit", "What a download lacks of its list, why, and whether it matters."),
+    "reproduce": (
+        "neuclip_scale.commands.reproduce",
+        "An experiment from its published list to a report beside the published numbers.",
+    ),
     "demo-data": (
         "neuclip_scale.commands.demo_data",
         "Build the demo's training shards and evaluation sets.",

@@ -54,6 +54,7 @@ LAYERS = {
     "preflight": 4,
     "reshard": 1,
     "studies": 4,
+    "reproduce": 5,
     "cli": 5,
     "commands": 5,
     "__main__": 5,

@@ -126,6 +126,10 @@ def _coerce(hint: Any, value: Any, name: str) -> Any:
         return tuple(
             _coerce(kind, item, f"{name}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
         )
+    if origin is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise ConfigError(name, value, "not a mapping of names", f"Expected {_describe(hint)}.")
+        return {key: _coerce(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
     if hint is float and not isinstance(value, bool):
         # YAML 1.1 reads 1e-3 (without a point) as text.
         try:

@@ -1,0 +1,7 @@
+"""What goes wrong with a reproduction."""
+
+from __future__ import annotations
+
+
+class ReproduceError(RuntimeError):
+    """A stage cannot be done; the message says what happened and what to do."""

@@ -1,0 +1,82 @@
+"""Stage `download`: the listed pictures by img2dataset, in its own environment."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from neuclip_scale.downloading import (
+    DownloadingError,
+    img2dataset_command,
+    img2dataset_environment,
+    img2dataset_variables,
+)
+from neuclip_scale.reproduce.demo_server import serve
+from neuclip_scale.reproduce.errors import ReproduceError
+from neuclip_scale.reproduce.listing import list_path
+from neuclip_scale.reproduce.request import Request
+from neuclip_scale.reproduce.stages import Command, Stage
+
+_KEPT = ("uid", "clip_b32_similarity_score", "clip_l14_similarity_score")
+"""Columns of the list that go into each sample's json, where it has them."""
+
+
+def download_stage(request: Request) -> Stage:
+    """img2dataset goes on with the shards it has not finished; a network that is down is a fault of every picture."""
+    settings, places = request.experiment.download, request.places
+    shown = " ".join(("img2dataset", *_options(request, _KEPT)))
+    return Stage(
+        "download", ("list",), {"download": vars(settings)}, do=lambda log: _download(request, log),
+        read=lambda: _totals(places.download), produces=(places.download,), told=(shown,),
+    )  # fmt: skip
+
+
+def _options(request: Request, columns: tuple[str, ...]) -> list[str]:
+    settings = request.experiment.download
+    values = {
+        "url_list": list_path(request), "input_format": "parquet", "url_col": "url",
+        "caption_col": "text", "output_folder": request.places.download, "output_format": "webdataset",
+        "image_size": settings.image_size,
+        "resize_mode": settings.resize_mode, "resize_only_if_bigger": settings.only_if_bigger,
+        "skip_reencode": settings.resize_mode == "no", "number_sample_per_shard": settings.shard_size,
+        "processes_count": settings.processes, "thread_count": settings.threads, "retries": settings.retries,
+        "timeout": settings.timeout, "compute_hash": "sha256", "enable_wandb": False,
+        "save_additional_columns": json.dumps([name for name in _KEPT if name in columns], separators=(",", ":")),
+    }  # fmt: skip
+    if settings.blur_faces:
+        values["bbox_col"] = "face_bboxes"
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+def _download(request: Request, log: Path) -> None:
+    import pyarrow.parquet as pq
+
+    path = list_path(request)
+    first = next(iter(sorted(path.rglob("*.parquet")))) if path.is_dir() else path
+    try:
+        python = img2dataset_environment()
+    except DownloadingError as error:
+        raise ReproduceError(str(error)) from error
+    options = _options(request, tuple(pq.read_schema(first).names))
+    command = Command((*img2dataset_command(python), *options), environment=img2dataset_variables())
+    if request.experiment.list.kind != "demo":
+        command.run(log)
+        return
+    with serve(request.places.list_folder):
+        command.run(log)
+
+
+def _totals(folder: Path) -> dict[str, Any]:
+    """What img2dataset counted; raises `ReproduceError` where nothing came."""
+    counts: Counter[str] = Counter()
+    for path in sorted(folder.rglob("*_stats.json")):
+        found = json.loads(path.read_bytes())
+        counts.update({"tried": found["count"], "downloaded": found["successes"]})
+        counts.update(
+            {"failed_to_download": found["failed_to_download"], "failed_to_resize": found["failed_to_resize"]}
+        )
+    if not counts["downloaded"]:
+        raise ReproduceError(f"{folder}: not one picture came. Look into the stage's log, and remove that folder.")
+    return dict(counts)
