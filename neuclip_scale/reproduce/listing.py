@@ -98,6 +98,7 @@ def _convert(given: str, path: Path) -> None:
         )
     names = {found.url: "url", found.text: "text", found.uid: "uid"}
     writer = None
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as stream:
         for file in found.files:
             for batch in pq.ParquetFile(file).iter_batches():

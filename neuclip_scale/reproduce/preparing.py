@@ -35,8 +35,8 @@ def subset_stage(request: Request) -> Stage:
         return Stage("subset", ("list",), settings, told=("no filter: everything",))
     report = places.subset.with_name("subset.json")
     command = neuclip(
-        "subset", list_path(request), "--output", places.subset, "--name", experiment.filter,
-        *experiment.filter_options, "--json", report,
+        "subset", "--metadata-dir", list_path(request), "--save-path", places.subset, "--name", experiment.filter,
+        *experiment.filter_options, "-j", request.num_workers, "--json", report,
     )  # fmt: skip
     return Stage(
         "subset", ("list",), settings, (command,), read=lambda: _kept(report), produces=(places.subset, report)

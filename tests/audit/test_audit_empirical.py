@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from evaluation_helpers import held_out
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,17 +91,6 @@ def test_the_comparison_by_hand() -> None:
     assert "differ more than" in summarise(scores, dict.fromkeys(scores, 5), arm_of, drops, "toy").sentence
     with pytest.raises(ValueError, match="seeds"):
         summarise({**scores, "a1": [1.0]}, dict.fromkeys(scores, 5), arm_of, drops, "toy")
-
-
-def held_out(folder: Path) -> Path:
-    """A folder of evaluation sets with one of retrieval."""
-    write_synthetic_shards(folder / "made", num_samples=10, samples_per_shard=10, image_size=40, seed=2)
-    test = folder / "eval" / "retrieval" / "test"
-    test.mkdir(parents=True)
-    (folder / "made" / "00000.tar").rename(test / "0.tar")
-    (test / "nshards.txt").write_text("1\n")
-    (test.parent / "dataset_type.txt").write_text("retrieval\n")
-    return folder / "eval"
 
 
 @pytest.mark.slow

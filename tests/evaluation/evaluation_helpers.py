@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from neuclip_scale.data.shards import write_shard
+from neuclip_scale.data.synthetic import write_synthetic_shards
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 
@@ -66,3 +67,14 @@ def write_set(folder: Path, shards: Sequence[Sequence[Mapping[str, object]]], **
     for name, content in files.items():
         (folder / f"{name}.txt").write_text(content)
     return folder
+
+
+def held_out(folder: Path) -> Path:
+    """A folder of evaluation sets with one of retrieval."""
+    write_synthetic_shards(folder / "made", num_samples=10, samples_per_shard=10, image_size=40, seed=2)
+    test = folder / "eval" / "retrieval" / "test"
+    test.mkdir(parents=True)
+    (folder / "made" / "00000.tar").rename(test / "0.tar")
+    (test / "nshards.txt").write_text("1\n")
+    (test.parent / "dataset_type.txt").write_text("retrieval\n")
+    return folder / "eval"

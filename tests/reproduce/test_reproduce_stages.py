@@ -1,0 +1,153 @@
+"""Stages are done once, in order, and never with a result of other settings."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neuclip_scale.config import ConfigError, load_recipe
+from neuclip_scale.reproduce.building import build_stages, chosen
+from neuclip_scale.reproduce.errors import ReproduceError
+from neuclip_scale.reproduce.experiment import changed, experiment_names, load_experiment
+from neuclip_scale.reproduce.places import Places
+from neuclip_scale.reproduce.request import Request
+from neuclip_scale.reproduce.running import Runner
+from neuclip_scale.reproduce.stages import Command, Kind, Stage
+from neuclip_scale.reproduce.training import train_arguments
+
+
+class World:
+    """Stages that append their names to a file, by real programs."""
+
+    def __init__(self, root: Path) -> None:
+        self.places, self.done = Places(root), root / "done.txt"
+        self.said: list[str] = []
+
+    def stage(
+        self, name: str, *after: str, kind: Kind = "processors", code: str = "", settings: Any = None, **more: Any
+    ) -> Stage:
+        program = f"{code}\nopen({str(self.done)!r}, 'a').write({name!r} + ' ')"
+        return Stage(name, after, settings or {}, (Command((sys.executable, "-c", program)),), kind=kind, **more)
+
+    def runner(self, *stages: Stage) -> Runner:
+        return Runner(stages, self.places, self.said.append)
+
+    def run(self, *stages: Stage, jobs: int = 1) -> str:
+        self.runner(*stages).run([stage.name for stage in stages], jobs)
+        return self.done.read_text().strip()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_what_is_done_is_not_done_again(world: World) -> None:
+    first, second = world.stage("first"), world.stage("second", "first")
+    assert world.run(first) == "first"
+    assert world.run(first, second) == "first second"
+    assert world.said.count("first: kept from before") == 1
+
+
+def test_other_settings_are_named_and_nothing_is_run(world: World) -> None:
+    world.run(world.stage("first", settings={"size": 1, "same": 0}), world.stage("second", "first"))
+    with pytest.raises(ReproduceError, match=r"first was done with other settings \(size was 1, is 2\)"):
+        world.run(world.stage("first", settings={"size": 2, "same": 0}), world.stage("second", "first"))
+    other = world.stage("first", settings={"size": 2})
+    world.places.record("first").unlink()
+    with pytest.raises(ReproduceError, match=r"second was done with other settings \(of a stage before it\)"):
+        world.run(other, world.stage("second", "first"))
+    assert world.done.read_text() == "first second first "
+
+
+def test_a_result_that_is_gone_is_made_anew(world: World) -> None:
+    made = world.places.root / "made"
+    stage = world.stage("first", code=f"open({str(made)!r}, 'w')", produces=(made,))
+    world.run(stage)
+    made.unlink()
+    assert world.run(stage) == "first first"
+    assert made.exists()
+
+
+def test_a_failure_stops_with_the_last_words_and_the_log(world: World) -> None:
+    wrong = world.stage("wrong", code="raise SystemExit('the disk is full')")
+    with pytest.raises(ReproduceError, match=r"wrong: exit status 1, last line: the disk is full .*wrong\.txt"):
+        world.run(wrong, world.stage("next", "wrong"))
+    assert not world.done.exists()
+    assert world.run(world.stage("wrong"), world.stage("next", "wrong")) == "wrong next"
+
+
+def test_a_stage_alone_wants_those_before_it(world: World) -> None:
+    first, second = world.stage("first"), world.stage("second", "first")
+    with pytest.raises(ReproduceError, match="second: first is not done yet"):
+        world.runner(first, second).run(["second"], 1)
+
+
+def test_trainings_run_side_by_side_and_one_that_fails_stops_no_other(world: World) -> None:
+    # Each waits for the other's file: one after the other would never end.
+    def wait(own: str, other: str) -> str:
+        root = world.places.root
+        return (
+            f"import pathlib, time\npathlib.Path({str(root / own)!r}).touch()\nfor _ in range(600):\n"
+            f"    if pathlib.Path({str(root / other)!r}).exists(): break\n    time.sleep(0.05)\n"
+            "else: raise SystemExit(9)"
+        )
+
+    stages = [
+        world.stage("train/a", kind="train", code=wait("a", "b")),
+        world.stage("train/b", kind="train", code=wait("b", "a") + "\nraise SystemExit('b broke')"),
+        world.stage("train/c", kind="train"),
+    ]
+    began = time.monotonic()
+    with pytest.raises(ReproduceError, match="train/b: exit status 1, last line: b broke"):
+        world.run(*stages, jobs=2)
+    assert time.monotonic() - began < 25
+    assert sorted(world.done.read_text().split()) == ["train/a", "train/c"]
+
+
+def test_what_a_job_of_a_cluster_has_done_is_taken_over(world: World) -> None:
+    trained = world.stage("train/a", kind="train", was_done=lambda: True, read=lambda: {"step": 7})
+    assert world.run(trained, world.stage("evaluate/a", "train/a", kind="evaluate")) == "evaluate/a"
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_every_packaged_experiment_can_be_planned(name: str, tmp_path: Path) -> None:
+    experiment = load_experiment(name)
+    given = "list.tsv" if experiment.list.kind == "file" else ""
+    request = Request(experiment=experiment, output=tmp_path / "out", list=given)
+    stages = build_stages(request)
+    assert [stage.name.partition("/")[0] for stage in stages if "seed" not in stage.name] == [
+        "list", "download", "audit", "subset", "reshard", "index", "report",
+    ]  # fmt: skip
+    assert all(stage.lines for stage in stages)
+    assert len(stages) == 7 + 2 * len(experiment.methods) * len(experiment.seeds)
+    recipe = load_recipe(*(lambda first, *rest: (first, rest))(*train_arguments(request, "neuclip-seed0")))
+    assert recipe.data.train == str(tmp_path / "out/manifest.parquet")
+    # What is called published is what the packaged recipe does.
+    for field, value in experiment.published.settings.items():
+        section, _, key = field.partition(".")
+        assert getattr(getattr(recipe, section), key) == value, field
+    assert not tmp_path.joinpath("out").exists(), "planning writes nothing"
+
+
+def test_requests_that_cannot_be(tmp_path: Path) -> None:
+    cc3m, demo = load_experiment("cc3m"), load_experiment("demo")
+    with pytest.raises(ConfigError, match=r"--list.*Train_GCC-training.tsv"):
+        Request(experiment=cc3m, output=tmp_path).check()
+    with pytest.raises(ConfigError, match=r"--list.*makes its own"):
+        Request(experiment=demo, output=tmp_path, list="x").check()
+    with pytest.raises(ConfigError, match=r"--seeds"):
+        Request(experiment=changed(demo, seeds=(1, 1)), output=tmp_path).check()
+    with pytest.raises(ConfigError, match=r"--jobs"):
+        Request(experiment=changed(demo, jobs=0), output=tmp_path).check()
+    with pytest.raises(ConfigError, match=r"objective.name|EXPERIMENT"):
+        load_experiment("cc4m")
+    stages = build_stages(Request(experiment=demo, output=tmp_path))
+    assert chosen(stages, (), "subset") == ["list", "download", "audit", "subset"]
+    assert chosen(stages, ("train",), "")[0] == "train/openclip-seed0"
+    with pytest.raises(ConfigError, match=r"--until = 'trian'.*Stages: list, download"):
+        chosen(stages, (), "trian")
