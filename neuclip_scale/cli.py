@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Controlled experiments: normalizers against the truth, and methods on equal terms.",
     ),
     "compare": ("neuclip_scale.commands.compare", "Can runs be compared? Recipes, data, scores over seeds, cost."),
+    "subset": ("neuclip_scale.commands.subset", "Uids of a pool's samples that pass DataComp's filters, for reshard."),
     "reshard": ("neuclip_scale.commands.reshard", "New shards of chosen samples: copied, verified, resumable."),
     "audit": ("neuclip_scale.commands.audit", "What a download lacks of its list, why, and whether it matters."),
     "reproduce": (

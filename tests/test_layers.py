@@ -53,13 +53,15 @@ LAYERS = {
     "downloading": 1,
     "preflight": 4,
     "reshard": 1,
+    "queries": 1,
+    "subset": 4,
     "studies": 4,
     "reproduce": 5,
     "cli": 5,
     "commands": 5,
     "__main__": 5,
 }
-IN_ONE_MODULE = ("deepspeed", "timm", "open_clip", "duckdb", "triton", "jinja2")
+IN_ONE_MODULE = ("deepspeed", "timm", "open_clip", "duckdb", "triton", "jinja2", "fasttext")
 WITHOUT_TORCH = (
     "config",
     "files",
@@ -73,6 +75,8 @@ WITHOUT_TORCH = (
     "data.shards",
     "reshard",
     "audit",
+    "queries",
+    "subset",
     "downloading",
 )
 

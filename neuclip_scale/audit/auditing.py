@@ -13,7 +13,6 @@ from typing import Any
 
 from neuclip_scale.audit.bias import measure_bias
 from neuclip_scale.audit.content import Fetched, compare_looks, examine
-from neuclip_scale.audit.engines import Engine
 from neuclip_scale.audit.errors import AuditError
 from neuclip_scale.audit.fates import fates
 from neuclip_scale.audit.findings import notes_on
@@ -27,6 +26,7 @@ from neuclip_scale.audit.reading import Progress, ReadDownload, decode_pictures,
 from neuclip_scale.audit.reasons import REASONS
 from neuclip_scale.audit.request import AuditRequest
 from neuclip_scale.audit.trained import TrainedRun
+from neuclip_scale.queries.engines import Engine
 
 
 class Audit:

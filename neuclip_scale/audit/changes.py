@@ -25,7 +25,7 @@ from functools import cache, reduce
 from typing import Any
 
 from neuclip_scale.audit import addresses
-from neuclip_scale.audit.engines import Engine
+from neuclip_scale.queries.engines import Engine
 
 MAX_HASH_DISTANCE = 20
 MAX_COLOUR_DISTANCE = 16

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from neuclip_scale.audit import changes, placeholders
-from neuclip_scale.audit.engines import Engine
 from neuclip_scale.audit.findings import percent
 from neuclip_scale.audit.mass_changes import MassChanges, find_mass_changes
 from neuclip_scale.audit.placeholders import Placeholders
+from neuclip_scale.queries.engines import Engine
 
 
 @dataclass(frozen=True)

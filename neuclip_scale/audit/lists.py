@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from neuclip_scale.audit.engines import Engine, batches
 from neuclip_scale.files import atomic_file
+from neuclip_scale.queries.engines import Engine, batches
 from neuclip_scale.reshard.request import SUBSET_DTYPE
 from neuclip_scale.reshard.uids import parse_uids
 

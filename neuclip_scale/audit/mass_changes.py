@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from neuclip_scale.audit.engines import Engine
+from neuclip_scale.queries.engines import Engine
 
 MIN_CHANGED = 5
 """Changed pictures of a host that is listed."""

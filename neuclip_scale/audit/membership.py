@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from neuclip_scale.audit import addresses
-from neuclip_scale.audit.engines import Engine
 from neuclip_scale.audit.fates import is_there
 from neuclip_scale.audit.inputs import Inputs
 from neuclip_scale.audit.reasons import REASONS
+from neuclip_scale.queries.engines import Engine
 
 CLASSES = {
     "missing": "wanted, and not there",

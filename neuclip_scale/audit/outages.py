@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neuclip_scale.audit.engines import Engine
 from neuclip_scale.audit.reasons import REASONS
+from neuclip_scale.queries.engines import Engine
 
 MIN_SHARE = 0.5
 """An outage fails at least this share of a shard for reasons that pass..."""

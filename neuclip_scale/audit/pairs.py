@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from neuclip_scale.audit.engines import Engine
+from neuclip_scale.queries.engines import Engine
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from neuclip_scale.audit.errors import AuditError
-from neuclip_scale.audit.identity import normal_uid
 from neuclip_scale.audit.looks import Look, look_of
 from neuclip_scale.audit.sample_json import read_record, sayable
 from neuclip_scale.data.decoding import ImageError, decode_image
 from neuclip_scale.data.shards import MemberSpan, ShardError, ShardIndex, index_shard, read_member
 from neuclip_scale.files import atomic_file
+from neuclip_scale.queries.uids import normal_uid
 from neuclip_scale.reshard.errors import ReshardError
 from neuclip_scale.reshard.images import IMAGE_EXTENSIONS
 from neuclip_scale.reshard.sidecar import read_sidecar

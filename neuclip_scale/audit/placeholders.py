@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from neuclip_scale.audit import addresses
-from neuclip_scale.audit.engines import Engine
+from neuclip_scale.queries.engines import Engine
 
 MIN_URLS = 5
 """Fewer urls with one picture are common: a shop's product, a newspaper's photograph."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neuclip_scale.audit.engines import Engine
 from neuclip_scale.audit.statistics import wilson_interval
+from neuclip_scale.queries.engines import Engine
 
 TOP = 200
 """Rows of a table at most; the rest is summed up in one line."""

@@ -11,7 +11,6 @@ from typing import Any
 
 from neuclip_scale.audit import changes
 from neuclip_scale.audit.downloads import Download
-from neuclip_scale.audit.engines import Engine
 from neuclip_scale.audit.errors import AuditError
 from neuclip_scale.audit.fates import Sources
 from neuclip_scale.audit.identity import Identity
@@ -20,6 +19,7 @@ from neuclip_scale.audit.reasons import hosts_reached, with_resolver_failures
 from neuclip_scale.audit.scanning import ScanJob, ScannedShard
 from neuclip_scale.data.manifest import Manifest, ShardEntry
 from neuclip_scale.data.shards import ShardError
+from neuclip_scale.queries.engines import Engine
 from neuclip_scale.reshard.workers import ordered
 
 Progress = Callable[[str, int, int], None]

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from neuclip_scale.audit.engines import EngineOptions
 from neuclip_scale.audit.errors import UsageError
 from neuclip_scale.audit.mattering import Claim
+from neuclip_scale.queries.engines import EngineOptions
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ import numpy as np
 
 from neuclip_scale.audit.addresses import host_of
 from neuclip_scale.audit.downloads import MAX_STATS_BYTES, DownloadedShard, File
-from neuclip_scale.audit.identity import Identity, normal_uid, url_uid
+from neuclip_scale.audit.identity import Identity, url_uid
 from neuclip_scale.audit.reasons import reason_of
 from neuclip_scale.audit.sample_json import Record, read_record, sayable
 from neuclip_scale.data.shards import MAX_MEMBER_BYTES, ShardIndex, index_shard
 from neuclip_scale.data.shards.index import HOLDS_NO_SAMPLE
 from neuclip_scale.files import atomic_file, write_json
+from neuclip_scale.queries.uids import normal_uid
 from neuclip_scale.reshard.images import IMAGE_EXTENSIONS
 
 ATTEMPT_COLUMNS = ("uid", "url", "key", "status", "error_message", "sha256")

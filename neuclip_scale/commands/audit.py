@@ -14,12 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from neuclip_scale.audit.empirical_arms import EmpiricalError
-from neuclip_scale.audit.engines import Engine, EngineOptions
 from neuclip_scale.audit.errors import AuditError, UsageError
 from neuclip_scale.audit.mattering import Assumptions, Claim
 from neuclip_scale.audit.request import AuditRequest, EmpiricalOptions, Thresholds
 from neuclip_scale.comparison.text import printable
 from neuclip_scale.files import write_json, write_text
+from neuclip_scale.queries.engines import Engine, EngineOptions
+from neuclip_scale.queries.errors import QueryError
 from neuclip_scale.reshard.errors import ReshardError
 from neuclip_scale.reshard.workers import available_cores, worker_pool
 
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> int:
     arguments = tyro.cli(AuditArguments, args=argv, prog="neuclip audit")
     try:
         return _run(arguments, _request(arguments))
-    except (AuditError, EmpiricalError, ReshardError) as error:
+    except (AuditError, EmpiricalError, QueryError, ReshardError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(f"error: {error.filename or arguments.output}: {error.strerror or error}. Mend that.", file=sys.stderr)

@@ -21,10 +21,10 @@ from planted_world import Download, PlantedWorld
 from scipy.stats import binomtest
 
 from neuclip_scale.audit import changes, mass_changes, placeholders
-from neuclip_scale.audit.engines import Engine, EngineOptions
 from neuclip_scale.audit.looks import Look, look_of
 from neuclip_scale.audit.pictures import deep_scan
 from neuclip_scale.data.decoding import decode_image
+from neuclip_scale.queries.engines import Engine, EngineOptions
 
 Table = Callable[..., Any]
 TIER_OF = {

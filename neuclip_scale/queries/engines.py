@@ -1,4 +1,4 @@
-"""Where the audit's queries run: DuckDB inside this process, or Spark. Both read and write parquet files.
+"""Where queries run: DuckDB inside this process, or Spark. Both read and write parquet files.
 
 The queries themselves are written once, with Ibis.
 """
@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from neuclip_scale.audit.errors import AuditError, UsageError
 from neuclip_scale.files import atomic_file
+from neuclip_scale.queries.errors import QueryError, UsageError
 
 _EXTRAS = {"duckdb": "audit", "spark": "spark"}
 _ROWS_AT_ONCE = 1 << 17
@@ -53,7 +53,7 @@ class Engine:
     def __init__(self, options: EngineOptions, folder: Path) -> None:
         """Connect; what does not fit in memory goes to a folder of its own in `folder`, removed at the end.
 
-        Raises `AuditError`, `UsageError`.
+        Raises `QueryError`, `UsageError`.
         """
         options.check()
         self.name = options.engine
@@ -64,8 +64,8 @@ class Engine:
             self._backend: Any = _duckdb(options, scratch) if options.engine == "duckdb" else _spark(options, scratch)
         except ImportError as error:
             extra = _EXTRAS[options.engine]
-            raise AuditError(
-                f"neuclip audit needs the extra `{extra}`: pip install 'neuclip-scale[{extra}]' ({error})"
+            raise QueryError(
+                f"this needs the extra `{extra}`: pip install 'neuclip-scale[{extra}]' ({error})"
             ) from error
         self._scratch = scratch
         self._num_views = 0
@@ -85,7 +85,7 @@ class Engine:
                 # A folder named key=value is no column of the files in it.
                 return self._backend.read_parquet(paths, hive_partitioning=False)
         self._num_views += 1
-        name = f"audit_{self._num_views}"
+        name = f"neuclip_{self._num_views}"
         # Ibis hands a list over as one path.
         self._backend._session.read.parquet(*map(_literally, paths)).createOrReplaceTempView(name)
         return self._backend.table(name)
@@ -106,8 +106,8 @@ class Engine:
                 raise
             first = str(error).strip().split("\n")[0][:300]
             if "Out of Memory" in first:
-                raise AuditError(f"--memory-limit: {first}. Give more.") from error
-            raise AuditError(f"{self.name}: {first}. Check the columns of the list, or report this.") from error
+                raise QueryError(f"--memory-limit: {first}. Give more.") from error
+            raise QueryError(f"{self.name}: {first}. Check the columns, or report this.") from error
 
     def save(self, query: Any, path: Path) -> int:
         """Write a result of any size as one parquet file, atomically; returns its number of rows."""
@@ -193,7 +193,7 @@ def _spark(options: EngineOptions, scratch: Path) -> Any:
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     builder = (
         SparkSession.builder.master(options.master)
-        .appName("neuclip audit")
+        .appName("neuclip")
         .config("spark.ui.enabled", "false")
         .config("spark.sql.session.timeZone", "UTC")
         .config("spark.driver.memory", options.memory_limit.upper().removesuffix("B").replace(" ", ""))
