@@ -43,7 +43,7 @@ class ReproduceArguments:
     seeds: tuple[int, ...] | None = None
     """Instead of the experiment's."""
     filter: str | None = None
-    """Instead of the experiment's filter: none, or a name of `neuclip subset`."""
+    """Instead of the experiment's filter: a name of `neuclip subset`, as no_filter."""
     filter_options: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="ARGUMENT")] = None
     """Further arguments of `neuclip subset`, as --filter-options=--fraction --filter-options=0.3"""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE"), tyro.conf.UseAppendAction] = ()

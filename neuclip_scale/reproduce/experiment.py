@@ -76,7 +76,7 @@ class Experiment:
     recipe: str
     list: ListSource
     download: DownloadSettings = field(default_factory=DownloadSettings)
-    filter: str = "none"
+    filter: str = "no_filter"
     """`neuclip subset`'s name of the filter that is applied unless --filter says otherwise."""
     filter_options: tuple[str, ...] = ()
     """Its further arguments."""

