@@ -20,6 +20,7 @@ from typing import Any
 
 SIZE, WIDTH, HEIGHT = 224, 512, 384
 PEER, BOUND = "open_clip", "bound: turbo decode"
+PEER_HUGE = "open_clip, huge pages"
 OURS_FOR_GPU = "ours, floats made on the GPU"
 SEED = 0
 
@@ -39,8 +40,8 @@ class Loader:
     repeats: int = 5
     """Rounds through the contenders; medians count, of ratios those within a round."""
     contenders: tuple[str, ...] = (
-        PEER, "ours", OURS_FOR_GPU, "ours, decoder=pillow", "ours, decoder=reference", "bound: Pillow decode", BOUND,
-        "bound: turbo decode at 1/2",
+        PEER, PEER_HUGE, "ours", OURS_FOR_GPU, "ours, decoder=pillow", "ours, decoder=reference",
+        "bound: Pillow decode", BOUND, "bound: turbo decode at 1/2",
     )  # fmt: skip
     """What to measure, by turns, each in a process of its own."""
     json: str = ""
@@ -83,6 +84,10 @@ def write_shards(folder: Path, num_pictures: int) -> float:
 
 def child(options: Loader, contender: str, folder: Path) -> None:
     """Measure one contender in this process and print a JSON line."""
+    from neuclip_scale.commands.train import use_huge_pages
+
+    if contender.startswith("ours") or contender == PEER_HUGE:
+        use_huge_pages()  # as `neuclip train` does
     import torch
 
     torch.set_num_threads(1)
@@ -96,7 +101,7 @@ def child(options: Loader, contender: str, folder: Path) -> None:
 
 def _contender(options: Loader, contender: str, folder: Path) -> Iterator[int]:
     """Numbers of pictures that were made ready, batch by batch, for ever."""
-    if contender == PEER:
+    if contender in (PEER, PEER_HUGE):
         return _open_clip(options, folder)
     if contender.startswith("ours"):
         return _ours(options, folder, contender.partition("decoder=")[2] or "auto", contender == OURS_FOR_GPU)
