@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,10 +84,20 @@ def main(argv: list[str]) -> int:
     if arguments.dry_run:
         _print_plan(request, runner, names, arguments.gpu)
         return 0
+    signal.signal(signal.SIGTERM, _end)
     runner.run(names, request.experiment.jobs)
     if "report" in names:
         _tell_report(request, arguments.json)
     return 0
+
+
+def _end(number: int, _: object) -> None:
+    """End what runs: trainings save what they have."""
+    import psutil
+
+    for child in psutil.Process().children():
+        child.terminate()
+    raise SystemExit(128 + number)
 
 
 def _request(arguments: ReproduceArguments) -> Request:

@@ -49,20 +49,25 @@ class Runner:
         return {} if missing else found
 
     def run(self, names: Sequence[str], jobs: int) -> None:
-        """Do what is not done of `names`; runs of one kind side by side, `jobs` at a time.
+        """Do what is not done of `names`; trainings side by side, `jobs` at a time.
 
-        Raises `ReproduceError` at the first stage that fails, or with all trainings that did.
+        A training or an evaluation that fails stops no other, nor the report; `ReproduceError` is raised at the end
+        with all that failed, and at once where another stage does.
         """
-        chosen = [self.stages[name] for name in names]
-        for kind, group in groupby(chosen, key=lambda stage: stage.kind):
-            if kind == "train" and jobs > 1:
+        failed: list[str] = []
+        for kind, group in groupby([self.stages[name] for name in names], key=lambda stage: stage.kind):
+            if kind == "train":
                 with ThreadPoolExecutor(jobs) as pool:
-                    failed = [text for text in pool.map(lambda stage: self._try(stage, jobs), group) if text]
-                if failed:
-                    raise ReproduceError("; ".join(failed))
-                continue
-            for stage in group:
-                self._one(stage, 1)
+                    failed += filter(None, pool.map(lambda stage: self._try(stage, jobs), group))
+            elif kind == "evaluate":
+                # What was not trained has been told.
+                possible = [stage for stage in group if not failed or self.is_done(self.stages[stage.after[0]])]
+                failed += filter(None, [self._try(stage, 1) for stage in possible])
+            else:
+                for stage in group:
+                    self._one(stage, 1)
+        if failed:
+            raise ReproduceError("; ".join(failed))
 
     def _try(self, stage: Stage, at_a_time: int) -> str:
         """What went wrong with a stage beside which others run to their end."""

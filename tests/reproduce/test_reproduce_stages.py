@@ -101,12 +101,16 @@ def test_trainings_run_side_by_side_and_one_that_fails_stops_no_other(world: Wor
         world.stage("train/a", kind="train", code=wait("a", "b")),
         world.stage("train/b", kind="train", code=wait("b", "a") + "\nraise SystemExit('b broke')"),
         world.stage("train/c", kind="train"),
+        *(world.stage(f"evaluate/{name}", f"train/{name}", kind="evaluate") for name in "abc"),
+        world.stage("report", kind="report"),
     ]
     began = time.monotonic()
     with pytest.raises(ReproduceError, match="train/b: exit status 1, last line: b broke"):
         world.run(*stages, jobs=2)
     assert time.monotonic() - began < 25
-    assert sorted(world.done.read_text().split()) == ["train/a", "train/c"]
+    *trained, first, second, last = world.done.read_text().split()
+    assert sorted(trained) == ["train/a", "train/c"]
+    assert [first, second, last] == ["evaluate/a", "evaluate/c", "report"]
 
 
 def test_what_a_job_of_a_cluster_has_done_is_taken_over(world: World) -> None:

@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from reproduce_helpers import NUM_PAIRS, RUNS, STAGES, arguments, make_demo_data, report, start
@@ -20,20 +21,31 @@ from neuclip_scale.run_folder import read_object
 REASONS = {"not found": "not_found", "gone": "not_found", "broken": "server_error", "page": "not_decoded"}
 
 
+def processes_of(output: Path) -> list[str]:
+    """Command lines that name the folder."""
+    lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    return [line for line in lines if str(output) in line]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reproduction that was killed twice, once while it downloaded and once while it trained, and then finished."""
+    """A reproduction that was killed while it downloaded, ended while it trained, and then finished."""
     folder = tmp_path_factory.mktemp("reproduce")
     demo_data, output = make_demo_data(folder / "demo"), folder / "out"
-    for moment in ("download: begins", f"train/{RUNS[1]}: begins"):
+    moments = {"download: begins": os.killpg, f"train/{RUNS[1]}: begins": os.kill}
+    for moment, end in moments.items():
         running = start(*arguments(demo_data, output), start_new_session=True)
         assert running.stdout is not None
         for line in running.stdout:
             if moment in line:
                 break
         time.sleep(2)
-        os.killpg(running.pid, signal.SIGKILL)
-        running.wait()
+        end(running.pid, signal.SIGKILL if end is os.killpg else signal.SIGTERM)
+        running.wait(120)
+        deadline = time.monotonic() + 30
+        while left := processes_of(output):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
     done = start(*arguments(demo_data, output))
     said = done.communicate(timeout=400)[0]
     assert done.returncode == 0, said
