@@ -67,8 +67,8 @@ class Objective(nn.Module, ABC):
     ) -> ObjectiveOutput:
         """One step (collective): update the normalizers in training mode, return loss and gradients.
 
-        `pairs` of any floating dtype (halves are computed with in fp32), `logit_scale` [1] = 1/tau, `world_index` [B] dense sample indices of all ranks' pairs,
-        `logit_bias` [1] for objectives that have one.
+        `pairs` of any floating dtype (sums of halves are fp32), `logit_scale` [1] = 1/tau in fp32 or fp64,
+        `world_index` [B] dense sample indices of all ranks' pairs, `logit_bias` [1] for objectives that have one.
         """
         if pairs.global_size < 2:
             raise ValueError(f"batch of {pairs.global_size} pair: a contrastive loss needs at least 2 pairs in all.")

@@ -82,7 +82,7 @@ def launch(
 def fixed_block(item_size: int) -> dict[str, int]:
     """The block sizes that are taken where nothing is tuned."""
     if INTERPRETED:
-        return {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 16}
+        return {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 32}
     return {**UNTUNED.sizes(item_size), "num_warps": UNTUNED.num_warps, "num_stages": UNTUNED.num_stages}
 
 

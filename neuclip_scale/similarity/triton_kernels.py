@@ -88,8 +88,8 @@ def sums_kernel(
     """Log-sum-exps of scale * left @ right.T over each block's columns, and with COLUMNS over its rows.
 
     row_parts [slots of columns, num_rows], column_parts [slots of rows, num_columns]. INDIVIDUAL: `scale` [num_rows],
-    and mean_parts, laid out like row_parts, gets the mean logit under each block's softmax. EXCLUDE: without the entries
-    (r, r + diagonal).
+    and mean_parts, laid out like row_parts, gets the mean logit under each block's softmax. EXCLUDE leaves out the
+    entries (r, r + diagonal).
     """
     block_m, block_n = _place(num_rows, num_columns, BLOCK_M, BLOCK_N, GROUP)
     rows = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -109,7 +109,7 @@ def sums_kernel(
     sums, terms, total = _logsumexp2(tile, 1)
     _store_parts(row_parts, sums * LN2, -float("inf"), block_n, rows, num_rows, BLOCK_N, SLOT)
     if INDIVIDUAL:
-        weighted = tl.sum(tl.where(counted, terms * tile, 0.0), 1) / tl.where(total == 0.0, 1.0, total)
+        weighted = tl.sum(terms * tl.where(counted, tile, 0.0), 1) / tl.where(total == 0.0, 1.0, total)
         _store_parts(mean_parts, weighted * LN2, 0.0, block_n, rows, num_rows, BLOCK_N, SLOT)
     if COLUMNS:
         sums, _, _ = _logsumexp2(tile, 0)
@@ -211,7 +211,8 @@ def product_kernel(
     features_at = features + inner[:, None] * features_stride + (columns % d)[None, :]
     there = (rows < num_rows)[:, None] & (columns < d)[None, :]
     at = out + split * split_stride + rows[:, None] * out_stride + columns[None, :]
-    if ADD:  # noqa: SIM108; here rather than at the end, where the accumulator leaves no registers for it
+    # Added to here rather than at the end, where the accumulator leaves no registers for it.
+    if ADD:  # noqa: SIM108
         total = tl.load(at, mask=there, other=0.0)
     else:
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
