@@ -173,8 +173,15 @@ class _Apply(torch.autograd.Function):
         ]
         if logit_bias is not None and output.logit_bias_gradient is not None:
             gradients.append((logit_bias, output.logit_bias_gradient))
-        ctx.save_for_backward(*(value.mul_(world).to(of.dtype).reshape(of.shape) for of, value in gradients))
-        return distributed.all_reduce_sum(output.loss.clone())
+        value = output.loss.clone()
+        del output
+        saved = []
+        while gradients:  # each is let go once it is converted: fp32 gradients of halves are the peak of memory
+            of, gradient = gradients.pop(0)
+            saved.append(gradient.mul_(world).to(of.dtype).reshape(of.shape))
+            del gradient
+        ctx.save_for_backward(*saved)
+        return distributed.all_reduce_sum(value)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

@@ -50,7 +50,7 @@ def chunks(num_left: int, num_right: int, *, offset: int, height: int, width: in
             yield Chunk(rows, columns, diagonal if -num_rows < diagonal < num_columns else num_columns)
 
 
-def num_splits(num_tiles: int, depth: int, least_depth: int, *, wanted: int = 256, most: int = 16) -> int:
+def num_splits(num_tiles: int, depth: int, least_depth: int, *, wanted: int = 128, most: int = 16) -> int:
     """Programs among which the sum behind each output tile is divided, so that about `wanted` run at once.
 
     A rank with few rows has few output tiles, yet long sums. Depends on sizes alone, so the order of a sum does too.

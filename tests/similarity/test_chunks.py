@@ -73,7 +73,8 @@ def test_a_chunk_of_weights_fits_its_memory(rows: int, item_size: int) -> None:
 
 
 def test_narrow_outputs_divide_their_sums() -> None:
-    assert num_splits(num_tiles=128, depth=8192, least_depth=1024) == 2
+    assert num_splits(num_tiles=128, depth=8192, least_depth=1024) == 1
+    assert num_splits(num_tiles=32, depth=8192, least_depth=1024) == 4
     assert num_splits(num_tiles=4, depth=65536, least_depth=1024) == 16
     assert num_splits(num_tiles=4, depth=3000, least_depth=1024) == 2
     assert num_splits(num_tiles=4, depth=100, least_depth=1024) == 1
