@@ -19,7 +19,7 @@ SLOT = 16 if INTERPRETED else 64
 """Smallest edge of a block; see `_store_parts`."""
 LARGEST = 256
 """Largest edge of a block."""
-EVEN_BLOCK = 128
+EVEN_BLOCK = 32 if INTERPRETED else 128
 """A depth of which this is a divisor needs no masks, whatever the block."""
 TUNED_FROM = 2048
 """Edge of a chunk from which blocks are tuned; below, no choice matters much, and sizes vary from chunk to chunk."""
@@ -43,14 +43,8 @@ class Blocks(NamedTuple):
 UNTUNED = Blocks(128, 128, 64, 8, 3)
 """Uses half of a Hopper multiprocessor's registers and memory for most kernels, so that one program's exponentials run
 beside another's products."""
-CANDIDATES = (
-    UNTUNED,
-    UNTUNED._replace(max_registers=128),
-    Blocks(64, 128, 64, 4, 4),
-    Blocks(128, 256, 64, 8, 3),
-    Blocks(256, 128, 64, 8, 3),
-    Blocks(128, 256, 64, 8, 4),
-)
+_NARROW = (UNTUNED, UNTUNED._replace(max_registers=128), Blocks(64, 128, 64, 4, 4))
+_WIDE = (Blocks(128, 256, 64, 8, 3), Blocks(256, 128, 64, 8, 3), Blocks(128, 256, 64, 8, 4))
 _TUNED_BY = {
     "sums_kernel": ("d", "EXCLUDE", "COLUMNS", "INDIVIDUAL", "PRECISION"),
     "exponentials_kernel": ("d", "INDIVIDUAL", "PRECISION"),
@@ -64,11 +58,11 @@ def launch(
 ) -> None:
     """Run a kernel on blocks over `size` (rows, columns, splits), for operands of `item_size` bytes.
 
-    `smallest_edge` of the chunk decides whether blocks are tuned; never where torch is asked to be deterministic.
+    `smallest_edge` of the chunk decides whether blocks are tuned.
     """
     kernel: Any = getattr(kernels, name)
     flags |= {"UPCAST": INTERPRETED, "GROUP": 8}
-    if not INTERPRETED and smallest_edge >= TUNED_FROM and not torch.are_deterministic_algorithms_enabled():
+    if tunes(smallest_edge):
         kernel = tuned(name, item_size)
     else:
         flags |= fixed_block(item_size)
@@ -77,6 +71,16 @@ def launch(
         return -(-size[0] // meta["BLOCK_M"]) * -(-size[1] // meta["BLOCK_N"]), size[2]
 
     kernel[grid](*tensors_and_sizes, **flags)
+
+
+def tunes(smallest_edge: int) -> bool:
+    """Whether blocks are measured for such a chunk; else those of `fixed_block` are taken."""
+    return not INTERPRETED and smallest_edge >= TUNED_FROM and not torch.are_deterministic_algorithms_enabled()
+
+
+def candidates(name: str, item_size: int) -> tuple[Blocks, ...]:
+    """What is measured: wide blocks only where their accumulators leave registers for the rest."""
+    return _NARROW if item_size == 4 or name == "sigmoids_kernel" else _NARROW + _WIDE
 
 
 def fixed_block(item_size: int) -> dict[str, int]:
@@ -97,7 +101,7 @@ def tuned(name: str, item_size: int) -> Any:
         triton.Config(
             each.sizes(item_size), num_warps=each.num_warps, num_stages=each.num_stages, maxnreg=each.max_registers
         )
-        for each in CANDIDATES
+        for each in candidates(name, item_size)
     ]
     options: dict[str, Any] = {"restore_value": ["out"]} if name == "product_kernel" else {}
     autotune: Callable[..., Any] = triton.autotune

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton_problems import DEVICE, DTYPES, HALVES, SMALL, assert_close, exact, make_pairs, ramp, scalar
 
-from neuclip_scale.similarity import PairFeatures, reference, sigmoid, tiled, triton_sweeps
+from neuclip_scale.similarity import PairFeatures, reference, sigmoid, tiled, triton_chunks, triton_sweeps
 from neuclip_scale.similarity.chunks import ChunkLimits
-from neuclip_scale.similarity.triton_chunks import Operands, chunk_sums
+from neuclip_scale.similarity.triton_chunks import Operands, chunk_sigmoids, chunk_sums
 
 # Whole and as one rank's rows, ragged for every block; d a multiple of the blocks and not.
 PROBLEMS = [(41, slice(0, 41), 32), (37, slice(11, 30), 24), (43, slice(40, 43), 19)]
@@ -162,6 +162,34 @@ def test_rows_that_are_not_contiguous() -> None:
     expected = reference.pair_logsumexp(exact(pairs), scale.double().cpu(), exclude_diagonal=True)
     rows = triton_sweeps.pair_logsumexp(pairs, scale, exclude_diagonal=True, limits=SMALL)
     assert_close(rows, expected, torch.float32, "sums")
+
+
+@pytest.mark.parametrize("world", [64, 77])
+def test_long_sums_of_few_rows_are_divided(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a rank with a small part of a large batch."""
+    divided = []
+    original = triton_chunks.num_splits
+    monkeypatch.setattr(triton_chunks, "num_splits", lambda *args: divided.append(original(*args)) or divided[-1])
+    pairs, scale = make_pairs(world, slice(20, 32), 16), scalar(10.0)
+    shifts = ramp(8, 11, world), ramp(11, 9, world)
+    limits = ChunkLimits(height=12, weight_bytes=12 * 128 * 4, split_depth=16)
+    gradients = triton_sweeps.pair_gradients(pairs, scale, *shifts, exclude_diagonal=True, limits=limits)
+    expected = reference.pair_gradients(
+        exact(pairs), scale.double().cpu(), *(s.double().cpu() for s in shifts), exclude_diagonal=True
+    )
+    assert_close(gradients, expected, torch.float32, "gradients")
+    assert divided == [4, 4]
+
+
+def test_losses_of_sure_negatives_keep_their_digits() -> None:
+    """softplus(-20) is 2e-9: 1 + 2e-9 is 1 in fp32."""
+    pairs = make_pairs(20, slice(0, 20), 16)
+    weights = torch.empty(20, 20, device=DEVICE)
+    operands = Operands(pairs.image, pairs.text, "tf32x3")
+    loss, weight = chunk_sigmoids(operands, weights, scalar(4.0), scalar(-20.0), 20)
+    z = 4 * exact(pairs).image @ exact(pairs).text.T - 20
+    torch.testing.assert_close(loss.double().cpu(), F.softplus(z).sum(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(weight.double().cpu(), z.sigmoid().sum(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
