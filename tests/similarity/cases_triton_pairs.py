@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,8 +13,17 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton_problems import DEVICE, DTYPES, HALVES, SMALL, assert_close, exact, make_pairs, ramp, scalar
 
-from neuclip_scale.similarity import PairFeatures, reference, sigmoid, tiled, triton_chunks, triton_sweeps
+from neuclip_scale.similarity import (
+    PairFeatures,
+    reference,
+    sigmoid,
+    tiled,
+    triton_blocks,
+    triton_chunks,
+    triton_sweeps,
+)
 from neuclip_scale.similarity.chunks import ChunkLimits
+from neuclip_scale.similarity.triton_blocks import Blocks
 from neuclip_scale.similarity.triton_chunks import Operands, chunk_sigmoids, chunk_sums
 
 # Whole and as one rank's rows, ragged for every block; d a multiple of the blocks and not.
@@ -179,6 +191,64 @@ def test_long_sums_of_few_rows_are_divided(world: int, monkeypatch: pytest.Monke
     )
     assert_close(gradients, expected, torch.float32, "gradients")
     assert divided == [4, 4]
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="a GPU tunes real blocks: test_tuned_blocks_on_a_gpu")
+@pytest.mark.parametrize("winner", [0, 1, 2])
+def test_measuring_blocks_leaves_no_trace(winner: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's own tuner runs every candidate on the real tensors before the one that counts."""
+    blocks = [Blocks(16, 64, 32, 4, 1), Blocks(64, 16, 16, 4, 1), Blocks(32, 32, 32, 4, 1)]
+    measured = []
+
+    def measure(run: Callable[[], None], quantiles: tuple[float, ...]) -> list[float]:
+        run()
+        measured.append(len(measured) % 3)
+        return [float(measured[-1] != winner)] * 3
+
+    monkeypatch.setattr(triton_blocks, "tunes", lambda smallest_edge: True)
+    monkeypatch.setattr(triton_blocks, "candidates", lambda name, item_size: blocks)
+    monkeypatch.setattr(triton_blocks.triton, "autotune", partial(triton_blocks.triton.autotune, do_bench=measure))
+    triton_blocks.tuned.cache_clear()
+    try:
+        pairs, scale = make_pairs(37, slice(0, 37), 20, torch.bfloat16), scalar(20.0)
+        rows = triton_sweeps.pair_logsumexp(pairs, scale, exclude_diagonal=True, limits=SMALL)
+        sides = triton_sweeps.pair_row_sums(pairs, scale.expand(37, 2).contiguous(), limits=SMALL)
+        gradients = triton_sweeps.pair_gradients(pairs, scale, *rows, exclude_diagonal=True, limits=SMALL)
+        sums = triton_sweeps.pair_sigmoids(pairs, scale, -scale, limits=SMALL)
+    finally:
+        triton_blocks.tuned.cache_clear()
+    wide, wide_scale = exact(pairs), scale.double().cpu()
+    assert_close(rows, reference.pair_logsumexp(wide, wide_scale, exclude_diagonal=True), torch.bfloat16, "sums")
+    for side, expected in zip(sides, tiled.pair_row_sums(wide, wide_scale.expand(37, 2))):
+        assert_close(tuple(side), tuple(expected), torch.bfloat16, "sums")
+    expected = reference.pair_gradients(
+        wide, wide_scale, *(side.double().cpu() for side in rows), exclude_diagonal=True
+    )
+    assert_close(gradients, expected, torch.bfloat16, "gradients")
+    exact_sums = sigmoid.pair_sigmoids(wide, wide_scale, -wide_scale)
+    torch.testing.assert_close(sums.loss.double().cpu(), exact_sums.loss, rtol=1e-5, atol=0)
+    assert_close(tuple(sums[2:]), tuple(exact_sums[2:]), torch.bfloat16, "gradients")
+    assert len(measured) >= 3 * 5  # both forms of sums, exponentials, sigmoids, products
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="blocks are measured on a GPU only")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tuned_blocks_on_a_gpu(dtype: torch.dtype) -> None:
+    world = 2 * triton_blocks.TUNED_FROM + 40
+    pairs, scale = make_pairs(world, slice(0, world), 128, dtype), scalar(20.0)
+    wide, wide_scale = pairs.to(torch.float64), scale.double()
+    rows = triton_sweeps.pair_logsumexp(pairs, scale, exclude_diagonal=True)
+    expected = tiled.pair_logsumexp(wide, wide_scale, exclude_diagonal=True)
+    assert_close(rows, expected, dtype, "sums")
+    gradients = triton_sweeps.pair_gradients(pairs, scale, *rows, exclude_diagonal=True)
+    expected = tiled.pair_gradients(wide, wide_scale, *(side.double() for side in rows), exclude_diagonal=True)
+    assert_close(gradients, expected, dtype, "gradients")
+    assert_close(
+        tuple(triton_sweeps.pair_sigmoids(pairs, scale, -scale)[2:]),
+        tuple(sigmoid.pair_sigmoids(wide, wide_scale, -wide_scale)[2:]),
+        dtype,
+        "gradients",
+    )
 
 
 def test_losses_of_sure_negatives_keep_their_digits() -> None:
