@@ -109,8 +109,8 @@ class ContrastiveLoss(nn.Module):
 
         `image_features`, `text_features` [b, d] L2-normalised, the same b on every rank; `logit_scale` = 1/tau, one
         element; `sample_index` [b] int64, dense index in the data set; `logit_bias`, one element, is siglip's alone.
-        With `output_dict` returns {"contrastive_loss": loss}, as open_clip's losses do. Computes in fp32, or in fp64
-        for fp64 features.
+        With `output_dict` returns {"contrastive_loss": loss}, as open_clip's losses do. Sums in fp32, or in fp64
+        for fp64 features; gradients have the features' dtype.
         """
         loss = cast(Tensor, _Apply.apply(image_features, text_features, logit_scale, logit_bias, self, sample_index))
         return {"contrastive_loss": loss} if output_dict else loss
@@ -135,7 +135,9 @@ class ContrastiveLoss(nn.Module):
     ) -> ObjectiveOutput:
         """Gather, then run the objective on the global batch (collective)."""
         dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
-        image, text = image.detach().to(dtype), text.detach().to(dtype)
+        # Halves stay as they are, also on the wire: their products are exact in fp32, in which they are summed.
+        kept = image.dtype if image.dtype == text.dtype and image.dtype.itemsize == 2 else dtype
+        image, text = image.detach().to(kept), text.detach().to(kept)
         if dtype == torch.float64:
             self.double()
         gather = distributed.all_gather_rows
@@ -171,8 +173,15 @@ class _Apply(torch.autograd.Function):
         ]
         if logit_bias is not None and output.logit_bias_gradient is not None:
             gradients.append((logit_bias, output.logit_bias_gradient))
-        ctx.save_for_backward(*((value * world).to(of.dtype).reshape(of.shape) for of, value in gradients))
-        return distributed.all_reduce_sum(output.loss.clone())
+        value = output.loss.clone()
+        del output
+        saved = []
+        while gradients:  # each is let go once it is converted: fp32 gradients of halves are the peak of memory
+            of, gradient = gradients.pop(0)
+            saved.append(gradient.mul_(world).to(of.dtype).reshape(of.shape))
+            del gradient
+        ctx.save_for_backward(*saved)
+        return distributed.all_reduce_sum(value)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

@@ -61,7 +61,9 @@ LAYERS = {
     "commands": 5,
     "__main__": 5,
 }
-IN_ONE_MODULE = ("deepspeed", "timm", "open_clip", "duckdb", "triton", "jinja2", "fasttext")
+IN_ONE_MODULE = ("deepspeed", "timm", "open_clip", "duckdb", "jinja2", "fasttext")
+TRITON_MODULES = "similarity.triton_"
+"""These import Triton when they are imported themselves, which others do inside functions."""
 WITHOUT_TORCH = (
     "config",
     "files",
@@ -187,6 +189,15 @@ def test_heavy_libraries_are_imported_lazily_in_one_place(library: str) -> None:
     found = [each for each in imports() if each.name.split(".")[0] == library]
     assert len({each.module for each in found}) <= 1, "\n".join(map(where, found))
     assert not [where(each) for each in found if each.at_top]
+
+
+def test_triton_is_imported_where_it_runs_only() -> None:
+    assert any(found.name.split(".")[0] == "triton" for found in imports())
+    for found in imports():
+        if found.module.startswith(TRITON_MODULES):
+            continue
+        assert found.name.split(".")[0] != "triton", where(found)
+        assert not ((below(found.name) or "").startswith(TRITON_MODULES) and found.at_top), where(found)
 
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)

@@ -63,7 +63,7 @@ class EmbeddingQueue(nn.Module):
 
         `scale` is 1/tau, one element. Both sides leave out the same entries. One all-gather of [B, 3 H].
         """
-        positives = (pairs.world_image * pairs.world_text).sum(-1)
+        positives = pairs.world_positives()
         weights = self._weights(horizons.to(positives))
         image = self._sweep(pairs.world_image, self.text, positives, scale, world_index, weights, tile_size)
         text = self._sweep(pairs.world_text, self.image, positives, scale, world_index, weights, tile_size)

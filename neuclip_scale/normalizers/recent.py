@@ -31,7 +31,8 @@ class RecentPairs(nn.Module):
         newest = slice(-min(self.capacity, image.shape[0]), None)
         count = index[newest].shape[0]
         slots = (self.pushed + torch.arange(count, device=self.index.device)) % self.capacity
-        self.image[slots], self.text[slots], self.index[slots] = image[newest], text[newest], index[newest]
+        self.image[slots], self.text[slots] = image[newest].to(self.image), text[newest].to(self.text)
+        self.index[slots] = index[newest]
         self.pushed += count
 
     def __len__(self) -> int:

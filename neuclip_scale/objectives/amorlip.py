@@ -17,6 +17,7 @@ from neuclip_scale.similarity import (
     pair_gradients,
     pair_gradients_flops,
     pair_logsumexp_flops,
+    row_products,
 )
 
 
@@ -72,18 +73,21 @@ class AmorLIP(Objective):
             image_gradient=image,
             text_gradient=text,
             # c is a constant: only s/tau and rho tau depend on k = 1/tau.
-            logit_scale_gradient=((image * pairs.image).sum() / scale - rho * share / scale.square()).reshape(1),
+            logit_scale_gradient=(
+                row_products(image, pairs.image).sum() / scale - rho * share / scale.square()
+            ).reshape(1),
             metrics=metrics | {"normalizer/mean": rows.mean(), "normalizer/batch_mean": batch_rows.mean()},
             normalizers=Normalizers(rows=rows, estimates=rows, batch_rows=batch_rows),
         )
 
     def _log_lambda(self, pairs: PairFeatures, log_sums: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """log lambda of this rank's anchors [b, 2]; in training the networks learn it (collective)."""
+        image, text = pairs.image.to(log_sums.dtype), pairs.text.to(log_sums.dtype)
         if not self.training:
-            return self.networks.blend(pairs.image, pairs.text, log_sums), {}
+            return self.networks.blend(image, text, log_sums), {}
         self.networks.begin(self.samples_seen // self.dataset_size)
-        log_lambda = self.networks.blend(pairs.image, pairs.text, log_sums)
-        error = self.networks.fit(pairs.image, pairs.text, log_lambda)
+        log_lambda = self.networks.blend(image, text, log_sums)
+        error = self.networks.fit(image, text, log_lambda)
         if self.num_steps % self.section.ema_every == 0:
             self.networks.update_average()
         return log_lambda, {"normalizer/network_error": error}

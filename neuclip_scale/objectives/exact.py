@@ -57,8 +57,8 @@ class Exact(MarginObjective):
         places = features.positions(pairs.local_rows(world_index))
         rows = torch.stack(
             exact_log_normalizers(
-                pairs.image, pairs.text, places, features.image, features.text, 1 / scale,
-                eps=self.eps, tile_size=self.tile_size, dtype=pairs.image.dtype,
+                pairs.image.to(scale.dtype), pairs.text.to(scale.dtype), places, features.image, features.text,
+                1 / scale, eps=self.eps, tile_size=self.tile_size, dtype=scale.dtype,
             ),
             1,
         )  # fmt: skip

@@ -47,7 +47,8 @@ class NeuCLIP(MarginObjective):
         index = pairs.local_rows(world_index) if self.section.exclude_own else None
         positives, temperature = pairs.positives(), 1 / scale
         rows = torch.empty_like(batch_rows)
-        for side, (npn, anchors) in enumerate(((self.image_npn, pairs.image), (self.text_npn, pairs.text))):
+        for side, (npn, features) in enumerate(((self.image_npn, pairs.image), (self.text_npn, pairs.text))):
+            anchors = features.to(scale.dtype)
             if self.training:
                 npn.update(
                     anchors,

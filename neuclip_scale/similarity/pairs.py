@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,10 @@ class BatchShape:
 
 @dataclass(frozen=True)
 class PairFeatures:
-    """L2-normalised embeddings of this rank's pairs and of all ranks' pairs, none of them with a graph."""
+    """L2-normalised embeddings of this rank's pairs and of all ranks' pairs, none of them with a graph.
+
+    All of one dtype: fp32 or fp64, or bf16 or fp16, for which sums over d are fp32 all the same.
+    """
 
     image: Tensor  # [b, d]
     text: Tensor  # [b, d]
@@ -65,9 +71,35 @@ class PairFeatures:
         return self.local_size == self.global_size
 
     def positives(self) -> Tensor:
-        """s_ii of this rank's pairs -> [b]."""
-        return (self.image * self.text).sum(-1)
+        """s_ii of this rank's pairs -> [b], at least fp32."""
+        return row_products(self.image, self.text)
+
+    def world_positives(self) -> Tensor:
+        """s_ii of all ranks' pairs -> [B], at least fp32."""
+        return row_products(self.world_image, self.world_text)
+
+    def to(self, dtype: torch.dtype) -> PairFeatures:
+        """The same in another dtype; itself where it has it."""
+        if self.image.dtype == dtype:
+            return self
+        image, text = self.world_image.to(dtype), self.world_text.to(dtype)
+        if self.image is self.world_image and self.text is self.world_text:
+            return PairFeatures(image, text, image, text, self.offset)
+        return PairFeatures(self.image.to(dtype), self.text.to(dtype), image, text, self.offset)
+
+    def full_precision(self) -> PairFeatures:
+        """In fp32, unless they are in fp32 or fp64: what networks and torch's products take."""
+        return self.to(torch.float32) if self.image.dtype in _HALVES else self
 
     def local_rows(self, world_rows: Tensor) -> Tensor:
         """This rank's part of a [B, ...] tensor -> [b, ...]."""
         return world_rows[self.offset : self.offset + self.local_size]
+
+
+def row_products(left: Tensor, right: Tensor) -> Tensor:
+    """Sum over d of left * right, [n, d] each -> [n], at least fp32."""
+    if left.dtype not in _HALVES and right.dtype not in _HALVES:
+        return (left * right).sum(-1)
+    # Part by part: fp32 copies of all rows would double the memory of the features.
+    parts = zip(left.split(8192), right.split(8192), strict=True)
+    return torch.cat([(a.float() * b.float()).sum(-1) for a, b in parts])

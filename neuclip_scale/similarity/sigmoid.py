@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
-from neuclip_scale.sections import section
 from neuclip_scale.similarity.pairs import BatchShape, PairFeatures
 from neuclip_scale.similarity.tiled import DEFAULT_TILE_SIZE, TileOptions, similarity_tiles
 
@@ -23,16 +22,14 @@ class SigmoidSums(NamedTuple):
     text_gradient: Tensor  # [b, d], sum_i W_ij I_i
 
 
-@section("similarities/gradients")
 @torch.no_grad()
 def pair_sigmoids(
     pairs: PairFeatures, scale: Tensor, bias: Tensor, *, tile_size: int = DEFAULT_TILE_SIZE
 ) -> SigmoidSums:
-    """Loss and gradient rows of the sigmoid loss, before its factor 1/B. No communication.
+    """See `dispatch.pair_sigmoids`.
 
     -log sigmoid(-z) = softplus(z) for negatives and softplus(-z) = softplus(z) - z for the positive pair, so every
-    entry is treated alike and the positives are put right afterwards. One sweep on one process (three products of
-    2 B^2 d FLOPs, where autograd through dense logits takes three and keeps the matrices), two with several ranks.
+    entry is treated alike and the positives are put right afterwards.
     """
     options = TileOptions(tile_size=tile_size, exclude_diagonal=False, offset=pairs.offset)
     if pairs.is_whole:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from neuclip_scale.sections import section
 from neuclip_scale.similarity.pairs import BatchShape, PairFeatures
 
 DEFAULT_TILE_SIZE = 1024
@@ -68,16 +67,11 @@ class RowSums(NamedTuple):
     """Mean logit under the row's softmax; the derivative of log sum_j exp(k x_j) with respect to log k."""
 
 
-@section("similarities/sums")
 @torch.no_grad()
 def pair_logsumexp(
     pairs: PairFeatures, scale: Tensor, *, exclude_diagonal: bool, tile_size: int = DEFAULT_TILE_SIZE
 ) -> tuple[Tensor, Tensor]:
-    """log sum_j exp(scale s_ij) for this rank's images over all texts, and for its texts over all images.
-
-    `scale` is 1/tau, one element. Returns (image_rows [b], text_rows [b]). With `exclude_diagonal` the sums leave out
-    the positive pair. No communication.
-    """
+    """See `dispatch.pair_logsumexp`."""
     options = TileOptions(tile_size=tile_size, exclude_diagonal=exclude_diagonal, offset=pairs.offset)
     if pairs.is_whole:
         return _logsumexp_sweep(pairs.image, pairs.text, scale, columns_too=True, **options)
@@ -86,22 +80,16 @@ def pair_logsumexp(
     return image_rows, text_rows
 
 
-@section("similarities/sums")
 @torch.no_grad()
 def pair_row_sums(
     pairs: PairFeatures, scales: Tensor, *, tile_size: int = DEFAULT_TILE_SIZE
 ) -> tuple[RowSums, RowSums]:
-    """`pair_logsumexp` without the positive pair, where every row has a scale of its own, and the mean logits.
-
-    `scales` [b, 2] are 1/tau of this rank's images and texts. Returns the sums of image rows and of text rows. One
-    sweep for each direction. No communication.
-    """
+    """See `dispatch.pair_row_sums`."""
     options = TileOptions(tile_size=tile_size, exclude_diagonal=True, offset=pairs.offset)
     image = _row_sums_sweep(pairs.image, pairs.world_text, scales[:, :1], **options)
     return image, _row_sums_sweep(pairs.text, pairs.world_image, scales[:, 1:], **options)
 
 
-@section("similarities/gradients")
 @torch.no_grad()
 def pair_gradients(
     pairs: PairFeatures,
@@ -112,13 +100,7 @@ def pair_gradients(
     exclude_diagonal: bool,
     tile_size: int = DEFAULT_TILE_SIZE,
 ) -> tuple[Tensor, Tensor]:
-    """Gradient rows of every global contrastive objective (docs/method.md, "One gradient shape").
-
-    With G_ij = exp(k_i s_ij - image_shift_i) + exp(l_j s_ij - text_shift_j), i an image and j a text of the world,
-    returns sum_j G_ij T_j for this rank's images and sum_i G_ij I_i for its texts, both [b, d]. `scale` is 1/tau, one
-    element, or [B, 2]: k of every image and l of every text. The shifts [B] hold log-normalizers and all weights, so
-    a weight costs nothing. With `exclude_diagonal` G_ii = 0. No communication.
-    """
+    """See `dispatch.pair_gradients`."""
     options = TileOptions(tile_size=tile_size, exclude_diagonal=exclude_diagonal, offset=pairs.offset)
     image = Shifts(image_shift, scale if scale.numel() == 1 else scale[:, 0])
     text = Shifts(text_shift, scale if scale.numel() == 1 else scale[:, 1])
