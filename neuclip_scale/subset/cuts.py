@@ -108,7 +108,8 @@ def _parts(engine: Engine, scored: Any, here: _Range) -> list[_Range]:
 def _uid_at(engine: Engine, tied: Any, place: int) -> str:
     """The `place`-th smallest uid (from 1); sorted by the engine, which spills to the disk."""
     uids = tied.filter(tied.uid.notnull())
-    query = uids.select(uid=normal_uids(uids.uid)).order_by("uid").limit(1, offset=place - 1)
-    found = engine.rows(query)
+    # No offset: Ibis has none on Spark that keeps the order.
+    smallest = uids.select(uid=normal_uids(uids.uid)).order_by("uid").limit(place)
+    last = engine.rows(smallest.agg(last=smallest.uid.max()))[0]["last"]
     # Rows without a uid are never selected: then all tied ones with a uid are.
-    return str(found[0]["uid"]) if found else "\U0010ffff"
+    return "\U0010ffff" if last is None else str(last)
