@@ -5,6 +5,7 @@
     python tools/bench.py npn [--batch-size 4096] [--num-prototypes 4096] [--updates-per-step 10] [--json PATH]
     python tools/bench.py reshard [--samples 20000] [--keep 0.3] [--folder /dev/shm] [--plan-uids N] [--json PATH]
     python tools/bench.py audit [--rows 1000000 5000000 20000000] [--folder DIR] [--json PATH]
+    python tools/bench.py subset [--rows 5000000] [--folder DIR] [--json PATH]
     python tools/bench.py small
 
 `loss`: each measurement is a fresh process, ours and the peer's by turns, so that drift of the machine falls on both.
@@ -12,7 +13,8 @@ Times on a CPU are for ratios only. `bound` is the arithmetic that cannot be avo
 measured in the same process. `loader`: pictures per second of one core
 (tools/bench_loader.py). `npn`: the NPN's share of an iteration, and how to spread it (tools/bench_npn.py).
 `reshard`: beside a tarfile filter, webdataset, a header walk and cp (tools/bench_reshard.py). `audit`: lists of growing
-length (tools/bench_audit.py). `small`: all of them in a form that takes a minute, for a look; its figures say nothing.
+length (tools/bench_audit.py). `subset`: DataComp's filters over a pool's metadata (tools/bench_subset.py). `small`: all
+of them in a form that takes a minute, for a look; its figures say nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ import bench_audit
 import bench_loader
 import bench_npn
 import bench_reshard
+import bench_subset
 import tyro
 
 MEBIBYTE = 1 << 20
@@ -212,6 +215,10 @@ SECTIONS = {
     ),
     "audit": Section(
         bench_audit.Audit, bench_audit.measure, bench_audit.show,
+        ("--rows", "2000"),
+    ),
+    "subset": Section(
+        bench_subset.Subset, bench_subset.measure, bench_subset.show,
         ("--rows", "2000"),
     ),
 }  # fmt: skip

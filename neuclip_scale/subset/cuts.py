@@ -67,17 +67,16 @@ def find_cut(engine: Engine, files: Sequence[Path], each: ClipScoreFilter, colum
     everything = _Range(float(whole["low"]), float(whole["high"]), num_scored)
     found, above = _narrow(engine, scored, everything, rank)
     last = None
-    if each.ties == "uid" and above + found.count > rank:
+    if each.ties == "uid" and above + found.num_rows > rank:
         last = _uid_at(engine, scored.filter(scored.score == found.low), rank - above)
-    return Cut(found.low, last, num_rows, num_scored, above, found.count, wanted)
+    return Cut(found.low, last, num_rows, num_scored, above, found.num_rows, wanted)
 
 
 class _Range(NamedTuple):
     low: float
     """Smallest score in it; it occurs, and so does the largest."""
     high: float
-    count: int
-    """Rows in it."""
+    num_rows: int
 
 
 def _narrow(engine: Engine, scored: Any, here: _Range, rank: int) -> tuple[_Range, int]:
@@ -85,9 +84,11 @@ def _narrow(engine: Engine, scored: Any, here: _Range, rank: int) -> tuple[_Rang
     above = 0
     while here.low < here.high:
         for part in sorted(_parts(engine, scored, here), reverse=True):
-            if above + part.count >= rank:
+            if above + part.num_rows >= rank:
                 break
-            above += part.count
+            above += part.num_rows
+        else:
+            raise AssertionError("fewer rows than were counted")
         assert part != here, "a bin that holds everything: the engine's arithmetic is wrong"
         here = part
     return here, above
@@ -98,7 +99,7 @@ def _parts(engine: Engine, scored: Any, here: _Range) -> list[_Range]:
     inside = scored.filter((scored.score >= here.low) & (scored.score <= here.high))
     width = (here.high - here.low) / NUM_BINS
     # A range of few rows, or as small as rounding is, has few values.
-    has_few = here.count <= FEW or here.low + width == here.low
+    has_few = here.num_rows <= FEW or here.low + width == here.low
     binned = inside.mutate(bin=inside.score if has_few else ((inside.score - here.low) / width).floor())
     bins = binned.group_by("bin")
     found = engine.rows(bins.agg(low=binned.score.min(), high=binned.score.max(), count=binned.count()))

@@ -23,7 +23,7 @@ SENTENCES = [
     ("Ein kleiner Hund spielt mit einem Ball im Garten", False),
     ("La vieille maison de pierre au bord de la rivière", False),
     ("Un perro pequeño juega con una pelota en el jardín", False),
-    ("Маленькая собака играет с мячом в саду", False),
+    ("Маленькая собака бежит по зелёному саду", False),
     ("庭でボールで遊ぶ小さな犬", False),
     ("كلب صغير يلعب بالكرة في الحديقة", False),
     ("Küçük bir köpek bahçede topla oynuyor", False),
