@@ -1,7 +1,7 @@
 """`neuclip subset` of a synthetic pool's metadata, filter by filter: `python tools/bench.py subset`.
 
-Captions are words: a third names of ImageNet-21k's classes, the others such as stand in every text; a third of the captions
-has those of other languages. CPU is of the process and its workers, start and end included.
+Captions are words: a third are names of ImageNet-21k's classes, the others such as stand in every text; in a third of
+the captions those are of other languages. CPU is of the process and its workers, start and end included.
 """
 
 from __future__ import annotations

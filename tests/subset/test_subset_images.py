@@ -193,4 +193,7 @@ def test_files_of_the_filter_are_checked_before_any_work(pool: tuple[Path, list[
     for each, kind, message in refused:
         with pytest.raises(kind, match=message):
             select(folder / "pool", folder / "out.npy", each)
+    if not torch.cuda.is_available():
+        with pytest.raises(SubsetError, match="--device cuda: there is no CUDA device"):
+            select(folder / "pool", folder / "out.npy", ImageFilter(centroids, target, device="cuda"))
     assert not (folder / "out.npy").exists()
