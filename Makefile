@@ -37,7 +37,7 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --upgrade pip
 	@# The demo's pictures come from npm packages; where there is no npm, pip brings one.
-	extras=demo,dev,deepspeed,audit,spark; command -v npm >/dev/null || extras=$$extras,npm; \
+	extras=demo,dev,deepspeed,audit,spark,language; command -v npm >/dev/null || extras=$$extras,npm; \
 	  $(BIN)/python -m pip install --disable-pip-version-check -e ".[$$extras]"
 	@touch $@
 

@@ -6,6 +6,7 @@
     python tools/bench.py reshard [--samples 20000] [--keep 0.3] [--folder /dev/shm] [--plan-uids N] [--json PATH]
     python tools/bench.py audit [--rows 1000000 5000000 20000000] [--folder DIR] [--json PATH]
     python tools/bench.py kernels [--batch-size 65536] [--embed-dim 512] [--dtype bfloat16] [--json PATH]
+    python tools/bench.py subset [--rows 5000000] [--folder DIR] [--json PATH]
     python tools/bench.py small
 
 `loss`: each measurement is a fresh process, ours and the peer's by turns, so that drift of the machine falls on both.
@@ -13,8 +14,9 @@ Times on a CPU are for ratios only. `bound` is the arithmetic that cannot be avo
 measured in the same process. `loader`: pictures per second of one core
 (tools/bench_loader.py). `npn`: the NPN's share of an iteration, and how to spread it (tools/bench_npn.py).
 `reshard`: beside a tarfile filter, webdataset, a header walk and cp (tools/bench_reshard.py). `audit`: lists of growing
-length (tools/bench_audit.py). `kernels`: the losses on a GPU, by Triton, torch and open_clip (tools/bench_kernels.py).
-`small`: all of them in a form that takes a minute, for a look; its figures say nothing.
+length (tools/bench_audit.py). `subset`: DataComp's filters over a pool's metadata (tools/bench_subset.py). `kernels`: the
+losses on a GPU, by Triton, torch and open_clip (tools/bench_kernels.py). `small`: all of them in a form that takes a
+minute, for a look; its figures say nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ import bench_kernels
 import bench_loader
 import bench_npn
 import bench_reshard
+import bench_subset
 import tyro
 
 MEBIBYTE = 1 << 20
@@ -220,6 +223,10 @@ SECTIONS = {
     "kernels": Section(
         bench_kernels.Kernels, bench_kernels.measure, bench_kernels.show,
         ("--batch-size", "4096", "--repeats", "1"),
+    ),
+    "subset": Section(
+        bench_subset.Subset, bench_subset.measure, bench_subset.show,
+        ("--rows", "2000"),
     ),
 }  # fmt: skip
 

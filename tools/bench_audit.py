@@ -131,7 +131,7 @@ def _measure(options: Audit, folder: Path) -> dict[str, Any]:
         process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
         tree, peak = psutil.Process(process.pid), 0
         while process.poll() is None:
-            peak = max(peak, _resident(tree))
+            peak = max(peak, resident(tree))
             time.sleep(0.05)
     after = os.times()
     if process.returncode != 1:  # a discrepancy was planted
@@ -147,7 +147,8 @@ def _measure(options: Audit, folder: Path) -> dict[str, Any]:
     }
 
 
-def _resident(tree: Any) -> int:
+def resident(tree: Any) -> int:
+    """Bytes in memory of a process (`psutil.Process`) and its children."""
     import psutil
 
     total = 0

@@ -14,9 +14,12 @@ class NearestRows:
         """Put [k, d] `rows` on a device as fp32; `auto` takes CUDA where there is one.
 
         Processes take the GPUs in turn, by their number. `num_threads` limits what this one takes of a CPU, unless 0.
+        Raises ValueError for `cuda` where there is none.
         """
         if num_threads:
             torch.set_num_threads(num_threads)
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("there is no CUDA device; give cpu, or auto")
         is_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
         number = process % max(1, torch.cuda.device_count())
         self._device = torch.device("cuda", number) if is_cuda else torch.device("cpu")

@@ -26,7 +26,10 @@ class ClusterFinder:
 
         matrix = load_matrix(centroids, "--centroids")
         self.num_clusters, self.width = map(int, matrix.shape)
-        self._nearest = NearestRows(matrix, device, _worker_number(), 0 if is_alone else 1)
+        try:
+            self._nearest = NearestRows(matrix, device, _worker_number(), 0 if is_alone else 1)
+        except ValueError as error:
+            raise SubsetError(f"--device {device}: {error}.") from error
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """[n] int64, cluster of each of [n, d] float32; -1 for one that is not finite."""

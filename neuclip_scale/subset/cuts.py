@@ -7,10 +7,11 @@ the arithmetic of an engine moves rows between bins, never the cut.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from neuclip_scale.queries.engines import Engine
 from neuclip_scale.queries.uids import normal_uids
@@ -42,14 +43,18 @@ class Cut:
 
 def find_cut(engine: Engine, files: Sequence[Path], each: ClipScoreFilter, columns: Columns) -> Cut:
     """The cut of a filter with a fraction, over all rows of the parquets; raises `QueryError`."""
+    import ibis
+
     assert each.fraction is not None
     table = engine.parquet(files)
-    score = table[columns.score(each.arch)].cast("float64")
+    raw = table[columns.score(each.arch)].cast("float64")
+    # A null where there is no score: counts and extremes leave nulls out.
+    score = (raw.notnull() & ~raw.isnan()).ifelse(raw.clip(-LARGEST, LARGEST), ibis.null("float64"))
     rows = table.select(uid=table[columns.uid_column].cast("string"), score=score)
-    num_rows = int(engine.rows(rows.agg(count=rows.count()))[0]["count"])
-    is_scored = rows.score.notnull() & ~rows.score.isnan()
-    scored = rows.filter(is_scored).mutate(score=rows.score.clip(-LARGEST, LARGEST))
-    num_scored = int(engine.rows(scored.agg(count=scored.count()))[0]["count"])
+    whole = engine.rows(
+        rows.agg(rows=rows.count(), scored=rows.score.count(), low=rows.score.min(), high=rows.score.max())
+    )[0]
+    num_rows, num_scored = int(whole["rows"]), int(whole["scored"])
     wanted = int(num_rows * each.fraction)
     rank = wanted + 1 if each.ties == "all" else wanted
     # The whole pool has no row after it, with which DataComp's code fails; keeping all is what it says.
@@ -57,43 +62,55 @@ def find_cut(engine: Engine, files: Sequence[Path], each: ClipScoreFilter, colum
     if rank > num_scored:
         return Cut(-LARGEST, None, num_rows, num_scored, num_scored, 0, wanted)
     if rank == 0:
-        return Cut(float("inf"), None, num_rows, num_scored, 0, 0, wanted)
-    threshold, above, equal = rank_from_top(engine, scored, rank)
+        return Cut(math.inf, None, num_rows, num_scored, 0, 0, wanted)
+    scored = rows.filter(rows.score.notnull())
+    everything = _Range(float(whole["low"]), float(whole["high"]), num_scored)
+    found, above = _narrow(engine, scored, everything, rank)
     last = None
-    if each.ties == "uid" and above + equal > rank:
-        last = _uid_at(engine, scored.filter(scored.score == threshold), rank - above)
-    return Cut(threshold, last, num_rows, num_scored, above, equal, wanted)
+    if each.ties == "uid" and above + found.num_rows > rank:
+        last = _uid_at(engine, scored.filter(scored.score == found.low), rank - above)
+    return Cut(found.low, last, num_rows, num_scored, above, found.num_rows, wanted)
 
 
-def rank_from_top(engine: Engine, scored: Any, rank: int) -> tuple[float, int, int]:
-    """The `rank`-th largest score (from 1), how many rows score more, and how many score it."""
-    ends = engine.rows(scored.agg(low=scored.score.min(), high=scored.score.max(), count=scored.count()))[0]
-    low, high, inside, above = float(ends["low"]), float(ends["high"]), int(ends["count"]), 0
-    while True:
-        if low == high:
-            return low, above, inside
-        part = scored.filter((scored.score >= low) & (scored.score <= high))
-        width = (high - low) / NUM_BINS
-        # A range this small, or with few rows, has few values.
-        by_value = inside <= FEW or width == 0.0 or low + width == low
-        group = part.score if by_value else ((part.score - low) / width).floor()
-        binned = part.mutate(bin=group)
-        bins = binned.group_by("bin")
-        found = engine.rows(bins.agg(low=binned.score.min(), high=binned.score.max(), count=binned.count()))
-        for each in sorted(found, key=lambda row: -float(row["low"])):
-            count = int(each["count"])
-            if above + count >= rank:
-                low, high, inside = float(each["low"]), float(each["high"]), count
+class _Range(NamedTuple):
+    low: float
+    """Smallest score in it; it occurs, and so does the largest."""
+    high: float
+    num_rows: int
+
+
+def _narrow(engine: Engine, scored: Any, here: _Range, rank: int) -> tuple[_Range, int]:
+    """The one value that is the `rank`-th largest (from 1), and how many rows score more."""
+    above = 0
+    while here.low < here.high:
+        for part in sorted(_parts(engine, scored, here), reverse=True):
+            if above + part.num_rows >= rank:
                 break
-            above += count
+            above += part.num_rows
         else:
             raise AssertionError("fewer rows than were counted")
+        assert part != here, "a bin that holds everything: the engine's arithmetic is wrong"
+        here = part
+    return here, above
+
+
+def _parts(engine: Engine, scored: Any, here: _Range) -> list[_Range]:
+    """A range cut into bins, or into its values where they are few."""
+    inside = scored.filter((scored.score >= here.low) & (scored.score <= here.high))
+    width = (here.high - here.low) / NUM_BINS
+    # A range of few rows, or as small as rounding is, has few values.
+    has_few = here.num_rows <= FEW or here.low + width == here.low
+    binned = inside.mutate(bin=inside.score if has_few else ((inside.score - here.low) / width).floor())
+    bins = binned.group_by("bin")
+    found = engine.rows(bins.agg(low=binned.score.min(), high=binned.score.max(), count=binned.count()))
+    return [_Range(float(row["low"]), float(row["high"]), int(row["count"])) for row in found]
 
 
 def _uid_at(engine: Engine, tied: Any, place: int) -> str:
     """The `place`-th smallest uid (from 1); sorted by the engine, which spills to the disk."""
     uids = tied.filter(tied.uid.notnull())
-    query = uids.select(uid=normal_uids(uids.uid)).order_by("uid").limit(1, offset=place - 1)
-    found = engine.rows(query)
+    # No offset: Ibis has none on Spark that keeps the order.
+    smallest = uids.select(uid=normal_uids(uids.uid)).order_by("uid").limit(place)
+    last = engine.rows(smallest.agg(last=smallest.uid.max()))[0]["last"]
     # Rows without a uid are never selected: then all tied ones with a uid are.
-    return str(found[0]["uid"]) if found else "\U0010ffff"
+    return "\U0010ffff" if last is None else str(last)

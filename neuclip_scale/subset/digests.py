@@ -19,9 +19,8 @@ _FORMAT = 1
 
 
 def settings_of(each: Filter) -> dict[str, Any]:
-    """A filter for a report: its name and settings, files by their paths."""
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(each).items()}
-    return {"name": each.name, **settings}
+    """A filter's settings for a report, files by their paths."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(each).items()}
 
 
 def filters_digest(filters: Sequence[Filter], model: Path | None) -> str:
@@ -44,12 +43,12 @@ def _deciding(each: Filter, model: Path | None) -> dict[str, Any]:
             del settings["model"]
         case TextFilter():
             files = files_of(each)
-            settings = {"name": each.name, "by": "wordnet" if each.wordnet else "names"}
+            settings = {"by": "wordnet" if each.wordnet else "names"}
         case ImageFilter():
             files = [path for path in (each.centroids, each.target_embeddings, each.clusters) if path]
             by = "clusters" if each.clusters else "target_embeddings"
-            settings = {"name": each.name, "by": by, "embedding": each.embedding}
-    return {**settings, "files": [_contents(path) for path in files]}
+            settings = {"by": by, "embedding": each.embedding}
+    return {"name": each.name, **settings, "files": [_contents(path) for path in files]}
 
 
 def _contents(path: Path) -> str:

@@ -38,13 +38,14 @@ def is_language(texts: Sequence[str | None], model: Path, language: str) -> np.n
 
     Raises `SubsetError` for a file that is no model.
     """
-    predict, wanted = _load(str(model)).predict, (_LABEL + language,)
+    predict, wanted = load_model(str(model)).predict, (_LABEL + language,)
     # Line feeds end a text for fasttext.
     return np.array([text is not None and predict(text.replace("\n", " "))[0] == wanted for text in texts], dtype=bool)
 
 
 @lru_cache(maxsize=1)
-def _load(path: str) -> Any:
+def load_model(path: str) -> Any:
+    """A fasttext model, loaded once a process; raises `SubsetError`."""
     import fasttext
 
     try:

@@ -15,11 +15,17 @@ class Columns:
     """What the pool's columns are called; the defaults are DataComp's."""
 
     uid_column: str = "uid"
+    """Of the sample's uid."""
     text_column: str = "text"
+    """Of the caption."""
     width_column: str = "original_width"
+    """Of the picture's width in pixels, before any resizing."""
     height_column: str = "original_height"
+    """Of its height."""
     b32_column: str = "clip_b32_similarity_score"
+    """Of the scores of ViT-B/32."""
     l14_column: str = "clip_l14_similarity_score"
+    """Of the scores of ViT-L/14."""
 
     def score(self, arch: str) -> str:
         """The column of a CLIP model's scores."""

@@ -14,14 +14,14 @@ from neuclip_scale.files import write_json, write_text
 from neuclip_scale.queries.engines import Engine
 from neuclip_scale.queries.errors import QueryError
 from neuclip_scale.reshard.workers import ordered, worker_pool
-from neuclip_scale.subset.clusters import wanted_clusters
+from neuclip_scale.subset.clusters import cluster_finder, wanted_clusters
 from neuclip_scale.subset.cuts import Cut, find_cut
 from neuclip_scale.subset.digests import filters_digest, selection_digest, settings_of
 from neuclip_scale.subset.entities import finder
 from neuclip_scale.subset.errors import SubsetError
 from neuclip_scale.subset.filters import BasicFilter, ClipScoreFilter, EnglishFilter, Filter, ImageFilter, TextFilter
 from neuclip_scale.subset.judging import JudgedSlice, JudgeJob
-from neuclip_scale.subset.language import is_language, model_path
+from neuclip_scale.subset.language import is_language, load_model, model_path
 from neuclip_scale.subset.merging import digest_of, merge
 from neuclip_scale.subset.outcome import FilterOutcome, Subset, Unreadable, read_report
 from neuclip_scale.subset.pool import MetadataFile, OpenedFile, Slice, fetch_copy, find_files, open_files, slices_of
@@ -41,6 +41,8 @@ def select_subset(request: SubsetRequest, progress: Progress | None = None) -> S
     `QueryError`, `ReshardError` when a worker is killed, and OSError when nothing can be written.
     """
     request.check()
+    for kept in (finder, cluster_finder, load_model):
+        kept.cache_clear()  # files may have changed since this process last read them
     return _Selection(request, progress or (lambda stage, done, whole: None)).run()
 
 

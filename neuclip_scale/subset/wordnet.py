@@ -105,6 +105,4 @@ def _entry(line: str, path: Path) -> tuple[str, int]:
     try:
         return fields[0], int(fields[6 + int(fields[3])])
     except (ValueError, IndexError) as error:
-        raise SubsetError(
-            f"--wordnet: {path} has the line {line[:60]!r}, no entry of an index. Fetch it again."
-        ) from error
+        raise SubsetError(f"--wordnet: {path}: {line[:60]!r} is no entry of an index. Fetch it again.") from error
