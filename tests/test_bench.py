@@ -29,11 +29,7 @@ def test_make_bench_runs_every_section_in_small() -> None:
     assert done.returncode == 0, done.stderr
     told = dict(part.split("\n", 1) for part in done.stdout.split("\n== ")[1:])
     by_section = {title.split()[0]: text for title, text in told.items()}
-<<<<<<< HEAD
-    assert list(by_section) == ["loss", "loader", "npn", "reshard", "audit", "kernels"]
-=======
-    assert list(by_section) == ["loss", "loader", "npn", "reshard", "audit", "subset"]
->>>>>>> subset
+    assert list(by_section) == ["loss", "loader", "npn", "reshard", "audit", "kernels", "subset"]
     for section, contenders in {
         "loss": ["open_clip.ClipLoss", "openclip"],
         "loader": ["open_clip", "ours", "bound: turbo decode"],
@@ -48,11 +44,8 @@ def test_make_bench_runs_every_section_in_small() -> None:
             "cp",
         ],
         "audit": ["       2,000 uids"],
-<<<<<<< HEAD
         "kernels": ["InfoNCE kernels" if torch.cuda.is_available() else "kernels: needs a GPU"],
-=======
         "subset": ["no_filter", "clip_score --arch l14 --fraction 0.3", "basic_filter"],
->>>>>>> subset
     }.items():
         lines = by_section[section].splitlines()
         assert [name for name in contenders if not any(line.startswith(name) for line in lines)] == []
