@@ -14,9 +14,9 @@ Times on a CPU are for ratios only. `bound` is the arithmetic that cannot be avo
 measured in the same process. `loader`: pictures per second of one core
 (tools/bench_loader.py). `npn`: the NPN's share of an iteration, and how to spread it (tools/bench_npn.py).
 `reshard`: beside a tarfile filter, webdataset, a header walk and cp (tools/bench_reshard.py). `audit`: lists of growing
-length (tools/bench_audit.py). `subset`: DataComp's filters over a pool's metadata (tools/bench_subset.py). `kernels`: the
-losses on a GPU, by Triton, torch and open_clip (tools/bench_kernels.py). `small`: all of them in a form that takes a
-minute, for a look; its figures say nothing.
+length (tools/bench_audit.py). `subset`: DataComp's filters over a pool's metadata (tools/bench_subset.py). `kernels`:
+the losses on a GPU, by Triton, torch and open_clip (tools/bench_kernels.py). `small`: all of them in a form that takes
+a minute, for a look; its figures say nothing.
 """
 
 from __future__ import annotations

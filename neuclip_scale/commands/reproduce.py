@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from dataclasses import dataclass
@@ -45,8 +46,8 @@ class ReproduceArguments:
     """Instead of the experiment's."""
     filter: str | None = None
     """Instead of the experiment's filter: a name of `neuclip subset`, as no_filter."""
-    filter_options: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="ARGUMENT")] = None
-    """Further arguments of `neuclip subset`, as --filter-options=--fraction --filter-options=0.3"""
+    filter_options: str | None = None
+    """Further arguments of `neuclip subset` for it, in one: --filter-options "--arch l14 --fraction 0.3"."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE"), tyro.conf.UseAppendAction] = ()
     """Overrides of the recipe, for all runs. (repeatable)"""
     launcher: str = ""
@@ -104,13 +105,15 @@ def _request(arguments: ReproduceArguments) -> Request:
     if arguments.experiment not in experiment_names():
         known = ", ".join(experiment_names())
         raise ConfigError("EXPERIMENT", arguments.experiment, "there is no such experiment", f"Known: {known}.")
-    given_filter = arguments.filter is not None and arguments.filter_options is None
+    options = None if arguments.filter_options is None else tuple(shlex.split(arguments.filter_options))
+    if arguments.filter is not None and options is None:
+        options = ()
     experiment = changed(
         load_experiment(arguments.experiment),
         methods=arguments.methods,
         seeds=arguments.seeds,
         filter=arguments.filter,
-        filter_options=() if given_filter else arguments.filter_options,
+        filter_options=options,
         jobs=arguments.jobs,
     )
     return Request(
