@@ -47,7 +47,7 @@ class ReproduceArguments:
     filter: str | None = None
     """Instead of the experiment's filter: a name of `neuclip subset`, as no_filter."""
     filter_options: str | None = None
-    """Further arguments of `neuclip subset` for it, in one: --filter-options "--arch l14 --fraction 0.3"."""
+    """Further arguments of `neuclip subset` for it, in one: --filter-options="--arch l14 --fraction 0.3"."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE"), tyro.conf.UseAppendAction] = ()
     """Overrides of the recipe, for all runs. (repeatable)"""
     launcher: str = ""
