@@ -55,8 +55,8 @@ def _on_gpus(request: Request, gpu: str, num_runs: int) -> Estimate:
         budget = plan.budget
         fits = "" if plan.fits else f" It does not fit as it stands: {plan.choice.recipe.problem}."
         lines.append(
-            f"{method}: {seeds} x {budget.gpu_hours:,.0f} GPU-hours ({budget.days:.2f} days on {site.world_size} "
-            f"{gpu}), {budget.energy_kwh:,.0f} kWh each.{fits}"
+            f"{method}: {seeds} x {budget.gpu_hours:,.1f} GPU-hours ({budget.days:.2f} days on {site.world_size} "
+            f"{gpu}), {budget.energy_kwh:,.1f} kWh each.{fits}"
         )
         hours, kwh = hours + seeds * budget.gpu_hours, kwh + seeds * budget.energy_kwh
     kilobytes = site.assume.sample_kb
