@@ -25,12 +25,12 @@ def settings_of(each: Filter) -> dict[str, Any]:
 
 def filters_digest(filters: Sequence[Filter], model: Path | None) -> str:
     """Equal for filters that keep the same rows of any pool, wherever their files lie; in any order."""
-    return _digest([_FORMAT, sorted(json.dumps(_deciding(each, model), sort_keys=True) for each in filters)])
+    return digest_of_values([_FORMAT, sorted(json.dumps(_deciding(each, model), sort_keys=True) for each in filters)])
 
 
 def selection_digest(filters: str, columns: Columns, files: Iterable[MetadataFile]) -> str:
     """Of the filters on one pool: changes when a file of it does."""
-    return _digest([filters, asdict(columns), [file.fingerprint for file in files]])
+    return digest_of_values([filters, asdict(columns), [file.fingerprint for file in files]])
 
 
 def _deciding(each: Filter, model: Path | None) -> dict[str, Any]:
@@ -59,5 +59,6 @@ def _contents(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _digest(value: Any) -> str:
+def digest_of_values(value: Any) -> str:
+    """16 hexadecimal digits of what JSON can hold."""
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()

@@ -16,7 +16,7 @@ from neuclip_scale.reshard.request import SUBSET_DTYPE
 _ROW_BYTES = 16
 _SAMPLED = 1024
 """Every so many uids of a list one is looked at, to find buckets of equal size."""
-ROWS_OF_A_BUCKET = 1 << 22
+ROWS_OF_A_BUCKET = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -70,16 +70,14 @@ class Slice:
     """Neighbouring row groups of one parquet: what one process works on at a time."""
 
     file: MetadataFile
-    number: int
-    """Its place among all slices."""
     groups: tuple[int, ...]
     num_rows: int
     rows_of_file: int
 
     @property
     def name(self) -> str:
-        """Of the files that are kept of it until the end."""
-        return f"{self.number:07d}"
+        """Of the files that are kept of it until the end; the same although other files could not be read before."""
+        return hashlib.blake2b(repr((self.file.fingerprint, self.groups)).encode(), digest_size=12).hexdigest()
 
 
 def find_files(metadata: str, copies: Path) -> list[MetadataFile]:
@@ -207,10 +205,10 @@ def slices_of(opened: Iterable[OpenedFile], whole: bool) -> list[Slice]:
         rows = 0
         for group, count in enumerate(each.group_rows):
             if groups and not whole and rows + count > ROWS_OF_A_SLICE:
-                found.append(Slice(each.file, len(found), tuple(groups), rows, each.num_rows))
+                found.append(Slice(each.file, tuple(groups), rows, each.num_rows))
                 groups, rows = [], 0
             groups.append(group)
             rows += count
         if groups:
-            found.append(Slice(each.file, len(found), tuple(groups), rows, each.num_rows))
+            found.append(Slice(each.file, tuple(groups), rows, each.num_rows))
     return found

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from neuclip_scale.files import write_json, write_text
 from neuclip_scale.queries.engines import Engine
@@ -16,7 +15,7 @@ from neuclip_scale.queries.errors import QueryError
 from neuclip_scale.reshard.workers import ordered, worker_pool
 from neuclip_scale.subset.clusters import cluster_finder, wanted_clusters
 from neuclip_scale.subset.cuts import Cut, find_cut
-from neuclip_scale.subset.digests import filters_digest, selection_digest, settings_of
+from neuclip_scale.subset.digests import digest_of_values, filters_digest, selection_digest, settings_of
 from neuclip_scale.subset.entities import finder
 from neuclip_scale.subset.errors import SubsetError
 from neuclip_scale.subset.filters import BasicFilter, ClipScoreFilter, EnglishFilter, Filter, ImageFilter, TextFilter
@@ -70,8 +69,8 @@ class _Selection:
             return replace(there, seconds=time.perf_counter() - self._began)
         with worker_pool(request.num_workers) as pool:
             opened = self._open(files, pool)
-            cuts = self._cuts(opened, pool, self._work / f"{digest}.cuts.json")
-            job = self._job(cuts, digest)
+            cuts = self._cuts(opened, pool, digest)
+            job = self._job(cuts, digest_of_values([digest, {name: asdict(cut) for name, cut in cuts.items()}]))
             slices, judged = self._judge(opened, job, pool)
         self._progress("joining lists", 0, 0)
         merged = merge([job.part_file(part) for part in slices], request.output)
@@ -111,11 +110,13 @@ class _Selection:
             lambda file, fault: self._unreadable.append(Unreadable(file.name, fault)),
         )
 
-    def _cuts(self, opened: list[OpenedFile], pool: ProcessPoolExecutor | None, record: Path) -> dict[str, Cut]:
+    def _cuts(self, opened: list[OpenedFile], pool: ProcessPoolExecutor | None, digest: str) -> dict[str, Cut]:
         """What the fractions come to over the whole pool; a file that breaks the query is taken out of `opened`."""
         wanted = [each for each in self._filters if isinstance(each, ClipScoreFilter) and each.fraction is not None]
         if not wanted or not opened:
             return {}
+        asked = digest_of_values([digest, [each.file.name for each in opened]])
+        record = self._work / f"cuts-{asked}.json"
         if record.exists():
             return {name: Cut(**cut) for name, cut in json.loads(record.read_bytes()).items()}
         self._progress("finding the scores of the top fraction", 0, 0)
@@ -124,7 +125,7 @@ class _Selection:
         except QueryError:
             if not self._take_out_broken(wanted, opened, pool):
                 raise
-            return self._cuts(opened, pool, record)
+            return self._cuts(opened, pool, digest)
         write_text(record, json.dumps({name: asdict(cut) for name, cut in cuts.items()}))
         return cuts
 

@@ -17,7 +17,7 @@ from reshard_helpers import read_tar, simple_pool
 from reshard_helpers import run as reshard
 from subset_helpers import Row, expected, is_basic, row_of, run, select, uids, write_pool, write_rows
 
-from neuclip_scale.subset import BasicFilter, ClipScoreFilter, SubsetError
+from neuclip_scale.subset import BasicFilter, ClipScoreFilter, SubsetError, SubsetRequest, select_subset
 from neuclip_scale.subset import pool as pool_module
 from neuclip_scale.subset import selecting as selecting_module
 
@@ -161,12 +161,29 @@ def test_killed_it_goes_on(pool: Path, found: list[Row], tmp_path: Path, monkeyp
         if stage == "joining lists":
             seen.update({path.name: path.stat().st_mtime_ns for path in work.iterdir()})
 
-    from neuclip_scale.subset import SubsetRequest, select_subset
-
     select_subset(SubsetRequest(str(pool), out, filters), look)
     assert stamps.items() <= seen.items()
     assert uids(out) == expected(found[:60], is_basic)
     assert not work.exists()
+
+
+def test_interrupted_it_goes_on_beside_a_damaged_file(pool: Path, found: list[Row], tmp_path: Path) -> None:
+    """What was kept belongs to the slices that were judged, whichever files could be read."""
+    broken, out = pool / "00000.parquet", tmp_path / "out.npy"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:4] + bytes(byte ^ 0x5A for byte in whole[4:2000]) + whole[2000:])
+
+    def stop(stage: str, done: int, whole: int) -> None:
+        if stage == "filtering":
+            raise KeyboardInterrupt
+
+    request = SubsetRequest(str(pool), out, (ClipScoreFilter("l14", 0.5),))
+    with pytest.raises(KeyboardInterrupt):
+        select_subset(request, stop)
+    made = select_subset(request)
+    assert [each.file for each in made.unreadable] == ["00000.parquet"]
+    assert uids(out) == expected(found[50:85], lambda row: True)
+    assert made.num_rows == 70
 
 
 def test_damaged_files_are_left_out_and_listed(
