@@ -112,7 +112,17 @@ class ContrastiveLoss(nn.Module):
         With `output_dict` returns {"contrastive_loss": loss}, as open_clip's losses do. Computes in fp32, or in fp64
         for fp64 features.
         """
-        loss = cast(Tensor, _Apply.apply(image_features, text_features, logit_scale, logit_bias, self, sample_index))
+        output = self.step(image_features, text_features, logit_scale, logit_bias, sample_index)
+        loss = distributed.all_reduce_sum(output.loss.clone())
+        gradients = (
+            (logit_scale, output.logit_scale_gradient),
+            (logit_bias, output.logit_bias_gradient),
+            (image_features, output.image_gradient),
+            (text_features, output.text_gradient),
+        )
+        for of, gradient in gradients:
+            if of is not None and gradient is not None and of.requires_grad:
+                loss = cast(Tensor, _WithGradient.apply(loss, of, gradient))
         return {"contrastive_loss": loss} if output_dict else loss
 
     def log_normalizers(self) -> tuple[Tensor, Tensor]:
@@ -149,33 +159,20 @@ class ContrastiveLoss(nn.Module):
         return output
 
 
-class _Apply(torch.autograd.Function):
-    """Gradients are computed with the loss, tile by tile, and only scaled in the backward pass."""
+class _WithGradient(torch.autograd.Function):
+    """A loss, unchanged, that knows its gradient by one of its inputs, which was computed with it.
+
+    One node for each input, so that a backward pass frees what it has scaled before it scales the next.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        image: Tensor,
-        text: Tensor,
-        logit_scale: Tensor,
-        logit_bias: Tensor | None,
-        loss: ContrastiveLoss,
-        index: Tensor | None,
-    ) -> Tensor:
-        output = loss.step(image, text, logit_scale, logit_bias, index)
+    def forward(ctx: Any, loss: Tensor, of: Tensor, gradient: Tensor) -> Tensor:
         world = distributed.world_size()
-        gradients = [
-            (image, output.image_gradient),
-            (text, output.text_gradient),
-            (logit_scale, output.logit_scale_gradient),
-        ]
-        if logit_bias is not None and output.logit_bias_gradient is not None:
-            gradients.append((logit_bias, output.logit_bias_gradient))
-        ctx.save_for_backward(*((value * world).to(of.dtype).reshape(of.shape) for of, value in gradients))
-        return distributed.all_reduce_sum(output.loss.clone())
+        ctx.save_for_backward((gradient if world == 1 else gradient * world).to(of.dtype).reshape(of.shape))
+        return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_output,) = grad_outputs
-        gradients = [saved * grad_output for saved in ctx.saved_tensors]
-        return (*gradients, *[None] * (6 - len(gradients)))
+        (gradient,) = ctx.saved_tensors
+        return grad_output, gradient * grad_output, None

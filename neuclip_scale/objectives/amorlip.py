@@ -17,6 +17,7 @@ from neuclip_scale.similarity import (
     pair_gradients,
     pair_gradients_flops,
     pair_logsumexp_flops,
+    row_dots,
 )
 
 
@@ -72,7 +73,7 @@ class AmorLIP(Objective):
             image_gradient=image,
             text_gradient=text,
             # c is a constant: only s/tau and rho tau depend on k = 1/tau.
-            logit_scale_gradient=((image * pairs.image).sum() / scale - rho * share / scale.square()).reshape(1),
+            logit_scale_gradient=(row_dots(image, pairs.image).sum() / scale - rho * share / scale.square()).reshape(1),
             metrics=metrics | {"normalizer/mean": rows.mean(), "normalizer/batch_mean": batch_rows.mean()},
             normalizers=Normalizers(rows=rows, estimates=rows, batch_rows=batch_rows),
         )

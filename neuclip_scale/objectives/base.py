@@ -20,6 +20,7 @@ from neuclip_scale.similarity import (
     pair_gradients,
     pair_gradients_flops,
     pair_logsumexp_flops,
+    row_dots,
 )
 
 
@@ -175,7 +176,7 @@ class MarginObjective(Objective):
         """
         if self.constant_temperature:
             return torch.zeros_like(scale)
-        inner = (image * pairs.image).sum()
+        inner = row_dots(image, pairs.image).sum()
         return ((inner if self.unscaled else inner - loss) / scale).reshape(1)
 
     def add_eps(self, log_value: Tensor) -> Tensor:
@@ -199,9 +200,9 @@ def margin_gradients(
     1/tau, one element, or [B, 2] for a tau of each pair and side; `weight` one element.
     """
     B = pairs.global_size
-    world_positives = (pairs.world_image * pairs.world_text).sum(-1, keepdim=True)  # [B, 1]
+    world_positives = row_dots(pairs.world_image, pairs.world_text)[:, None]  # [B, 1]
     shifts = world_rows + scale * world_positives + math.log(B * (B - 1)) - weight.log()  # [B, 2]
     image, text = pair_gradients(pairs, scale, shifts[:, 0], shifts[:, 1], exclude_diagonal=True, tile_size=tile_size)
     # s_ii stands in every margin of row i: dL/ds_ii = -1/B [ exp(-a1_i) g1_i + exp(-a2_i) g2_i ].
     pull = weight * (batch_rows - rows).exp().sum(1, keepdim=True) / B  # [b, 1]
-    return image - pull * pairs.text, text - pull * pairs.image
+    return image.addcmul_(pull, pairs.text, value=-1), text.addcmul_(pull, pairs.image, value=-1)

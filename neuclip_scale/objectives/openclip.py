@@ -16,6 +16,7 @@ from neuclip_scale.similarity import (
     pair_gradients_flops,
     pair_logsumexp,
     pair_logsumexp_flops,
+    row_dots,
 )
 
 
@@ -36,8 +37,8 @@ class OpenCLIP(Objective):
         image, text = pair_gradients(
             pairs, scale, shifts[:, 0], shifts[:, 1], exclude_diagonal=False, tile_size=self.tile_size
         )
-        image -= scale / B * pairs.text
-        text -= scale / B * pairs.image
+        image.addcmul_(scale / B, pairs.text, value=-1)
+        text.addcmul_(scale / B, pairs.image, value=-1)
         rows = absolute - (scale * pairs.positives())[:, None]
         # The positive pair contributes exp(0) = 1 to each sum; what is left is (B - 1) g.
         batch_rows = torch.log(torch.expm1(rows).clamp_min(torch.finfo(rows.dtype).tiny)) - math.log(B - 1)
@@ -45,7 +46,7 @@ class OpenCLIP(Objective):
             loss=rows.sum() / (2 * B),
             image_gradient=image,
             text_gradient=text,
-            logit_scale_gradient=((image * pairs.image).sum() / scale).reshape(1),
+            logit_scale_gradient=(row_dots(image, pairs.image).sum() / scale).reshape(1),
             metrics={"normalizer/batch_mean": batch_rows.mean()},
             normalizers=Normalizers(rows=rows, estimates=batch_rows, batch_rows=batch_rows),
         )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.objectives.base import Objective, ObjectiveOutput
-from neuclip_scale.similarity import BatchShape, PairFeatures, pair_sigmoids, pair_sigmoids_flops
+from neuclip_scale.similarity import BatchShape, PairFeatures, pair_sigmoids, pair_sigmoids_flops, row_dots
 
 
 class SigLIP(Objective):
@@ -26,12 +26,12 @@ class SigLIP(Objective):
         B = pairs.global_size
         shift = torch.zeros_like(scale) if bias is None else bias
         sums = pair_sigmoids(pairs, scale, shift, tile_size=self.tile_size)
-        image = sums.image_gradient * (scale / B)
+        image, text = sums.image_gradient.mul_(scale / B), sums.text_gradient.mul_(scale / B)
         return ObjectiveOutput(
             loss=sums.loss / B,
             image_gradient=image,
-            text_gradient=sums.text_gradient * (scale / B),
-            logit_scale_gradient=((image * pairs.image).sum() / scale).reshape(1),
+            text_gradient=text,
+            logit_scale_gradient=(row_dots(image, pairs.image).sum() / scale).reshape(1),
             metrics={} if bias is None else {"logit_bias": bias.reshape(())},
             normalizers=None,
             logit_bias_gradient=None if bias is None else (sums.weight / B).reshape(1),

@@ -1,6 +1,6 @@
 """Similarities of image-text pairs: row statistics and feature gradients, without the [b, B] matrix."""
 
-from neuclip_scale.similarity.pairs import BatchShape, PairFeatures
+from neuclip_scale.similarity.pairs import BatchShape, PairFeatures, row_dots
 from neuclip_scale.similarity.sigmoid import pair_sigmoids, pair_sigmoids_flops
 from neuclip_scale.similarity.tiled import (
     pair_gradients,
@@ -22,4 +22,5 @@ __all__ = [
     "pair_row_sums_flops",
     "pair_sigmoids",
     "pair_sigmoids_flops",
+    "row_dots",
 ]

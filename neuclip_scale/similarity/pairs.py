@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,17 @@ class PairFeatures:
 
     def positives(self) -> Tensor:
         """s_ii of this rank's pairs -> [b]."""
-        return (self.image * self.text).sum(-1)
+        return row_dots(self.image, self.text)
 
     def local_rows(self, world_rows: Tensor) -> Tensor:
         """This rank's part of a [B, ...] tensor -> [b, ...]."""
         return world_rows[self.offset : self.offset + self.local_size]
+
+
+def row_dots(left: Tensor, right: Tensor) -> Tensor:
+    """Inner product of each row of `left` with the same row of `right`, both [n, d] -> [n].
+
+    Some rows at a time: the products of all would be as large as the features themselves.
+    """
+    parts = zip(left.split(_ROWS_AT_ONCE), right.split(_ROWS_AT_ONCE), strict=True)
+    return torch.cat([(rows * others).sum(-1) for rows, others in parts])
