@@ -225,7 +225,7 @@ class TowerOptimConfig:
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     name: str = "adamw"
-    """adamw (torch's, fused on GPUs), or one of timm's: lamb, lion, muon, adopt, adafactorbv, ... ZeRO 1 to 3 run adamw
+    """adamw (torch's, fused), or one of timm's: lamb, lion, muon, adopt, adafactorbv, ... ZeRO 1 to 3 run adamw
     only: an optimizer that looks at whole matrices or norms would be wrong on their slices."""
     learning_rate: float = 5e-4
     """Peak learning rate of the encoders."""
