@@ -105,7 +105,7 @@ def test_growth_with_the_batch_is_fitted_and_drawn(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     assert [row["batch_size"] for row in result["rows"]] == [64, 256]
-    low, high = (row["seconds"] for row in result["rows"])
+    low, high = (row["cpu_seconds"] for row in result["rows"])
     assert 4 ** result["time_exponent"] == pytest.approx(high / low)
     assert result["machine"]["date"]
     assert result["commit"]

@@ -11,7 +11,7 @@ beside a tarfile filter, webdataset, a header walk and cp; `audit` lists of grow
 something happens. Each is a module tools/bench_SECTION.py.
 
 A measurement is a process of its own, and contenders run by turns, so that drift of the machine falls on all. Times
-on a CPU are for ratios only.
+on a CPU are for ratios only; of what computes they are the time that the process ran, of what writes the clock's.
 """
 
 from __future__ import annotations

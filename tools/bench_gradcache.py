@@ -135,7 +135,7 @@ def measure(options: GradCache) -> dict[str, Any]:
     runs = bench_turns.by_turns(__file__, options)
     peers = dict.fromkeys(options.contenders, options.contenders[0])
     return {
-        "rows": bench_turns.compared(runs, peers, {"seconds": "time_ratio", "added_mib": "memory_ratio"}),
+        "rows": bench_turns.compared(runs, peers, {"cpu_seconds": "time_ratio", "added_mib": "memory_ratio"}),
         "runs": runs,
     }
 
@@ -147,7 +147,7 @@ def show(options: GradCache, result: dict[str, Any]) -> None:
         f"{options.threads} thread(s), commit {result['commit']}"
     )
     columns = {
-        "seconds": "seconds|.2f", "time_ratio": f"of {options.contenders[0]}|.2f", "added_mib": "added MiB|.0f",
+        "cpu_seconds": "CPU s|.2f", "time_ratio": f"of {options.contenders[0]}|.2f", "added_mib": "added MiB|.0f",
         "memory_ratio": f"of {options.contenders[0]}|.3f",
     }  # fmt: skip
     bench_turns.print_rows(result["rows"], columns)

@@ -111,7 +111,9 @@ def draw(result: Mapping[str, Any], path: str) -> None:
 def _draw_scaling(rows: Rows, path: str) -> None:
     figure, axes = _figure(2, 6)
     sizes = [row["batch_size"] for row in rows]
-    for axis, (key, label, power) in zip(axes, (("seconds", "seconds", 2), ("added_mib", "added MiB", 1)), strict=True):
+    for axis, (key, label, power) in zip(
+        axes, (("cpu_seconds", "CPU seconds", 2), ("added_mib", "added MiB", 1)), strict=True
+    ):
         values = [row[key] for row in rows]
         axis.loglog(sizes, values, "o-", color="#4477aa", base=2)
         axis.loglog(sizes, [values[-1] * (size / sizes[-1]) ** power for size in sizes], "--", color="#aa3377", base=2)
