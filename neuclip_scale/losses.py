@@ -162,7 +162,7 @@ class ContrastiveLoss(nn.Module):
 class _WithGradient(torch.autograd.Function):
     """A loss, unchanged, that knows its gradient by one of its inputs, which was computed with it.
 
-    One node for each input, so that a backward pass frees what it has scaled before it scales the next.
+    One node for each input, so that a backward pass that keeps nothing never holds a second copy of both.
     """
 
     @staticmethod
@@ -175,4 +175,11 @@ class _WithGradient(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_output,) = grad_outputs
         (gradient,) = ctx.saved_tensors
-        return grad_output, gradient * grad_output, None
+        # A graph that nobody will go through again needs no second copy.
+        return grad_output, gradient * grad_output if _graph_is_kept() else gradient.mul_(grad_output), None
+
+
+def _graph_is_kept() -> bool:
+    """Whether the backward pass that runs was given retain_graph or create_graph; True where torch does not tell."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if ask is None else bool(ask())

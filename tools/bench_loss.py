@@ -42,7 +42,7 @@ class Loss:
     tile_size: int = 1024
     """Edge of our similarity tiles at most."""
     chunk_size: int = 1024
-    """Images of a chunk in `SigLipLoss in chunks`, which keeps only its result for the backward pass."""
+    """Images of a chunk in `SigLipLoss in chunks`."""
     scaling: tuple[int, ...] = ()
     """Batches to measure `openclip` with, in place of the comparison, and fit the exponents of time and memory."""
     json: str = ""
@@ -92,7 +92,7 @@ def _make_loss(contender: str, options: Loss) -> Any:
         siglip = SigLipLoss()
         return lambda image, text, scale, bias, index: siglip(image, text, scale, bias)
     if contender == SIGLIP_CHUNKS:
-        return lambda image, text, scale, bias, index: _siglip_in_chunks(image, text, scale, bias, options.chunk_size)
+        return _SigLipInChunks(options.chunk_size)
     from neuclip_scale import create_loss
 
     loss = create_loss(
@@ -102,24 +102,29 @@ def _make_loss(contender: str, options: Loss) -> Any:
     return lambda image, text, scale, bias, index: loss(image, text, scale, bias if own else None, sample_index=index)
 
 
-def _siglip_in_chunks(image: Any, text: Any, scale: Any, bias: Any, chunk_size: int) -> Any:
-    """`SigLipLoss`'s formula for some images at a time, computed again in the backward pass.
-
-    open_clip 3.3.0 as released has no option for it.
+class _SigLipInChunks:
+    """`SigLipLoss`'s formula for some images at a time, each with its own backward pass: three products and
+    no B x B matrix. open_clip 3.3.0 as released has no option for it.
     """
-    import torch
-    from torch.nn.functional import logsigmoid
-    from torch.utils.checkpoint import checkpoint
 
-    def part(rows: Any, first: int) -> Any:
-        logits = scale * rows @ text.T + bias
-        labels = -torch.ones_like(logits)
-        labels.diagonal(first).fill_(1)
-        return -logsigmoid(labels * logits).sum()
+    def __init__(self, chunk_size: int) -> None:
+        self.chunk_size = chunk_size
 
-    starts = range(0, len(image), chunk_size)
-    parts = [checkpoint(part, image[first : first + chunk_size], first, use_reentrant=False) for first in starts]
-    return sum(parts) / len(image)
+    def __call__(self, image: Any, text: Any, scale: Any, bias: Any, index: Any) -> _SigLipInChunks:
+        self._given = image, text, scale, bias
+        return self
+
+    def backward(self) -> None:
+        """Forward and backward of all chunks."""
+        import torch
+        from torch.nn.functional import logsigmoid
+
+        image, text, scale, bias = self._given
+        for first in range(0, len(image), self.chunk_size):
+            logits = scale * image[first : first + self.chunk_size] @ text.T + bias
+            labels = -torch.ones_like(logits)
+            labels.diagonal(first).fill_(1)
+            (-logsigmoid(labels * logits).sum() / len(image)).backward()
 
 
 def _matmul_seconds(B: int, d: int) -> float:
