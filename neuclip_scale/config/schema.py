@@ -197,7 +197,7 @@ class ObjectiveConfig:
     bias_init: float = -10.0
     """SigLIP's learned bias at the start (siglip)."""
     tile_size: int = 1024
-    """Edge of the similarity tiles, in rows; bounds the memory of the loss."""
+    """Edge of the similarity tiles, in rows, at most 512 on a CPU; bounds the memory of the loss."""
     npn: NPNConfig = field(default_factory=NPNConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
     amortized: AmortizedConfig = field(default_factory=AmortizedConfig)
