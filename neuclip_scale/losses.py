@@ -112,7 +112,20 @@ class ContrastiveLoss(nn.Module):
         With `output_dict` returns {"contrastive_loss": loss}, as open_clip's losses do. Sums in fp32, or in fp64
         for fp64 features; gradients have the features' dtype.
         """
-        loss = cast(Tensor, _Apply.apply(image_features, text_features, logit_scale, logit_bias, self, sample_index))
+        output = self.step(image_features, text_features, logit_scale, logit_bias, sample_index)
+        loss = distributed.all_reduce_sum(output.loss.clone())
+        gradients = [
+            (logit_scale, output.logit_scale_gradient),
+            (logit_bias, output.logit_bias_gradient),
+            (image_features, output.image_gradient),
+            (text_features, output.text_gradient),
+        ]
+        del output
+        while gradients:  # each is let go once it is kept: fp32 gradients of halves are the peak of memory
+            of, gradient = gradients.pop(0)
+            if of is not None and gradient is not None and of.requires_grad:
+                loss = cast(Tensor, _WithGradient.apply(loss, of, gradient))
+            del gradient
         return {"contrastive_loss": loss} if output_dict else loss
 
     def log_normalizers(self) -> tuple[Tensor, Tensor]:
@@ -151,40 +164,27 @@ class ContrastiveLoss(nn.Module):
         return output
 
 
-class _Apply(torch.autograd.Function):
-    """Gradients are computed with the loss, tile by tile, and only scaled in the backward pass."""
+class _WithGradient(torch.autograd.Function):
+    """A loss, unchanged, that knows its gradient by one of its inputs, which was computed with it.
+
+    One node for each input, so that a backward pass that keeps nothing never holds a second copy of both.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        image: Tensor,
-        text: Tensor,
-        logit_scale: Tensor,
-        logit_bias: Tensor | None,
-        loss: ContrastiveLoss,
-        index: Tensor | None,
-    ) -> Tensor:
-        output = loss.step(image, text, logit_scale, logit_bias, index)
+    def forward(ctx: Any, loss: Tensor, of: Tensor, gradient: Tensor) -> Tensor:
         world = distributed.world_size()
-        gradients = [
-            (image, output.image_gradient),
-            (text, output.text_gradient),
-            (logit_scale, output.logit_scale_gradient),
-        ]
-        if logit_bias is not None and output.logit_bias_gradient is not None:
-            gradients.append((logit_bias, output.logit_bias_gradient))
-        value = output.loss.clone()
-        del output
-        saved = []
-        while gradients:  # each is let go once it is converted: fp32 gradients of halves are the peak of memory
-            of, gradient = gradients.pop(0)
-            saved.append(gradient.mul_(world).to(of.dtype).reshape(of.shape))
-            del gradient
-        ctx.save_for_backward(*saved)
-        return distributed.all_reduce_sum(value)
+        ctx.save_for_backward((gradient if world == 1 else gradient * world).to(of.dtype).reshape(of.shape))
+        return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_output,) = grad_outputs
-        gradients = [saved * grad_output for saved in ctx.saved_tensors]
-        return (*gradients, *[None] * (6 - len(gradients)))
+        (gradient,) = ctx.saved_tensors
+        # A graph that nobody will go through again needs no second copy.
+        return grad_output, gradient * grad_output if _graph_is_kept() else gradient.mul_(grad_output), None
+
+
+def _graph_is_kept() -> bool:
+    """Whether the backward pass that runs was given retain_graph or create_graph; True where torch does not tell."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if ask is None else bool(ask())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,9 +30,15 @@ def test_make_bench_runs_every_section_in_small() -> None:
     assert done.returncode == 0, done.stderr
     told = dict(part.split("\n", 1) for part in done.stdout.split("\n== ")[1:])
     by_section = {title.split()[0]: text for title, text in told.items()}
-    assert list(by_section) == ["loss", "loader", "npn", "reshard", "audit", "kernels", "subset"]
+    assert list(by_section) == [
+        "loss", "gradcache", "step", "loader", "npn", "checkpoint", "reshard", "audit", "kernels", "subset", "startup",
+    ]  # fmt: skip
     for section, contenders in {
         "loss": ["open_clip.ClipLoss", "openclip"],
+        "gradcache": ["GradCache-style", "ours"],
+        "step": ["open_clip, accum_freq", "ours, openclip, micro-batches"],
+        "checkpoint": ["torch.save", "ours, in the background"],
+        "startup": ["neuclip --help", "import neuclip_scale"],
         "loader": ["open_clip", "ours", "bound: turbo decode"],
         "npn": ["by FLOPs, one process", "measured on this CPU", "modelled on GPUs"],
         "reshard": [
@@ -73,3 +80,61 @@ def test_kernels_are_measured_beside_their_peers(tmp_path: Path) -> None:
     assert result["rows"][0]["bound_milliseconds"] > result["rows"][-1]["bound_milliseconds"] > 0
     for name in result["runs"]:
         assert name in done.stdout
+
+
+ROWS = [
+    {
+        "contender": "peer",
+        "seconds": 2.0,
+        "seconds_range": [1.5, 2500.0],
+        "time_ratio": 1.0,
+        "time_ratio_range": [1, 1],
+    },
+    {
+        "contender": "ours",
+        "seconds": 1.0,
+        "parts": {"npn": 3_000_000},
+        "time_ratio": 0.5,
+        "time_ratio_range": [0.4, 0.6],
+    },
+]
+
+
+def test_a_result_becomes_tables_and_a_plot(tmp_path: Path) -> None:
+    result = {"machine": {"cpu": "2 cores"}, "commit": "abc", "rows": ROWS, "runs": {"peer": [{"seconds": 1}]}}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    done = bench("report", f"{tmp_path}/result.json", "--plot", f"{tmp_path}/new/plot.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "commit abc; 2 cores",
+        "",
+        "| contender | seconds | time ratio | parts npn |",
+        "|---|---|---|---|",
+        "| peer | 2 (1.5 to 2,500) | 1 |  |",
+        "| ours | 1 | 0.5 (0.4 to 0.6) | 3,000,000 |",
+    ]
+    with Image.open(tmp_path / "new" / "plot.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 5, "an empty picture"
+
+
+def test_what_compares_nothing_is_not_drawn(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(json.dumps({"rows": [{"contender": "x", "cpu_seconds": 1.0}]}))
+    done = bench("report", f"{tmp_path}/result.json", "--plot", f"{tmp_path}/plot.png")
+    assert done.returncode == 1
+    assert "Leave out --plot" in done.stderr
+
+
+def test_growth_with_the_batch_is_fitted_and_drawn(tmp_path: Path) -> None:
+    sizes = ["--scaling", "64", "256", "--embed-dim", "16", "--repeats", "1"]
+    done = bench("loss", *sizes, "--json", f"{tmp_path}/result.json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [row["batch_size"] for row in result["rows"]] == [64, 256]
+    low, high = (row["cpu_seconds"] for row in result["rows"])
+    assert 4 ** result["time_exponent"] == pytest.approx(high / low)
+    assert result["machine"]["date"]
+    assert result["commit"]
+    drawn = bench("report", f"{tmp_path}/result.json", "--plot", f"{tmp_path}/plot.svg")
+    assert drawn.returncode == 0, drawn.stderr
+    assert "time_exponent: " in drawn.stdout
+    assert (tmp_path / "plot.svg").stat().st_size > 1000

@@ -197,7 +197,7 @@ class ObjectiveConfig:
     bias_init: float = -10.0
     """SigLIP's learned bias at the start (siglip)."""
     tile_size: int = 1024
-    """Edge of the similarity tiles, in rows; bounds the memory of the loss."""
+    """Edge of the similarity tiles, in rows, at most 512 on a CPU; bounds the memory of the loss."""
     npn: NPNConfig = field(default_factory=NPNConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
     amortized: AmortizedConfig = field(default_factory=AmortizedConfig)
@@ -225,7 +225,7 @@ class TowerOptimConfig:
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     name: str = "adamw"
-    """adamw (torch's, fused on GPUs), or one of timm's: lamb, lion, muon, adopt, adafactorbv, ... ZeRO 1 to 3 run adamw
+    """adamw (torch's, fused), or one of timm's: lamb, lion, muon, adopt, adafactorbv, ... ZeRO 1 to 3 run adamw
     only: an optimizer that looks at whole matrices or norms would be wrong on their slices."""
     learning_rate: float = 5e-4
     """Peak learning rate of the encoders."""

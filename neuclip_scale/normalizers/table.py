@@ -17,7 +17,7 @@ class SampleTable(nn.Module):
     Rank r holds the indices congruent to r modulo the world size, so that all ranks together hold one copy.
     """
 
-    rows: Tensor
+    padded: Tensor
 
     def __init__(
         self, dataset_size: int, initial: Sequence[float], *, rank: int | None = None, world_size: int | None = None
@@ -29,20 +29,28 @@ class SampleTable(nn.Module):
         self.world_size = distributed.world_size() if world_size is None else world_size
         owned = len(range(self.rank, dataset_size, self.world_size))
         # Not persistent: the shards of all ranks make one table, which checkpoints keep per rank.
-        self.register_buffer("rows", torch.tensor(initial).repeat(owned, 1), persistent=False)
+        self.register_buffer("padded", torch.tensor(initial).repeat(owned + 1, 1), persistent=False)
 
-    def owned(self, world_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of the samples [B] are this rank's, [B] bool, and where their rows stand in `rows`."""
+    @property
+    def rows(self) -> Tensor:
+        """This rank's rows, sharing their memory."""
+        return self.padded[:-1]
+
+    def places(self, world_index: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the samples [B] are this rank's, [B] bool, and where the rows of all stand in `padded`, [B].
+
+        Samples of other ranks are given the row behind the last, which nobody reads: choosing those that are this
+        rank's would make the host wait for their number.
+        """
         mine = world_index % self.world_size == self.rank
-        return mine, world_index[mine] // self.world_size
+        return mine, torch.where(mine, world_index // self.world_size, self.padded.shape[0] - 1)
 
     def collect(self, mine: Tensor, values: Tensor) -> Tensor:
-        """Values of this rank's samples, as `owned` gave them, -> those of all, [B, c] (collective).
+        """Values [B, c], right where `mine`, -> those of all samples (collective).
 
         Every row has one owner, so the sum over ranks is exact. -inf travels as the most negative finite number.
         """
-        rows = values.new_zeros((mine.shape[0], values.shape[1]))
-        rows[mine] = values.clamp_min(torch.finfo(values.dtype).min)
+        rows = torch.where(mine[:, None], values.clamp_min(torch.finfo(values.dtype).min), 0.0)
         distributed.all_reduce_sum(rows)
         return torch.where(rows == torch.finfo(rows.dtype).min, -torch.inf, rows)
 
@@ -76,16 +84,16 @@ class NormalizerTable(SampleTable):
 
         `world_index` [B] dense sample indices, `world_log_g` [B, 2] both sides' log g -> [B, 2].
         """
-        mine, slots = self.owned(world_index)
-        old, newest = self.rows[slots], world_log_g[mine].to(self.rows.dtype)
+        mine, places = self.places(world_index)
+        old, newest = self.padded[places], world_log_g.to(self.padded.dtype)
         # log(0) = -inf is what gamma = 1 needs, but math.log refuses it.
         keep, take = (math.log1p(-gamma) if gamma < 1 else -math.inf), math.log(gamma)
         mixed = torch.logaddexp(old + keep, newest + take)
-        self.rows[slots] = torch.where(torch.isinf(old), newest, mixed)
-        return self.collect(mine, self.rows[slots])
+        self.padded[places] = torch.where(torch.isinf(old), newest, mixed)
+        return self.collect(mine, self.padded[places])
 
     @torch.no_grad()
     def lookup(self, world_index: Tensor) -> Tensor:
         """Stored log u of the whole batch, -inf where never visited, [B] -> [B, 2] (collective)."""
-        mine, slots = self.owned(world_index)
-        return self.collect(mine, self.rows[slots])
+        mine, places = self.places(world_index)
+        return self.collect(mine, self.padded[places])

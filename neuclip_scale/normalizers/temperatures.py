@@ -34,15 +34,15 @@ class IndividualTemperatures(SampleTable):
     @torch.no_grad()
     def lookup(self, world_index: Tensor) -> Tensor:
         """tau of the whole batch, [B] -> [B, 2] (collective)."""
-        mine, slots = self.owned(world_index)
-        return self.collect(mine, self.rows[slots, _TAU])
+        mine, places = self.places(world_index)
+        return self.collect(mine, self.padded[places, _TAU])
 
     @torch.no_grad()
     def update(self, world_index: Tensor, world_gradient: Tensor) -> None:
         """One Adam step of each pair in the batch on its gradients [B, 2], which are clamped first."""
-        mine, slots = self.owned(world_index)
+        _, places = self.places(world_index)
         limit, (beta1, beta2) = self.section.max_gradient, self.section.betas
-        rows, gradient = self.rows[slots], world_gradient[mine].clamp(-limit, limit).to(self.rows.dtype)
+        rows, gradient = self.padded[places], world_gradient.clamp(-limit, limit).to(self.padded.dtype)
         rows[:, _FIRST] = beta1 * rows[:, _FIRST] + (1 - beta1) * gradient
         rows[:, _SECOND] = beta2 * rows[:, _SECOND] + (1 - beta2) * gradient.square()
         rows[:, _VISITS] += 1
@@ -50,4 +50,4 @@ class IndividualTemperatures(SampleTable):
         second = rows[:, _SECOND] / (1 - beta2 ** rows[:, _VISITS])
         tau = rows[:, _TAU] - self.section.learning_rate * first / (second.sqrt() + self.section.adam_eps)
         rows[:, _TAU] = tau.clamp(self.minimum, self.maximum)
-        self.rows[slots] = rows
+        self.padded[places] = rows

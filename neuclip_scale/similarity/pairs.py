@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 _HALVES = (torch.bfloat16, torch.float16)
+_ROWS_ON_A_CPU = 1024
+_ROWS_ON_A_GPU = 8192
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,11 @@ class PairFeatures:
 
 
 def row_products(left: Tensor, right: Tensor) -> Tensor:
-    """Sum over d of left * right, [n, d] each -> [n], at least fp32."""
-    if left.dtype not in _HALVES and right.dtype not in _HALVES:
-        return (left * right).sum(-1)
-    # Part by part: fp32 copies of all rows would double the memory of the features.
-    parts = zip(left.split(8192), right.split(8192), strict=True)
-    return torch.cat([(a.float() * b.float()).sum(-1) for a, b in parts])
+    """Inner product of each row of `left` with the same row of `right`, [n, d] each -> [n], at least fp32.
+
+    Some rows at a time: the products of all would be as large as the features themselves.
+    """
+    wide = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)
+    rows = _ROWS_ON_A_CPU if left.device.type == "cpu" else _ROWS_ON_A_GPU
+    parts = zip(left.split(rows), right.split(rows), strict=True)
+    return torch.cat([(a.to(wide) * b.to(wide)).sum(-1) for a, b in parts])

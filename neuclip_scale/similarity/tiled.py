@@ -18,6 +18,8 @@ from typing_extensions import Unpack
 from neuclip_scale.similarity.pairs import BatchShape, PairFeatures
 
 DEFAULT_TILE_SIZE = 1024
+LARGEST_TILE_ON_CPU = 512
+"""Larger ones are no faster there and take four times the memory."""
 
 
 class TileOptions(TypedDict):
@@ -41,9 +43,11 @@ def similarity_tiles(
 ) -> Iterator[Tile]:
     """Yield the tiles of scale * left @ right.T for left [l, d], right [r, d]; scale one element or [l, 1].
 
+    `tile_size` is the largest edge; on a CPU `LARGEST_TILE_ON_CPU` is one too.
     Row i of `left` pairs with row offset + i of `right`; `exclude_diagonal` sets those entries to -inf.
     """
     num_left, num_right = left.shape[0], right.shape[0]
+    tile_size = tile_edge(left, tile_size)
     buffer = left.new_empty(min(tile_size, num_left) * min(tile_size, num_right))
     for first in range(0, num_left, tile_size):
         rows = slice(first, min(first + tile_size, num_left))
@@ -57,6 +61,11 @@ def similarity_tiles(
             if exclude_diagonal and -height < shift < width:
                 logits.diagonal(shift).fill_(-torch.inf)
             yield Tile(rows, columns, logits)
+
+
+def tile_edge(features: Tensor, tile_size: int) -> int:
+    """The edge that `similarity_tiles` gives its tiles."""
+    return min(tile_size, LARGEST_TILE_ON_CPU) if features.device.type == "cpu" else tile_size
 
 
 class RowSums(NamedTuple):

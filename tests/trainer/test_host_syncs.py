@@ -1,0 +1,70 @@
+"""A training step never makes the host wait for a number: the step's one copy comes after everything was queued."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.profiler import ProfilerActivity, profile
+from trainer_helpers import recipe
+
+from neuclip_scale.trainer import Trainer
+
+WAITING = {
+    "aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal",
+    # Results whose size depends on values: boolean indices, unique, ...
+    "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::bincount", "aten::repeat_interleave",
+}  # fmt: skip
+"""What waits for a GPU where the tensors are there. On a CPU the profiler sees the same calls."""
+
+OPTIMIZER = "aten::_fused_adamw_"
+"""One kernel for all parameters. The CPU's reads their step counts on the host, where they are; the GPU's does not."""
+
+
+def waits(trainer: Trainer) -> Counter[str]:
+    """Calls of the third step that would wait, up to and with its reduced metrics."""
+    batches = iter(trainer.loader)
+    for _ in range(2):
+        trainer.train_step(next(batches).batch)
+    loaded = next(batches)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        result = trainer.train_step(loaded.batch)
+        trainer._reduce(result, loaded, False)
+    names = Counter(event.name for event in profiler.events() if not inside(event, OPTIMIZER))
+    assert names["aten::mm"] > 0, "the profiler has not seen the step"
+    assert any(event.name == OPTIMIZER for event in profiler.events())
+    return Counter({name: count for name, count in names.items() if name in WAITING})
+
+
+def inside(event: Any, name: str) -> bool:
+    """Whether one of the calls that led to `event` is of `name`."""
+    while event is not None and event.name != name:
+        event = event.cpu_parent
+    return event is not None
+
+
+@pytest.mark.parametrize("micro_batch_size", [0, 4])
+@pytest.mark.parametrize("name", ["openclip", "siglip", "neuclip", "fastclip-v3", "fastclip-v2", "rgcl-g"])
+def test_no_step_waits(name: str, micro_batch_size: int, shards: Path, runs: Path) -> None:
+    options = {"model.preset": "toy", "objective.name": name, "objective.gamma_min": 0.2}
+    options |= {"train.micro_batch_size": micro_batch_size, "train.max_grad_norm": 1.0, "optim.ema_decay": 0.9}
+    assert waits(Trainer(recipe(shards, runs / "run", **options))) == {}
+
+
+def test_the_queue_waits_for_its_horizon_only(shards: Path, runs: Path) -> None:
+    """Which horizon is best decides how much is multiplied; the number does not grow with model or batch."""
+    found = waits(Trainer(recipe(shards, runs / "run", **{"model.preset": "toy", "objective.name": "neuclip-queue"})))
+    assert found["aten::_local_scalar_dense"] + found["aten::nonzero"] <= 8
+
+
+def test_a_wait_would_be_seen(shards: Path, runs: Path) -> None:
+    class Waiting(Trainer):
+        def train_step(self, *given: object) -> object:  # type: ignore[override]
+            result = super().train_step(*given)  # type: ignore[arg-type]
+            result.output.loss.item()
+            return result
+
+    found = waits(Waiting(recipe(shards, runs / "run", **{"model.preset": "toy", "objective.name": "openclip"})))
+    assert found == {"aten::item": 1, "aten::_local_scalar_dense": 1}
