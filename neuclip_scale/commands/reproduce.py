@@ -35,7 +35,7 @@ class ReproduceArguments:
     output: Path | None = None
     """Folder of everything; runs/reproduce-EXPERIMENT by default."""
     list: str = ""
-    """The published list (parquet or .tsv), for the paper's sets, which cannot be fetched."""
+    """The published list (parquet or .tsv): for the paper's sets, which cannot be fetched, or instead of a fetch."""
     demo_data: Path = Path("demo-data")
     """Of the demos: what `neuclip demo-data` wrote; made where it is not there."""
     evaluation: Path | None = None
@@ -62,6 +62,10 @@ class ReproduceArguments:
     """Stop after this stage or group."""
     dry_run: bool = False
     """Print what would be done, what is done already, and what it will take."""
+    nodes: int | None = None
+    """Machines of a training on a cluster, instead of the experiment's."""
+    gpus_per_node: int | None = None
+    """GPUs of each, 8 by default; 0 trains on processors."""
     gpu: Literal["h100", "h200", "a100", "a100-80", "a100-40"] = "h100"
     """For the estimate of --dry-run."""
     price: float = 0.0
@@ -115,6 +119,8 @@ def _request(arguments: ReproduceArguments) -> Request:
         filter=arguments.filter,
         filter_options=options,
         jobs=arguments.jobs,
+        nodes=arguments.nodes,
+        gpus_per_node=arguments.gpus_per_node,
     )
     return Request(
         experiment=experiment,
@@ -133,10 +139,10 @@ def _show(arguments: ReproduceArguments, request: Request, stages: list[Stage], 
     experiment = request.experiment
     if arguments.show == "jobs":
         for stage in stages:
-            if not runner.is_done(stage):
+            if not runner.is_done(stage, keep=False):
                 nodes = experiment.nodes if stage.kind == "train" else 1
                 gpus = {"train": experiment.gpus_per_node, "evaluate": min(1, experiment.gpus_per_node)}
-                print(stage.name, ",".join(stage.after), stage.kind, nodes, gpus.get(stage.kind, 0), sep="\t")
+                print(stage.name, ",".join(stage.after) or "-", stage.kind, nodes, gpus.get(stage.kind, 0), sep="\t")
         return 0
     labels = [stage.name.partition("/")[2] for stage in stages if stage.kind == "train"]
     if len(labels) != 1:
@@ -148,7 +154,7 @@ def _show(arguments: ReproduceArguments, request: Request, stages: list[Stage], 
 def _print_plan(request: Request, runner: Runner, names: list[str], gpu: str) -> None:
     for name in names:
         stage = runner.stages[name]
-        print(f"{name}{'  (done)' if runner.is_done(stage) else ''}")
+        print(f"{name}{'  (done)' if runner.is_done(stage, keep=False) else ''}")
         for line in stage.lines:
             print(f"    {line}")
     print()

@@ -126,6 +126,8 @@ def _coerce(hint: Any, value: Any, name: str) -> Any:
         return tuple(
             _coerce(kind, item, f"{name}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
         )
+    if hint is Any:
+        return tuple(value) if isinstance(value, list) else value
     if origin is dict:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise ConfigError(name, value, "not a mapping of names", f"Expected {_describe(hint)}.")

@@ -11,7 +11,7 @@ from neuclip_scale.reproduce.request import Request
 from neuclip_scale.reproduce.stages import Stage
 from neuclip_scale.reproduce.training import evaluate_stage, train_stage
 
-PREPARING = (list_stage, download_stage, audit_stage, subset_stage, reshard_stage, index_stage)
+PREPARING = (list_stage, subset_stage, download_stage, audit_stage, reshard_stage, index_stage)
 
 
 def build_stages(request: Request) -> list[Stage]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from neuclip_scale.config import Recipe, load_recipe
+from neuclip_scale.reproduce.experiment import published_of
 from neuclip_scale.reproduce.request import Request
 from neuclip_scale.reproduce.training import train_arguments
 
@@ -39,7 +40,7 @@ def _on_gpus(request: Request, gpu: str, num_runs: int) -> Estimate:
     from neuclip_scale.planning.site import Site
 
     experiment = request.experiment
-    known = experiment.published
+    known = published_of(experiment)
     recipes: dict[str, Recipe] = {}
     for label, (method, _) in request.labels.items():
         arguments = train_arguments(request, label)
@@ -49,6 +50,8 @@ def _on_gpus(request: Request, gpu: str, num_runs: int) -> Estimate:
         gpus_per_node=experiment.gpus_per_node, dataset_size=known.pairs, price=request.price,
     )  # fmt: skip
     lines, hours, kwh = [], 0.0, 0.0
+    if not known.pairs:
+        return Estimate(["No estimate: how many pairs there will be is not known (`neuclip plan --dataset-size`)."])
     seeds = len(experiment.seeds)
     for method, recipe in recipes.items():
         plan = plan_run(recipe, site, alternatives=False)

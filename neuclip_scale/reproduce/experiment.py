@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -51,6 +51,14 @@ class DownloadSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FilterResult:
+    """A published number of one method on a filtered pool."""
+
+    pairs: int
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Published:
     """What was published of this experiment, with where it stands."""
 
@@ -62,8 +70,11 @@ class Published:
     """Pairs on the list."""
     pairs: int = 0
     """Pairs that were trained on."""
-    settings: dict[str, float] = field(default_factory=dict)
-    """section.field of the recipe -> what was published for it."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """section.field of the recipe -> what was published for it. Those of the temperature and of objectives are
+    NeuCLIP's and FastCLIP's alone."""
+    filters: dict[str, FilterResult] = field(default_factory=dict)
+    """Filter with its options -> what was published for it, where the numbers above are of no filter."""
     note: str = ""
 
 
@@ -98,6 +109,17 @@ class Experiment:
     minutes_per_run: float = 0.0
     """Of one run on one core, measured; for experiments without GPUs."""
     published: Published = field(default_factory=Published)
+
+
+def published_of(experiment: Experiment) -> Published:
+    """What was published of this experiment with the filter that it has; without scores where nothing was."""
+    packaged, known = load_experiment(experiment.name), experiment.published
+    if (experiment.filter, experiment.filter_options) == (packaged.filter, packaged.filter_options):
+        return known
+    found = known.filters.get(" ".join((experiment.filter, *experiment.filter_options)))
+    if found is None:
+        return dataclasses.replace(known, scores={}, pairs=0)
+    return dataclasses.replace(known, scores=found.scores, pairs=found.pairs)
 
 
 def experiment_names() -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from neuclip_scale.config import load_recipe
 from neuclip_scale.evaluation.statistics import Estimate, smallest_sign_flip_p
-from neuclip_scale.reproduce.experiment import COLUMNS, Experiment, load_experiment
+from neuclip_scale.reproduce.experiment import COLUMNS, Experiment, load_experiment, published_of
 from neuclip_scale.reproduce.results import AVERAGE, Paired, Results, paired
 from neuclip_scale.reproduce.training import train_arguments
 from neuclip_scale.studies.page import Section
@@ -20,9 +20,10 @@ UNKNOWN = "not known"
 def published_section(results: Results) -> Section:
     """Our numbers beside the published ones of this experiment."""
     experiment = results.request.experiment
-    known = experiment.published
+    known = published_of(experiment)
     if not known.scores:
-        text = "Nothing is published for this experiment: its scores compare the methods with one another, here."
+        what = "this experiment with this filter" if experiment.published.scores else "this experiment"
+        text = f"Nothing is published for {what}: its scores compare the methods with one another, here."
         return Section("Ours beside the published", [text])
     rows = []
     for method in dict.fromkeys([*known.scores, *experiment.methods]):
@@ -35,8 +36,7 @@ def published_section(results: Results) -> Section:
         )  # fmt: skip
     lines = [
         f"DataComp's average over 38 tasks, in points. Published: {known.source}.",
-        "Intervals: Student's t, 95 %, over our seeds alone. The published means have noise of their own, whose size "
-        "with few seeds is as unknown as ours: a difference within a few tenths of a point says nothing.",
+        "Intervals: Student's t, 95 %, over our seeds alone; the published means have noise of their own beside it.",
     ]
     lines += [known.note] if known.note else []
     lacking = sorted({task for run in results.runs.values() for task in run.missing})
@@ -97,7 +97,7 @@ def _paired(pair: Paired) -> list[str]:
 
 def data_section(results: Results) -> Section:
     """From the list to what was trained on, with digests."""
-    known = results.request.experiment.published
+    known = published_of(results.request.experiment)
     steps = (
         ("on the list", "list", "listed", known.listed), ("tried", "download", "tried", 0),
         ("downloaded", "download", "downloaded", 0), ("failed to download", "download", "failed_to_download", 0),
@@ -133,38 +133,52 @@ def settings_section(results: Results) -> Section:
     """Where the runs' recipes are not what was published."""
     request = results.request
     known = request.experiment.published.settings
-    arguments = train_arguments(request, next(iter(request.labels)))
-    recipe = load_recipe(arguments[0], arguments[1:])
     rows = []
-    for name, theirs in known.items():
-        section, _, key = name.partition(".")
-        ours = getattr(getattr(recipe, section), key)
-        if ours != theirs:
-            rows.append([name, str(ours), f"{theirs:g}"])
+    for label, (method, seed) in request.labels.items():
+        if seed != request.experiment.seeds[0]:
+            continue
+        arguments = train_arguments(request, label)
+        recipe = load_recipe(arguments[0], arguments[1:])
+        for name, theirs in known.items():
+            section, _, key = name.partition(".")
+            ours = getattr(getattr(recipe, section), key)
+            if ours != theirs and (method in OWN_TEMPERATURE or not name.startswith(NEUCLIPS)):
+                rows.append([method, name, str(ours), str(theirs)])
     if not known:
         lines = ["No settings are published for this experiment."]
     elif rows:
         lines = ["These settings are not the published ones:"]
     else:
         lines = [f"All {len(known)} published settings are as published: {', '.join(known)}."]
+    packaged = load_experiment(request.experiment.name)
+    if (request.experiment.filter, request.experiment.filter_options) != (packaged.filter, packaged.filter_options):
+        lines.append(
+            f"The filter is not the experiment's, {packaged.filter} {' '.join(packaged.filter_options)}".strip()
+        )
     lines.append(
-        "The recipe's other fields, and NeuCLIP's settings under the other methods, are choices of this project "
-        f"(`neuclip train {arguments[0]} --help`)."
+        "The recipe's other fields, and what other methods than NeuCLIP and FastCLIP do with the temperature, are "
+        f"choices of this project (`neuclip train {request.experiment.recipe} --help`)."
     )
     if request.overrides:
         lines.append(f"Overridden here: {' '.join(request.overrides)}.")
-    return Section("Settings", lines, ["field", "here", "published"] if rows else [], rows)
+    return Section("Settings", lines, ["method", "field", "here", "published"] if rows else [], rows)
+
+
+OWN_TEMPERATURE = ("neuclip", "fastclip-v3")
+NEUCLIPS = ("objective.", "optim.temperature_")
+"""Published settings that say nothing of the other methods."""
 
 
 def cost_section(results: Results, price: float) -> Section:
     """Wall-clock, device-hours, energy and money of the trainings."""
-    rows, totals = [], [0.0, 0.0, 0.0]
+    rows, totals, counted = [], [0.0, 0.0, 0.0], True
     for label, run in results.runs.items():
         if not run.summary:
             rows.append([label, *[NOT_RUN] * 5])
             continue
         hours, joules = run.summary["device_hours"], run.cost.get("energy_joules")
         seconds = run.summary["train_seconds"]
+        counted = counted and joules is not None
         totals = [totals[0] + seconds, totals[1] + hours, totals[2] + (joules or 0.0)]
         rows.append(
             [
@@ -172,7 +186,8 @@ def cost_section(results: Results, price: float) -> Section:
                 str(run.cost.get("energy_source", UNKNOWN)), f"{run.summary['samples_per_second']:,.0f}",
             ]
         )  # fmt: skip
-    rows.append(["all", f"{totals[0] / 60:.1f}", f"{totals[1]:.3f}", f"{totals[2] / 3.6e6:.4f}", "", ""])
+    energy = f"{totals[2] / 3.6e6:.4f}" if counted else UNKNOWN
+    rows.append(["sum", f"{totals[0] / 60:.1f}", f"{totals[1]:.3f}", energy, "", ""])
     lines = [
         "Training steps alone: not evaluation, checkpoints or the stages before. Runs side by side on one machine slow "
         "each other down."
@@ -188,8 +203,11 @@ def stages_section(results: Results, names: Sequence[str]) -> Section:
     rows = []
     for name in names:
         record = results.records.get(name)
-        rows.append([name, f"{record['seconds']:.0f} s" if record else NOT_RUN])
-    return Section("Stages", [], ["stage", "wall-clock"], rows)
+        elsewhere = record is not None and record["seconds"] is None
+        seconds = "in a job of its own" if elsewhere else NOT_RUN if record is None else f"{record['seconds']:.0f} s"
+        rows.append([name, seconds])
+    line = "Of the last attempt, where one was interrupted."
+    return Section("Stages", [line], ["stage", "wall-clock"], rows)
 
 
 def points(estimate: Estimate, *, sign: bool = False, with_n: bool = True) -> str:

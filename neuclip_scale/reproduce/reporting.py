@@ -38,7 +38,8 @@ def write_report(request: Request, stages: list[Stage]) -> None:
     done with other settings.
     """
     runner = Runner(stages, request.places, lambda _: None)
-    results = gather(request, {name: runner.record(stage) for name, stage in runner.stages.items()})
+    done = {name: stage for name, stage in runner.stages.items() if runner.is_done(stage)}
+    results = gather(request, {name: runner.record(stage) for name, stage in done.items()})
     folder = request.places.report
     figures = draw_figures(results, folder / "figures")
     sections = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from neuclip_scale.config import ConfigError
 from neuclip_scale.reproduce.experiment import Experiment
@@ -51,13 +52,51 @@ class Request:
 
     def check(self) -> None:
         """Raise `ConfigError` for what cannot be."""
-        source = self.experiment.list
+        experiment = self.experiment
+        source = experiment.list
         if source.kind == "file" and not self.list:
             raise ConfigError("--list", "", "this experiment's list cannot be fetched", f"Give {source.how}.")
         if source.kind == "demo" and self.list:
             raise ConfigError("--list", self.list, "the demo makes its own list", "Leave it out.")
-        for name, values in (("--methods", self.experiment.methods), ("--seeds", self.experiment.seeds)):
+        if self.evaluation and not self.evaluation.is_dir():
+            raise ConfigError("--evaluation", str(self.evaluation), "no such folder", "Give that of the sets.")
+        for name, values in (("--methods", experiment.methods), ("--seeds", experiment.seeds)):
             if not values or len(set(values)) < len(values):
                 raise ConfigError(name, list(values), "nothing, or one twice", "Give each once, at least one.")
-        if self.experiment.jobs < 1:
-            raise ConfigError("--jobs", self.experiment.jobs, "there must be at least one", "Give 1 or more.")
+        least = {"--jobs": (experiment.jobs, 1), "--nodes": (experiment.nodes, 1), "-j": (self.num_workers, 1)}
+        least |= {"--gpus-per-node": (experiment.gpus_per_node, 0), "--seeds": (min(experiment.seeds), 0)}
+        for name, (value, smallest) in least.items():
+            if value < smallest:
+                raise ConfigError(name, value, "too small", f"Give {smallest} or more.")
+        if self.price < 0:
+            raise ConfigError("--price", self.price, "below zero", "Give a price, or leave it out.")
+        if experiment.jobs > 1 and experiment.gpus_per_node:
+            raise ConfigError("--jobs", experiment.jobs, "trainings would share GPUs", "Leave it out.")
+        for text in self.overrides:
+            name = text.partition("=")[0].strip()
+            if name in OWNED:
+                raise ConfigError("--set", text, "the stages set this themselves", OWNED[name])
+        _check_filter(experiment)
+
+
+OWNED = {
+    "seed": "Use --seeds.",
+    "objective.name": "Use --methods.",
+    "run_dir": "Use --output.",
+    "data.train": "Use --list.",
+    "data.require_audit": "Leave it out.",
+    "evaluation.data": "Use --evaluation.",
+}
+"""What --set may not change, and what to do instead."""
+
+
+def _check_filter(experiment: Experiment) -> None:
+    from neuclip_scale.commands.subset import Name
+
+    known = get_args(Name)
+    if experiment.filter not in known:
+        told = f"Choose from {', '.join(known)}."
+        raise ConfigError("--filter", experiment.filter, "there is no such filter", told)
+    if experiment.filter == "no_filter" and experiment.filter_options:
+        told = "Leave them out, or give --filter."
+        raise ConfigError("--filter-options", " ".join(experiment.filter_options), "no filter to take them", told)

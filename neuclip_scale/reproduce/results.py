@@ -90,15 +90,15 @@ def paired(results: Results, method: str, reference: str) -> list[Paired]:
 
 
 def gather(request: Request, records: Mapping[str, dict[str, Any]]) -> Results:
-    """Read what there is; `records`: stage -> what it left, empty where it is not done."""
+    """Read what there is; `records`: stage -> what it left, of those that are done."""
     places = request.places
     runs = {}
     for label, (method, seed) in request.labels.items():
-        summary = read_object(places.run(label) / "summary.json") if records.get(f"train/{label}") else {}
-        evaluation = read_object(places.evaluation(label)) if records.get(f"evaluate/{label}") else {}
+        summary = read_object(places.run(label) / "summary.json") if f"train/{label}" in records else {}
+        evaluation = read_object(places.evaluation(label)) if summary else {}
         scores, missing = _scores(evaluation)
         runs[label] = RunResult(method, seed, summary, scores, missing)
-    return Results(request, {name: record for name, record in records.items() if record}, runs)
+    return Results(request, dict(records), runs)
 
 
 def _scores(evaluation: Mapping[str, Any]) -> tuple[dict[str, float], tuple[str, ...]]:

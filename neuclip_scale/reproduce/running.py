@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from neuclip_scale.files import json_ready, write_json
@@ -32,21 +36,30 @@ class Runner:
 
     def record(self, stage: Stage) -> dict[str, Any]:
         """What the finished stage left; empty where it is not finished. Raises `ReproduceError` where it was done with
-        other settings.
+        other settings, or on what has been done anew since.
         """
         path = self._places.record(stage.name)
         found = read_object(path)
         if not found or stage.kind == "report":
             return {}
+        remedy = f"remove {path}" + "".join(f" and {each}" for each in stage.produces)
         if found["key"] != self._keys[stage.name]:
             raise ReproduceError(
                 f"{path}: {stage.name} was done with other settings ({_difference(stage, found)}). Give another "
-                f"--output, or remove {path} and what the stage wrote ({', '.join(map(str, stage.produces))})."
+                f"--output, or {remedy}."
             )
         missing = [str(each) for each in stage.produces if not each.exists()]
         if missing:
             self._report(f"{stage.name}: {missing[0]} is no longer there: once more")
-        return {} if missing else found
+            return {}
+        newer = [name for name, began in found.get("used", {}).items() if self._began(name) not in (None, began)]
+        if newer and stage.kind != "evaluate":
+            raise ReproduceError(f"{path}: {newer[0]} has been done anew since {stage.name} was. To follow, {remedy}.")
+        return {} if newer else found
+
+    def _began(self, name: str) -> float | None:
+        """When the stage that is done now was begun; None where it is not."""
+        return read_object(self._places.record(name)).get("began")
 
     def run(self, names: Sequence[str], jobs: int) -> None:
         """Do what is not done of `names`; trainings side by side, `jobs` at a time.
@@ -77,13 +90,14 @@ class Runner:
             return str(error)
         return ""
 
-    def is_done(self, stage: Stage) -> bool:
-        """Whether there is nothing to do; takes over what someone else has done. Raises `ReproduceError`."""
+    def is_done(self, stage: Stage, *, keep: bool = True) -> bool:
+        """Whether there is nothing to do; with `keep` takes over what was done elsewhere. Raises `ReproduceError`."""
         if self.record(stage):
             return True
         if stage.was_done is None or not stage.was_done():
             return False
-        self._keep(stage, time.time())
+        if keep:
+            self._keep(stage, None)
         return True
 
     def _one(self, stage: Stage, at_a_time: int) -> None:
@@ -94,37 +108,54 @@ class Runner:
         for name in stage.after:
             if stage.kind != "report" and not self.is_done(self.stages[name]):
                 raise ReproduceError(f"{stage.name}: {name} is not done yet. Do it first.")
-        self._report(f"{stage.name}: begins")
         began, log = time.time(), self._places.log(stage.name)
         try:
-            if stage.do:
-                stage.do(log)
-            for command in stage.commands:
-                command.run(log, _environment(at_a_time) if stage.kind == "train" else None)
-            result = self._keep(stage, began)
+            with self._alone(stage):
+                self._report(f"{stage.name}: begins")
+                if stage.do:
+                    stage.do(log)
+                for command in stage.commands:
+                    command.run(log, _environment(at_a_time) if stage.kind == "train" else None)
+                result = self._keep(stage, began)
         except ReproduceError as error:
             raise ReproduceError(f"{stage.name}: {error}") from error
         told = ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in result.items())
         self._report(f"{stage.name}: done in {time.time() - began:.0f} s{f' ({told})' if told else ''}")
 
-    def _keep(self, stage: Stage, began: float) -> dict[str, Any]:
-        """Write the stage's record; returns its result."""
-        result, path = stage.read(), self._places.record(stage.name)
+    @contextmanager
+    def _alone(self, stage: Stage) -> Iterator[None]:
+        """No other process does this stage meanwhile."""
+        path = self._places.record(stage.name).with_suffix(".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                told = (
+                    f"{path}: another process is doing this. Wait for it, or end it, and give the same command again."
+                )
+                raise ReproduceError(told) from error
+            yield
+
+    def _keep(self, stage: Stage, began: float | None) -> dict[str, Any]:
+        """Write the stage's record; returns its result. `began` is None for what was done elsewhere."""
+        result, path, now = stage.read(), self._places.record(stage.name), time.time()
         record = {
-            "stage": stage.name, "key": self._keys[stage.name], "settings": stage.settings, "began": began,
-            "seconds": time.time() - began, "result": result,
+            "stage": stage.name, "key": self._keys[stage.name], "settings": stage.settings, "began": began or now,
+            "seconds": None if began is None else now - began, "result": result,
+            "used": {name: self._began(name) for name in stage.after if stage.kind != "report"},
         }  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
         return result
 
 
-def _environment(at_a_time: int) -> dict[str, str] | None:
-    """Cores are shared by runs side by side."""
-    if at_a_time == 1:
-        return None
-    threads = max(1, available_cores() // at_a_time)
-    return {"OMP_NUM_THREADS": str(threads), **os.environ}
+def _environment(at_a_time: int) -> dict[str, str]:
+    """This Python's programs come first; cores are shared by runs side by side."""
+    found = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    if at_a_time > 1:
+        found.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // at_a_time)))
+    return found
 
 
 def _difference(stage: Stage, found: dict[str, Any]) -> str:

@@ -41,10 +41,14 @@ class Command:
         with open(log, "ab") as stream:
             stream.write(f"$ {self.text}\n".encode())
             stream.flush()
-            done = subprocess.run(
-                self.arguments, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
-                env=environment or self.environment, check=False,
-            )  # fmt: skip
+            try:
+                done = subprocess.run(
+                    self.arguments, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
+                    env=environment or self.environment, check=False,
+                )  # fmt: skip
+            except OSError as error:
+                told = f"{self.arguments[0]} cannot be started ({error.strerror}). Install it, or give its whole path."
+                raise ReproduceError(told) from error
         if done.returncode not in self.accepted:
             lines = log.read_text("utf-8", errors="replace").strip().splitlines()
             raise ReproduceError(

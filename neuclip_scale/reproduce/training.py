@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from neuclip_scale.config import ConfigError, Recipe, check_recipe, dump_recipe, load_recipe
+from neuclip_scale.config import Recipe, check_recipe, dump_recipe, load_recipe
 from neuclip_scale.reproduce.errors import ReproduceError
 from neuclip_scale.reproduce.request import Request
 from neuclip_scale.reproduce.stages import Command, Stage, neuclip
@@ -24,8 +24,8 @@ def train_arguments(request: Request, label: str) -> list[str]:
         "run_dir": str(places.run(label)), "data.train": str(places.manifest),
         "data.require_audit": str(places.shards_audit / "audit.json"), "objective.name": method, "seed": seed,
     }  # fmt: skip
-    if experiment.suite == "sets":
-        values["evaluation.data"] = str(request.sets)
+    # Set in any case, so that a site's own (slurm/site.env) changes no recipe.
+    values["evaluation.data"] = str(request.sets) if experiment.suite == "sets" else ""
     fixed = [f"{name}={_yaml(value)}" for name, value in values.items()]
     return [experiment.recipe, *_chosen(request, method), *fixed, *request.overrides]
 
@@ -37,7 +37,10 @@ def _chosen(request: Request, method: str) -> tuple[str, ...]:
 def _yaml(value: Any) -> str:
     """As an override: in quotation marks only where YAML would read something else."""
     plain = str(value)
-    return plain if yaml.safe_load(plain) == value else json.dumps(value)
+    try:
+        return plain if not plain or yaml.safe_load(plain) == value else json.dumps(value)
+    except yaml.YAMLError:
+        return json.dumps(value)
 
 
 def train_stage(request: Request, label: str) -> Stage:
@@ -65,24 +68,35 @@ def evaluate_stage(request: Request, label: str) -> Stage:
     result = places.evaluation(label)
     arguments: list[Any] = ["evaluate", places.run(label), "--data", request.sets, "--json", result]
     if suite == "datacomp":
-        # Sets that are missing are told in the report; what is there is evaluated.
+        # A set that is missing fails the stage: it is done again, with the tasks that are done, when the set is there.
         arguments += ["--suite", "datacomp", *([] if request.evaluation else ["--hub"])]
-    settings = {"suite": suite, "sets": str(request.sets)}
+    command = neuclip(*arguments)
+
+    def evaluate(log: Path) -> None:
+        result.unlink(missing_ok=True)
+        result.parent.mkdir(parents=True, exist_ok=True)
+        command.run(log)
+
     return Stage(
-        f"evaluate/{label}", (f"train/{label}",), settings, (neuclip(*arguments, accepted=(0, 1)),),
-        read=lambda: _evaluated(result), kind="evaluate", produces=(result,),
+        f"evaluate/{label}", (f"train/{label}",), {"suite": suite}, do=evaluate, kind="evaluate", produces=(result,),
+        told=(command.text,),
     )  # fmt: skip
 
 
 def _is_finished(folder: Path, recipe: Recipe) -> bool:
-    """Whether a training of this very recipe has come to its end there."""
+    """Whether a training of this very recipe has come to its end there; raises `ReproduceError` for another's."""
     if read_object(folder / "summary.json").get("status") != "finished":
         return False
-    try:
-        trained = load_recipe(folder / "config.yaml")
-    except ConfigError:
-        return False
-    return dump_recipe(trained) == dump_recipe(recipe)
+    trained, wanted = (
+        yaml.safe_load(text) for text in ((folder / "config.yaml").read_text("utf-8"), dump_recipe(recipe))
+    )
+    sections = [name for name, value in wanted.items() if trained.get(name) != value]
+    if sections:
+        raise ReproduceError(
+            f"{folder}: is a finished run of another recipe ({', '.join(sections)} differ; see config.yaml). Remove "
+            "it, or give another --output."
+        )
+    return True
 
 
 def _trained(folder: Path) -> dict[str, Any]:
@@ -90,10 +104,3 @@ def _trained(folder: Path) -> dict[str, Any]:
     if summary.get("status") != "finished":
         raise ReproduceError(f"{folder}: is not finished. Give the same command again, it goes on.")
     return {name: summary[name] for name in ("step", "samples_seen", "epochs", "train_seconds", "device_hours")}
-
-
-def _evaluated(path: Path) -> dict[str, Any]:
-    found = read_object(path)
-    if not found:
-        raise ReproduceError(f"{path}: no scores were written. Look into the stage's log.")
-    return {}

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from hub_server import serve_hub
 
+from neuclip_scale.config import ConfigError
+from neuclip_scale.reproduce import listing
 from neuclip_scale.reproduce.errors import ReproduceError
 from neuclip_scale.reproduce.experiment import load_experiment
 from neuclip_scale.reproduce.listing import list_path, list_stage
@@ -30,11 +32,15 @@ def request_for(name: str, output: Path, given: object = "") -> Request:
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["cc3m", "cc12m"])
-def test_a_text_list_gets_uids_of_its_urls(order: tuple[int, int], tmp_path: Path) -> None:
+def test_a_text_list_gets_uids_of_its_urls(
+    order: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "_ROWS_OF_A_FILE", 2)
     text = "".join("\t".join(row[place] for place in order) + "\n" for row in ROWS)
     (tmp_path / "list.tsv").write_text(text, encoding="utf-8")
     request = request_for("cc3m", tmp_path / "out", tmp_path / "list.tsv")
     assert do(request) == {"listed": 3}
+    assert len(list(list_path(request).glob("*.parquet"))) == 2, "files of two rows"
     table = pq.read_table(list_path(request)).to_pylist()
     assert [(row["text"], row["url"]) for row in table] == ROWS
     assert [row["uid"] for row in table] == [hashlib.md5(url.encode()).hexdigest() for _, url in ROWS]
@@ -56,7 +62,7 @@ def test_a_parquet_keeps_its_columns_and_gets_the_names_that_stages_use(tmp_path
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "no parquet and no .tsv"), (b"PAR1 cut off", "no whole parquet"), ("url\n", "needs columns url and text")],
+    [(b"PAR1 cut off", "no whole parquet"), ("url\n", "needs columns url and text")],
 )
 def test_a_list_that_is_none_is_told(content: object, said: str, tmp_path: Path) -> None:
     given = tmp_path / ("list.tsv" if isinstance(content, str) else "list.parquet")
@@ -84,4 +90,19 @@ def test_datacomps_pool_is_fetched_from_the_hub(tmp_path: Path, monkeypatch: pyt
     with serve_hub(tmp_path / "hub") as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.address)
         assert do(request) == {"listed": 10}
-    assert sorted(path.name for path in list_path(request).rglob("*.parquet")) == ["0.parquet", "1.parquet"]
+    # img2dataset looks into no folder of the folder.
+    assert sorted(path.name for path in list_path(request).iterdir()) == ["small-0.parquet", "small-1.parquet"]
+    assert pq.read_table(list_path(request)).num_rows == 10
+
+
+def test_a_list_that_is_not_there_or_has_changed_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--list = .*none.tsv.*cannot be read"):
+        list_stage(request_for("cc3m", tmp_path, tmp_path / "none.tsv"))
+    given = tmp_path / "list.tsv"
+    given.write_text("http://a.org/1.jpg\ta\n")
+    before = list_stage(request_for("cc3m", tmp_path, given)).settings
+    (tmp_path / "moved").mkdir()
+    given.rename(tmp_path / "moved/list.tsv")
+    assert list_stage(request_for("cc3m", tmp_path, tmp_path / "moved/list.tsv")).settings == before
+    given.write_text("http://a.org/1.jpg\tb\nhttp://a.org/2.jpg\tc\n")
+    assert list_stage(request_for("cc3m", tmp_path, given)).settings != before

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from neuclip_scale.reproduce.experiment import changed, load_experiment
+from neuclip_scale.reproduce.experiment import Published, changed, load_experiment, published_of
 from neuclip_scale.reproduce.report_sections import (
     all_published_section,
     cost_section,
@@ -28,7 +28,8 @@ SCORES = {"openclip": (21.0, 22.0, 22.3), "neuclip": (25.1, 24.9, 25.6)}
 
 def results(output: Path, *, missing: tuple[str, ...] = (), overrides: tuple[str, ...] = (), **changes: Any) -> Results:
     experiment = changed(load_experiment("cc3m"), methods=("openclip", "siglip", "neuclip"), **changes)
-    request = Request(experiment=experiment, output=output, list="x.tsv", overrides=overrides)
+    (output / "x.tsv").touch()
+    request = Request(experiment=experiment, output=output, list=str(output / "x.tsv"), overrides=overrides)
     runs = {}
     for label, (method, seed) in request.labels.items():
         scores = {AVERAGE: SCORES[method][seed]} if method in SCORES else {}
@@ -79,9 +80,10 @@ def test_the_papers_table_shows_what_was_not_run(tmp_path: Path) -> None:
 def test_settings_that_are_not_the_published_ones_are_listed(tmp_path: Path) -> None:
     same = settings_section(results(tmp_path))
     assert not same.rows
-    assert "All 8 published settings are as published" in same.paragraphs[0]
+    assert "All 12 published settings are as published" in same.paragraphs[0]
     other = settings_section(results(tmp_path, overrides=("train.epochs=3", "objective.rho=9")))
-    assert other.rows == [["train.epochs", "3.0", "37"], ["objective.rho", "9.0", "6.5"]]
+    epochs = [[method, "train.epochs", "3.0", "37"] for method in ("openclip", "siglip", "neuclip")]
+    assert sorted(other.rows) == sorted([*epochs, ["neuclip", "objective.rho", "9.0", "6.5"]])
     assert "Overridden here: train.epochs=3 objective.rho=9." in other.paragraphs
 
 
@@ -91,9 +93,23 @@ def test_data_and_cost_add_up(tmp_path: Path) -> None:
     assert row(data, "tried")[1] == "not run"
     assert "Audit of the training shards, which every run required: digest d1, fingerprint f1." in data.paragraphs
     cost = cost_section(results(tmp_path), price=3.0)
-    assert row(cost, "all")[:4] == ["all", "60.0", "12.000", "12.0000"]
+    assert row(cost, "sum")[:4] == ["sum", "60.0", "12.000", "12.0000"]
     assert "At 3 a device-hour: 36.00." in cost.paragraphs
     assert row(cost, "siglip-seed0")[1:] == ["not run"] * 5
+
+
+def test_a_filter_is_held_against_what_was_published_of_it(tmp_path: Path) -> None:
+    def of(*filtered: str) -> Published:
+        return published_of(changed(load_experiment("medium"), filter=filtered[0], filter_options=filtered[1:]))
+
+    assert of("no_filter").scores == {"openclip": 25.8}
+    best = of("clip_score", "--arch", "l14", "--fraction", "0.3")
+    assert (best.scores, best.pairs) == ({"openclip": 32.8}, 38_000_000)
+    assert of("basic_filter").scores == {}
+    section = published_section(results(tmp_path, filter="basic_filter"))
+    assert section.paragraphs[0].startswith("Nothing is published for this experiment with this filter")
+    told = settings_section(results(tmp_path, filter="basic_filter")).paragraphs
+    assert "The filter is not the experiment's, no_filter" in told
 
 
 def test_nothing_in_a_report_is_markup(tmp_path: Path) -> None:

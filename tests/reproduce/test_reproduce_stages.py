@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from neuclip_scale.config import ConfigError, load_recipe
 from neuclip_scale.reproduce.building import build_stages, chosen
+from neuclip_scale.reproduce.costs import estimate
 from neuclip_scale.reproduce.errors import ReproduceError
 from neuclip_scale.reproduce.experiment import changed, experiment_names, load_experiment
 from neuclip_scale.reproduce.places import Places
@@ -73,6 +75,34 @@ def test_a_result_that_is_gone_is_made_anew(world: World) -> None:
     assert made.exists()
 
 
+def test_what_was_done_on_an_earlier_result_does_not_count(world: World) -> None:
+    made = world.places.root / "made"
+    first = world.stage("train/a", kind="train", code=f"open({str(made)!r}, 'w')", produces=(made,))
+    scores, other = world.stage("evaluate/a", "train/a", kind="evaluate"), world.stage("other", "train/a")
+    world.run(first, scores, other)
+    made.unlink()
+    with pytest.raises(ReproduceError, match=r"train/a has been done anew since other was. To follow, remove .*other"):
+        world.run(first, scores, other)
+    assert world.done.read_text().split() == ["train/a", "evaluate/a", "other", "train/a", "evaluate/a"]
+
+
+def test_two_processes_do_not_do_one_stage(world: World) -> None:
+    slow = world.stage("slow", code="import time\ntime.sleep(3)")
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(world.run, slow)
+        while "slow: begins" not in world.said:
+            time.sleep(0.05)
+        with pytest.raises(ReproduceError, match="another process is doing this"):
+            world.run(slow)
+        assert first.result() == "slow"
+
+
+def test_a_program_that_is_not_there_is_told(world: World) -> None:
+    stage = Stage("train/a", (), {}, (Command(("no-such-torchrun", "x")),), kind="train")
+    with pytest.raises(ReproduceError, match="no-such-torchrun cannot be started"):
+        world.run(stage)
+
+
 def test_a_failure_stops_with_the_last_words_and_the_log(world: World) -> None:
     wrong = world.stage("wrong", code="raise SystemExit('the disk is full')")
     with pytest.raises(ReproduceError, match=r"wrong: exit status 1, last line: the disk is full .*wrong\.txt"):
@@ -121,11 +151,12 @@ def test_what_a_job_of_a_cluster_has_done_is_taken_over(world: World) -> None:
 @pytest.mark.parametrize("name", experiment_names())
 def test_every_packaged_experiment_can_be_planned(name: str, tmp_path: Path) -> None:
     experiment = load_experiment(name)
-    given = "list.tsv" if experiment.list.kind == "file" else ""
-    request = Request(experiment=experiment, output=tmp_path / "out", list=given)
+    (tmp_path / "list.tsv").touch()
+    given = str(tmp_path / "list.tsv") if experiment.list.kind == "file" else ""
+    request = Request(experiment=experiment, output=tmp_path / "out", list=given, price=2.0)
     stages = build_stages(request)
     assert [stage.name.partition("/")[0] for stage in stages if "seed" not in stage.name] == [
-        "list", "download", "audit", "subset", "reshard", "index", "report",
+        "list", "subset", "download", "audit", "reshard", "index", "report",
     ]  # fmt: skip
     assert all(stage.lines for stage in stages)
     assert len(stages) == 7 + 2 * len(experiment.methods) * len(experiment.seeds)
@@ -135,6 +166,7 @@ def test_every_packaged_experiment_can_be_planned(name: str, tmp_path: Path) -> 
     for field, value in experiment.published.settings.items():
         section, _, key = field.partition(".")
         assert getattr(getattr(recipe, section), key) == value, field
+    assert estimate(request, "h100").lines
     assert not tmp_path.joinpath("out").exists(), "planning writes nothing"
 
 
@@ -146,12 +178,23 @@ def test_requests_that_cannot_be(tmp_path: Path) -> None:
         Request(experiment=demo, output=tmp_path, list="x").check()
     with pytest.raises(ConfigError, match=r"--seeds"):
         Request(experiment=changed(demo, seeds=(1, 1)), output=tmp_path).check()
-    with pytest.raises(ConfigError, match=r"--jobs"):
-        Request(experiment=changed(demo, jobs=0), output=tmp_path).check()
+    small = load_experiment("small")
+    for wrong, field in (
+        ({"experiment": changed(demo, jobs=0)}, "--jobs"),
+        ({"experiment": changed(small, jobs=2)}, "--jobs = 2: trainings would share GPUs"),
+        ({"experiment": changed(demo, nodes=0)}, "--nodes"),
+        ({"experiment": changed(demo, filter="nonsense")}, "--filter = 'nonsense'"),
+        ({"experiment": changed(small, filter_options=("--fraction", "0.3"))}, "--filter-options"),
+        ({"experiment": demo, "price": -1.0}, "--price"),
+        ({"experiment": demo, "evaluation": tmp_path / "none"}, "--evaluation"),
+        ({"experiment": demo, "overrides": ("seed=7",)}, "--set = 'seed=7'.*Use --seeds"),
+    ):
+        with pytest.raises(ConfigError, match=field):
+            Request(output=tmp_path, **wrong).check()  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"objective.name|EXPERIMENT"):
         load_experiment("cc4m")
     stages = build_stages(Request(experiment=demo, output=tmp_path))
-    assert chosen(stages, (), "subset") == ["list", "download", "audit", "subset"]
+    assert chosen(stages, (), "download") == ["list", "subset", "download"]
     assert chosen(stages, ("train",), "")[0] == "train/openclip-seed0"
-    with pytest.raises(ConfigError, match=r"--until = 'trian'.*Stages: list, download"):
+    with pytest.raises(ConfigError, match=r"--until = 'trian'.*Stages: list, subset, download"):
         chosen(stages, (), "trian")

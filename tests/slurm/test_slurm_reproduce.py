@@ -16,8 +16,9 @@ from neuclip_scale.run_folder import read_object
 def submit(cluster: Cluster, folder: Path, *given: str, before: str = "") -> list[str]:
     """Ids of the submitted jobs."""
     # More than a virtual node has would never start.
-    (folder / "site.env").write_text("NEUCLIP_SBATCH_OPTIONS=(--cpus-per-task=1 --mem=0)\n")
-    variables = {"REPRODUCE_LOGS": str(folder / "logs"), "REPRODUCE_NODES": "2", "NEUCLIP_TRIES": "1"}
+    site = "NEUCLIP_SBATCH_OPTIONS=(--cpus-per-task=1 --mem=0)\nNEUCLIP_CPU_OPTIONS=(--time=10)\n"
+    (folder / "site.env").write_text(site)
+    variables = {"REPRODUCE_LOGS": str(folder / "logs"), "NEUCLIP_TRIES": "1"}
     said = cluster.run(SCRIPTS / "reproduce.sh", *given, **environment(folder, before, **variables))
     found = re.search(r"submitted: ([\d ]+);", said)
     assert found, said
@@ -30,7 +31,7 @@ def test_a_chain_tells_of_a_training_that_failed_and_goes_on_with_the_same_comma
 ) -> None:
     folder = tmp_path / "with space"
     demo_data, output = make_demo_data(folder / "demo"), folder / "out"
-    given = arguments(demo_data, output)
+    given = arguments(demo_data, output, "--nodes", 2)
     breaks = '[[ "$1" == train && "$*" == *objective.name=openclip* ]] && exit 3'
     *prepared, openclip, neuclip, without, evaluated, written = submit(cluster, folder, *given, before=breaks)
     states = cluster.wait(*prepared, openclip, neuclip, without, evaluated, written, seconds=400)
@@ -50,6 +51,8 @@ def test_a_chain_tells_of_a_training_that_failed_and_goes_on_with_the_same_comma
     assert all(run["finished"] for run in report(output)["runs"].values())
     batches = [read_object(output / f"runs/{name}-seed0/summary.json")["audit"] for name in ("openclip", "neuclip")]
     assert batches[0] == batches[1]
+    prepared_only = [*given, "--until", "index"]
+    assert "nothing is left to do" in cluster.run(SCRIPTS / "reproduce.sh", *prepared_only, **environment(folder))
 
 
 def test_what_cannot_be_is_refused_before_the_queue(cluster: Cluster, tmp_path: Path) -> None:
@@ -57,3 +60,12 @@ def test_what_cannot_be_is_refused_before_the_queue(cluster: Cluster, tmp_path: 
     assert status == 2
     assert "Train_GCC-training.tsv" in said
     assert "nothing was submitted" in said
+    given = arguments(make_demo_data(tmp_path / "demo"), tmp_path / "out", "--nodes", 3)
+    status, _, said = cluster.attempt(SCRIPTS / "reproduce.sh", *given, **environment(tmp_path))
+    assert status == 2
+    assert "not started: demo on 3 node(s)" in said
+    assert "data.num_streams = 4" in said
+    status, planned, _ = cluster.attempt(SCRIPTS / "reproduce.sh", *given, "--dry-run", **environment(tmp_path))
+    assert status == 0
+    assert "neuclip train demo" in planned
+    assert cluster.run("squeue", "-h", "-t", "pending,running") == ""
