@@ -34,6 +34,10 @@ def test_a_chain_tells_of_a_training_that_failed_and_goes_on_with_the_same_comma
     given = arguments(demo_data, output, "--nodes", 2)
     breaks = '[[ "$1" == train && "$*" == *objective.name=openclip* ]] && exit 3'
     *prepared, openclip, neuclip, without, evaluated, written = submit(cluster, folder, *given, before=breaks)
+    log = folder / f"logs/download-{prepared[2]}.log"
+    cluster.until(lambda: log.exists() and "download: begins" in log.read_text(), 120)
+    cluster.run("scancel", "--signal=USR1", "--batch", prepared[2])  # as Slurm does before the time limit
+    cluster.until(lambda: cluster.details(prepared[2])["Restarts"] == "1", 60, log.read_text)
     states = cluster.wait(*prepared, openclip, neuclip, without, evaluated, written, seconds=400)
     said = "".join(path.read_text(errors="replace") for path in sorted((folder / "logs").iterdir()))
     done = [*prepared, neuclip, evaluated, written]
