@@ -27,6 +27,7 @@ from neuclip_scale.subset.filters import (
     ClipScoreFilter,
     EnglishFilter,
     Filter,
+    FilterName,
     ImageFilter,
     TextFilter,
 )
@@ -34,15 +35,6 @@ from neuclip_scale.subset.outcome import Subset
 from neuclip_scale.subset.request import Columns, SubsetRequest
 from neuclip_scale.subset.selecting import select_subset
 
-Name = Literal[
-    "no_filter",
-    "basic_filter",
-    "clip_score",
-    "laion2b",
-    "text_based",
-    "image_based",
-    "image_based_intersect_clip_score",
-]
 _SECONDS_BETWEEN_LINES = 10
 _LAION2B_THRESHOLD = 0.28
 _WITH_ENGLISH = ("basic_filter", "laion2b", "text_based", "image_based", "image_based_intersect_clip_score")
@@ -63,7 +55,7 @@ class SubsetArguments:
     .npz beside them."""
     save_path: Path
     """The .npy to write; its report goes beside it, with .json added to the name."""
-    name: Annotated[tuple[Name, ...], tyro.conf.UseAppendAction]
+    name: Annotated[tuple[FilterName, ...], tyro.conf.UseAppendAction]
     """The filter; given more than once, samples must pass all of them."""
     arch: Arch | None = None
     """Of clip_score: whose scores, those of ViT-B/32 or ViT-L/14."""

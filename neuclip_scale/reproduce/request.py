@@ -9,6 +9,7 @@ from typing import get_args
 from neuclip_scale.config import ConfigError
 from neuclip_scale.reproduce.experiment import Experiment
 from neuclip_scale.reproduce.places import Places
+from neuclip_scale.subset.filters import FilterName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +92,7 @@ OWNED = {
 
 
 def _check_filter(experiment: Experiment) -> None:
-    from neuclip_scale.commands.subset import Name
-
-    known = get_args(Name)
+    known = get_args(FilterName)
     if experiment.filter not in known:
         told = f"Choose from {', '.join(known)}."
         raise ConfigError("--filter", experiment.filter, "there is no such filter", told)

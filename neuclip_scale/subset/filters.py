@@ -11,6 +11,16 @@ from neuclip_scale.subset.errors import UsageError
 
 Arch = Literal["b32", "l14"]
 PACKAGED_NAMES = "imagenet21k"
+FilterName = Literal[
+    "no_filter",
+    "basic_filter",
+    "clip_score",
+    "laion2b",
+    "text_based",
+    "image_based",
+    "image_based_intersect_clip_score",
+]
+"""What the command line calls the filters, as DataComp's does."""
 
 
 @dataclass(frozen=True)
