@@ -18,7 +18,10 @@ def gradient_items(config: Recipe, sharding: Sharding, sizes: ModelSizes, world_
         return _zero(config, sharding, sizes, several)
     whole = FP32 * sizes.trained
     if sharding.engine == "ddp" and world_size > 1:
-        return [MemoryItem("gradients", whole, 0, "4 bytes each, in DDP's buckets, which stay")]
+        found = [MemoryItem("gradients", whole, 0, "4 bytes each, in DDP's buckets, which stay")]
+        if several:
+            found.append(MemoryItem("gradients of a micro-batch", whole, 0, "before they are added", ("backward",)))
+        return found
     found = [MemoryItem("gradients", whole, 0, "4 bytes each", ("backward", *LATE) if several else LATE)]
     if sharding.engine == "deepspeed":
         found.append(MemoryItem("reduction buffers", whole, 0, "ZeRO 0 flattens them all", ("reduction",)))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from neuclip_scale.config import ModelConfig, Recipe, check_recipe, local_batch_size, micro_batch_size
 from neuclip_scale.planning.gradients import gradient_items
-from neuclip_scale.planning.normalizers import normalizer_items
+from neuclip_scale.planning.normalizers import largest_tile, normalizer_items
 from neuclip_scale.planning.parts import MOMENTS, PASSES, MemoryItem, Moment
 from neuclip_scale.planning.sharding import (
     BF16,
@@ -78,8 +78,7 @@ def plan_memory(
 
     `dataset_size` is n, for objectives that keep something for every pair. Parameters, gradients and optimizer state
     follow ZeRO's formula (arXiv 1910.02054) in fp32; activations are counted by running the model without memory
-    (`tracing`). For a `device` of cuda stated allowances are added; for cpu the optimizer's temporaries are, which the
-    fused one of GPUs has not.
+    (`tracing`). For a `device` of cuda stated allowances are added.
     """
     check_recipe(config, world_size)
     sizes, sharding = model_sizes(config), sharding_of(config, world_size)
@@ -88,14 +87,10 @@ def plan_memory(
         *gradient_items(config, sharding, sizes, world_size),
         *_gathered(config, sharding, sizes, world_size),
         *_encoders(config, sharding, sizes, world_size),
-        *_features(config, sizes.embed_dim, world_size),
-        *normalizer_items(config, sizes.embed_dim, world_size, dataset_size),
+        *_features(config, sizes.embed_dim, world_size, device),
+        *normalizer_items(config, sizes.embed_dim, world_size, dataset_size, device),
     ]
-    if device == "cpu":
-        flat = max(sizes.optimizer_groups) if sharding.stage else sizes.largest
-        own = 2 * FP32 * math.ceil(flat / sharding.optimizer)
-        items.append(MemoryItem("update's temporaries", own, 0, "two of the largest tensor", ("update",)))
-    else:
+    if device != "cpu":
         items += _allowances(items, world_size)
     items = [item for item in items if item.device or item.host]
     return MemoryPlan(sharding.label, world_size, sizes.total, sizes.trained, items)
@@ -209,9 +204,10 @@ def inference_trace(section: ModelConfig, precision: str, low_blocks: bool) -> L
     return trace_inference(planned(section, False), precision, blocks_in_low_precision=low_blocks)
 
 
-def _features(config: Recipe, d: int, world_size: int) -> list[MemoryItem]:
+def _features(config: Recipe, d: int, world_size: int, device: str) -> list[MemoryItem]:
     b, B = local_batch_size(config, world_size), config.train.global_batch_size
-    tile, wide = min(config.objective.tile_size, b), min(config.objective.tile_size, B)
+    edge = largest_tile(config, device)
+    tile, wide = min(edge, b), min(edge, B)
     num_micro = num_micro_batches(config, world_size)
     after: tuple[Moment, ...] = tuple(moment for moment in MOMENTS if moment not in ("encode", "normalizers"))
     states = RANDOM_STATE * num_micro if num_micro > 1 else 0

@@ -11,6 +11,7 @@ from neuclip_scale.normalizers import DatasetFeatures
 from neuclip_scale.objectives import Objective, create_objective
 from neuclip_scale.objectives.registry import Problem
 from neuclip_scale.planning.parts import MemoryItem
+from neuclip_scale.similarity.tiled import LARGEST_TILE_ON_CPU
 
 FP32 = 4
 WORKSPACE, ALL_FEATURES = "estimate of the normalizers", "features of all pairs"
@@ -45,7 +46,14 @@ def _nobody() -> DatasetFeatures:
     raise AssertionError("a planned objective is not run")
 
 
-def normalizer_items(config: Recipe, embed_dim: int, world_size: int, dataset_size: int) -> list[MemoryItem]:
+def largest_tile(config: Recipe, device: str) -> int:
+    """Edge of the tiles of similarities on a device."""
+    return min(config.objective.tile_size, LARGEST_TILE_ON_CPU) if device == "cpu" else config.objective.tile_size
+
+
+def normalizer_items(
+    config: Recipe, embed_dim: int, world_size: int, dataset_size: int, device: str = "cuda"
+) -> list[MemoryItem]:
     """State by kind, tables and queues over the ranks, and the estimate's own workspace."""
     objective = planned_objective(config, embed_dim, dataset_size)
     replicated = objective.state_dict().keys()  # what is sharded is not persistent
@@ -65,15 +73,15 @@ def normalizer_items(config: Recipe, embed_dim: int, world_size: int, dataset_si
     if config.objective.name == "exact":
         size = FP32 * 2 * embed_dim * dataset_size
         items.append(MemoryItem(ALL_FEATURES, size, 0, f"[{dataset_size}, {embed_dim}], two sides"))
-    workspace, how = _workspace(config, embed_dim, world_size, dataset_size)
+    workspace, how = _workspace(config, embed_dim, world_size, dataset_size, largest_tile(config, device))
     return [*items, MemoryItem(WORKSPACE, workspace, 0, how, ("normalizers",))]
 
 
-def _workspace(config: Recipe, d: int, world_size: int, dataset_size: int) -> tuple[int, str]:
+def _workspace(config: Recipe, d: int, world_size: int, dataset_size: int, edge: int) -> tuple[int, str]:
     """Bytes that the estimate needs while it is made. Before it stand the batch's own sums, which take two tiles."""
     section, b, B = config.objective, local_batch_size(config, world_size), config.train.global_batch_size
-    tile = min(section.tile_size, b)
-    sums = FP32 * (2 * tile * min(section.tile_size, B) + tile * d)
+    tile = min(edge, b)
+    sums = FP32 * (2 * tile * min(edge, B) + tile * d)
     if section.name == "neuclip":
         m = section.npn.num_prototypes
         masks = b * m if section.npn.exclude_own else 0
@@ -81,10 +89,10 @@ def _workspace(config: Recipe, d: int, world_size: int, dataset_size: int) -> tu
         return max(sums, update), f"an NPN's update: [{m}, {d}] four times, tiles of [{tile}, {m}]"
     if section.name == "neuclip-queue":
         size = planned_objective(config, d, dataset_size).queue.size  # type: ignore[union-attr]
-        wide = min(section.tile_size, math.ceil(size / world_size))  # type: ignore[arg-type,operator]
-        rows = min(section.tile_size, B)
+        wide = min(edge, math.ceil(size / world_size))  # type: ignore[arg-type,operator]
+        rows = min(edge, B)
         return max(sums, FP32 * (rows * wide + rows * d) + rows * wide), f"tiles of [{rows}, {wide}]"
     if section.name == "exact":
-        wide = min(section.tile_size, dataset_size)
+        wide = min(edge, dataset_size)
         return max(sums, FP32 * (3 * b * wide)), f"[{b}, {wide}] three times"
     return sums, "the batch's sums, two tiles at a time"

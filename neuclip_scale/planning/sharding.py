@@ -165,11 +165,6 @@ class ModelSizes:
         return sum(trained for _, trained, _ in self.low)
 
     @property
-    def largest(self) -> int:
-        """Elements of the largest trained tensor."""
-        return max((size for size, trained, _ in self.low if trained), default=0)
-
-    @property
     def root(self) -> int:
         """Elements outside blocks: embeddings, projections, norms between."""
         return self.groups[-1].size

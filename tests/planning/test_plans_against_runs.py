@@ -105,10 +105,10 @@ def test_a_rank_holds_and_sends_what_was_planned(settings: str, label: str) -> N
 
 
 def test_one_process_allocates_what_was_planned(settings: str) -> None:
-    """At sizes where activations, parameters, the objective or the update need the most; by the allocator's count."""
+    """At sizes where activations, parameters or the objective need the most; by the allocator's count."""
     cases: dict[str, Case] = {
         "backward": {"train.global_batch_size": 512},
-        "update": {"train.global_batch_size": 8},
+        "backward, few pairs": {"train.global_batch_size": 8},
         "backward, several": {"train.global_batch_size": 256, "train.micro_batch_size": 128, "model.preset": "demo"},
         "normalizers": {
             "train.global_batch_size": 32,
@@ -116,7 +116,7 @@ def test_one_process_allocates_what_was_planned(settings: str) -> None:
             "objective.npn.num_prototypes": 50_000,
             "objective.npn.updates_per_step": 1,
         },
-        "similarities": {
+        "backward, many pairs": {
             "train.global_batch_size": 2560,
             "train.micro_batch_size": 64,
             "objective.tile_size": 2560,
