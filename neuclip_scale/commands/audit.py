@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +16,7 @@ from neuclip_scale.audit.empirical_arms import EmpiricalError
 from neuclip_scale.audit.errors import AuditError, UsageError
 from neuclip_scale.audit.mattering import Assumptions, Claim
 from neuclip_scale.audit.request import AuditRequest, EmpiricalOptions, Thresholds
+from neuclip_scale.commands.progress import ProgressLines
 from neuclip_scale.comparison.text import printable
 from neuclip_scale.files import write_json, write_text
 from neuclip_scale.queries.engines import Engine, EngineOptions
@@ -26,8 +26,6 @@ from neuclip_scale.reshard.workers import available_cores, worker_pool
 
 if TYPE_CHECKING:
     from neuclip_scale.audit.inputs import Inputs
-
-_SECONDS_BETWEEN_LINES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +124,7 @@ def _run(arguments: AuditArguments, request: AuditRequest) -> int:
     from neuclip_scale.audit.inputs import open_inputs
 
     inputs = open_inputs(request, request.output / "cache")
-    progress = ProgressLines()
+    progress = ProgressLines("shards")
     with Engine(request.engine, request.output / "cache") as engine:
         from neuclip_scale.audit.auditing import Audit
         from neuclip_scale.audit.document import add_digest, build_document
@@ -169,20 +167,6 @@ def _train(request: AuditRequest, inputs: Inputs, options: EmpiricalOptions) -> 
         num_workers=request.num_workers,
     )
     return run_check(check, lambda text: print(text, file=sys.stderr, flush=True)).document()
-
-
-class ProgressLines:
-    """Prints each stage when it begins, and every ten seconds how far it is, to stderr."""
-
-    def __init__(self) -> None:
-        self._stage, self._told = "", 0.0
-
-    def __call__(self, stage: str, done: int, whole: int) -> None:
-        now = time.monotonic()
-        if stage == self._stage and now - self._told < _SECONDS_BETWEEN_LINES:
-            return
-        self._stage, self._told = stage, now
-        print(f"{stage}: {done:,} of {whole:,} shards" if whole else stage, file=sys.stderr, flush=True)
 
 
 def _print(document: dict[str, Any], console: Console) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from neuclip_scale.commands.progress import ProgressLines
 from neuclip_scale.comparison.text import printable
 from neuclip_scale.files import write_json
 from neuclip_scale.queries.engines import EngineOptions
@@ -35,7 +35,6 @@ from neuclip_scale.subset.outcome import Subset
 from neuclip_scale.subset.request import Columns, SubsetRequest
 from neuclip_scale.subset.selecting import select_subset
 
-_SECONDS_BETWEEN_LINES = 10
 _LAION2B_THRESHOLD = 0.28
 _WITH_ENGLISH = ("basic_filter", "laion2b", "text_based", "image_based", "image_based_intersect_clip_score")
 _WITH_SCORE = ("clip_score", "image_based_intersect_clip_score")
@@ -107,7 +106,7 @@ def main(argv: list[str]) -> int:
     """Run the command; returns 0, 1 when something of the pool could not be read, 2 when nothing was selected."""
     arguments = tyro.cli(SubsetArguments, args=argv, prog="neuclip subset")
     try:
-        subset = select_subset(_request(arguments), ProgressLines())
+        subset = select_subset(_request(arguments), ProgressLines("slices"))
         if arguments.json:
             write_json(arguments.json, subset.document())
     except (SubsetError, QueryError, ReshardError) as error:
@@ -177,20 +176,6 @@ def _check_options(arguments: SubsetArguments) -> None:
                     raise UsageError(f"--{each.replace('_', '-')}: belongs to --name {owners[0]}, which is not given.")
     if arguments.english == "no" and (arguments.language_model or arguments.language_column):
         raise UsageError("--english no: leave out --language-model and --language-column.")
-
-
-class ProgressLines:
-    """Prints each stage when it begins, and every ten seconds how far it is, to stderr."""
-
-    def __init__(self) -> None:
-        self._stage, self._told = "", 0.0
-
-    def __call__(self, stage: str, done: int, whole: int) -> None:
-        now = time.monotonic()
-        if stage == self._stage and now - self._told < _SECONDS_BETWEEN_LINES:
-            return
-        self._stage, self._told = stage, now
-        print(f"{stage}: {done:,} of {whole:,} slices" if whole else stage, file=sys.stderr, flush=True)
 
 
 def _print(subset: Subset, console: Console) -> None:
