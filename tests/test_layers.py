@@ -51,6 +51,7 @@ LAYERS = {
     "planning": 4,
     "audit": 4,
     "downloading": 1,
+    "hub": 1,
     "preflight": 4,
     "reshard": 1,
     "queries": 1,
@@ -61,7 +62,7 @@ LAYERS = {
     "commands": 5,
     "__main__": 5,
 }
-IN_ONE_MODULE = ("deepspeed", "timm", "open_clip", "duckdb", "jinja2", "fasttext")
+IN_ONE_MODULE = ("huggingface_hub", "deepspeed", "timm", "open_clip", "duckdb", "jinja2", "fasttext")
 TRITON_MODULES = "similarity.triton_"
 """These import Triton when they are imported themselves, which others do inside functions."""
 WITHOUT_TORCH = (

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from neuclip_scale.audit.bias_categories import CategoryBias, category_columns, compare_categories, compare_presence
-from neuclip_scale.audit.bias_columns import LeftOut, Narrow, distrust_bounds, narrow
+from neuclip_scale.audit.bias_columns import LeftOut, Narrow, narrow
 from neuclip_scale.audit.bias_numbers import (
     ROWS_PER_BUCKET,
     NumberBias,
@@ -85,7 +85,6 @@ def measure_bias(
     long expression. `rows_per_bucket` bounds how many rows the engine sorts at a time and changes no result.
     Raises ValueError unless `kept` is a boolean column without NULL.
     """
-    distrust_bounds(table)
     chosen = narrow(table, kept, leave_out)
     rows = _first_query(chosen)
     if None in rows:

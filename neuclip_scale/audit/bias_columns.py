@@ -82,21 +82,6 @@ def narrow(table: ir.Table, kept: str, leave_out: Collection[str] = ()) -> Narro
     return Narrow(table.select(**values), tuple(columns), tuple(left_out))
 
 
-def distrust_bounds(table: ir.Table) -> None:
-    """Have DuckDB read NaN where there is one, for the connection of `table`; other engines need nothing.
-
-    Its optimizer (2.0.1) takes the bounds in a Parquet file for those of all values, though writers leave NaN out: it
-    computes `isnan(x)` as false, and reads a NaN beside equal numbers as that number.
-    """
-    engine = table.get_backend()
-    if engine.name != "duckdb":
-        return
-    disabled = engine.raw_sql("SELECT current_setting('disabled_optimizers')").fetchall()[0][0]
-    if "statistics_propagation" not in disabled:
-        both = ",".join(filter(None, [disabled, "statistics_propagation"]))
-        engine.raw_sql(f"SET disabled_optimizers = '{both}'").fetchall()
-
-
 def num_words(text: ir.StringValue) -> ir.IntegerValue:
     """Runs of other characters than ASCII white space."""
     words = text.re_replace(_SPACES, " ").strip()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neuclip_scale.config import ConfigError
+from neuclip_scale.hub import HubError, fetch_dataset
 from neuclip_scale.reproduce.demo_list import LIST, write_demo_list
 from neuclip_scale.reproduce.errors import ReproduceError
 from neuclip_scale.reproduce.request import Request
@@ -100,18 +101,12 @@ def _make_demo(request: Request, log: Path) -> None:
 
 def _fetch(repository: str, files: list[str], path: Path) -> None:
     """What the hub has goes to the folder beside `path`, and a link to each file into `path`."""
-    from huggingface_hub import snapshot_download
-
     fetched = path.with_name("hub")
     try:
-        endpoint = os.environ.get("HF_ENDPOINT") or None
-        snapshot_download(repository, repo_type="dataset", local_dir=fetched, allow_patterns=files, endpoint=endpoint)
-    except Exception as error:  # its error classes have changed their names and parents
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ReproduceError(
-            f"{repository} could not be fetched ({type(error).__name__}: {reason}). What came is kept; or fetch it "
-            f"elsewhere into {fetched}, or give it as --list."
-        ) from error
+        fetch_dataset(repository, fetched, files)
+    except HubError as error:
+        remedy = f"What came is kept; or fetch it elsewhere into {fetched}, or give it as --list."
+        raise ReproduceError(f"{error}. {remedy}") from error
     path.mkdir(parents=True, exist_ok=True)
     for pattern in files:
         for file in sorted(fetched.glob(pattern)):

@@ -22,14 +22,17 @@ from neuclip_scale.audit.bias_categories import CategoryBias
 from neuclip_scale.audit.bias_columns import num_words
 from neuclip_scale.audit.bias_numbers import PER_MILLE, Histogram, NumberBias, Summary
 from neuclip_scale.files import json_ready
+from neuclip_scale.queries.engines import Engine, EngineOptions
 
 ibis = pytest.importorskip("ibis", reason="needs the extra `audit`")
 stats = pytest.importorskip("scipy.stats", reason="needs the extra `audit`")
 
 
 @pytest.fixture(scope="module")
-def duckdb() -> Any:
-    return ibis.duckdb.connect()
+def duckdb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """As an audit connects to it."""
+    with Engine(EngineOptions(), tmp_path_factory.mktemp("engine")) as engine:
+        yield engine._backend
 
 
 def read(engine: Any, folder: Path, columns: dict[str, Any]) -> Any:

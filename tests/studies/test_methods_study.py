@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluation_helpers import held_out
 
 from neuclip_scale.config import ConfigError, load_recipe
 from neuclip_scale.data.synthetic import write_synthetic_shards
@@ -97,13 +98,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Training shards and an evaluation folder."""
     folder = tmp_path_factory.mktemp("methods")
     write_synthetic_shards(folder / "shards", num_samples=40, samples_per_shard=20, image_size=40, seed=1)
-    write_synthetic_shards(folder / "held-out", num_samples=10, samples_per_shard=10, image_size=40, seed=2)
-    test = folder / "eval" / "retrieval" / "test"
-    test.mkdir(parents=True)
-    (folder / "held-out" / "00000.tar").rename(test / "0.tar")
-    (test / "nshards.txt").write_text("1\n")
-    (test.parent / "dataset_type.txt").write_text("retrieval\n")
-    return folder / "shards", test.parent
+    return folder / "shards", held_out(folder) / "retrieval"
 
 
 def small(output: Path, data: tuple[Path, Path], *methods: str, seeds: tuple[int, ...] = (0, 1)) -> MethodsStudy:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from neuclip_scale.evaluation.datacomp.tasks import Task
 from neuclip_scale.evaluation.datasets import EvaluationDataError, open_set
+from neuclip_scale.hub import HubError, fetch_dataset
 
 
 def fetch(task: Task, data: Path) -> Path:
@@ -18,21 +18,11 @@ def fetch(task: Task, data: Path) -> Path:
     folder = data / task.folder
     if _is_there(task, folder):
         return folder
-    from huggingface_hub import snapshot_download
-
     try:
-        snapshot_download(
-            task.repository,
-            repo_type="dataset",
-            local_dir=folder,
-            allow_patterns=task.wanted_files,
-            endpoint=os.environ.get("HF_ENDPOINT") or None,
-        )
-    except Exception as error:  # whatever it is: its error classes have changed their names and parents
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        fetch_dataset(task.repository, folder, task.wanted_files)
+    except HubError as error:
         raise EvaluationDataError(
-            f"data set {task.repository} could not be fetched ({type(error).__name__}: {reason}). Without a way to "
-            f"the hub fetch it elsewhere, put it into {folder}, and leave --hub out."
+            f"data set {error}. Without a way to the hub fetch it elsewhere, put it into {folder}, and leave --hub out."
         ) from error
     return folder
 
