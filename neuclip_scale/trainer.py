@@ -42,6 +42,7 @@ from neuclip_scale.non_finite import NonFiniteLossError, check_finite
 from neuclip_scale.normalizers import DatasetFeatures
 from neuclip_scale.objectives import ObjectiveOutput, create_objective
 from neuclip_scale.objectives.registry import Problem
+from neuclip_scale.objectives.temperature import out_of_reach
 from neuclip_scale.optim import schedule_factor, set_learning_rates
 from neuclip_scale.run_state import RunState, StopSignal
 from neuclip_scale.run_summary import run_summary
@@ -162,6 +163,8 @@ class Trainer:
             if faulty := self.manifest.faulty_shards:
                 first = f"first {faulty[0].path}: {faulty[0].fault}"
                 logger.message(f"{len(faulty)} damaged shard(s), listed in {skips.path.parent}; {first}")
+            if warning := self._temperature_warning():
+                logger.message(warning)
             self._catch_up(logger)
             batches = iter(self.loader)
             stopping = False
@@ -279,6 +282,13 @@ class Trainer:
                 "Use more epochs, a smaller train.global_batch_size, or train.num_steps.",
             )
         return num_steps
+
+    def _temperature_warning(self) -> str:
+        return out_of_reach(
+            self.config.objective,
+            dataset_size=self.manifest.num_samples,
+            global_batch_size=self.config.train.global_batch_size,
+        )
 
     def _normalizer_monitor(self) -> NormalizerMonitor:
         section = self.config.evaluation
