@@ -8,6 +8,8 @@ from neuclip_scale.config import ObjectiveConfig
 
 _OVER_THE_DATA_SET = ("fastclip-v2", "fastclip-v3", "isogclr", "neuclip", "neuclip-queue", "exact")
 _OVER_THE_BATCH = ("rgcl-g",)
+WITH_RHO = (*_OVER_THE_DATA_SET, *_OVER_THE_BATCH)
+"""Objectives whose temperature `rho` holds up."""
 
 
 def out_of_reach(section: ObjectiveConfig, *, dataset_size: int, global_batch_size: int) -> str:

@@ -17,6 +17,7 @@ from evaluation_helpers import held_out
 from neuclip_scale.config import ConfigError, load_recipe
 from neuclip_scale.data.synthetic import write_synthetic_shards
 from neuclip_scale.studies.methods.plan import (
+    Choice,
     arms,
     base_recipe,
     planned,
@@ -148,7 +149,7 @@ def test_each_arm_trains_with_the_learning_rate_that_scored_best(data: tuple[Pat
     told: list[str] = []
     assert run_study(asked, told.append).keys() == {"samples"}
     plan = json.loads((asked.output / "plan.json").read_bytes())
-    scores, chosen = plan["tuning"]["openclip"], plan["learning_rates"]["openclip"]
+    scores, chosen = plan["tuning"]["openclip"], plan["chosen"]["openclip"]["learning_rate"]
     tuned = {}
     for rate in asked.learning_rates:
         run = asked.output / "runs" / "tuning" / "openclip" / f"lr{rate:g}"
@@ -156,12 +157,12 @@ def test_each_arm_trains_with_the_learning_rate_that_scored_best(data: tuple[Pat
         assert (summary["seed"], summary["step"]) == (1000, 2)
         retrieval = summary["evaluation"]["retrieval"]
         recalls = [*retrieval["image_to_text"].values(), *retrieval["text_to_image"].values()]
-        tuned[str(rate)] = sum(recalls) / len(recalls)
+        tuned[f"lr{rate:g}"] = sum(recalls) / len(recalls)
     assert scores == pytest.approx(tuned)
-    assert tuned[str(chosen)] == max(tuned.values())
+    assert tuned[f"lr{chosen:g}"] == max(tuned.values())
     final = load_recipe(asked.output / "runs" / "samples" / "openclip" / "seed0" / "config.yaml")
     assert (final.optim.learning_rate, final.seed, final.train.num_steps) == (chosen, 0, 4)
-    assert any(text.startswith(f"learning rate of openclip: {chosen:g}") and "edge" in text for text in told)
+    assert any(text.startswith(f"chosen for openclip: lr{chosen:g}") and "edge" in text for text in told)
 
     # What was trained before is kept only where the plan is still the same.
     changed = MethodsStudy(**{**vars(asked), "overrides": (*asked.overrides, "optim.weight_decay=0.3")})
@@ -176,8 +177,32 @@ def test_a_rate_that_an_arm_names_is_not_tuned_and_larger_batches_scale_it(tmp_p
     recipe = base_recipe(asked)
     found = tuning_runs(asked, recipe, steps_for_samples(asked, recipe))
     assert found.keys() == {"openclip", "neuclip", "openclip-x4"}
-    assert found["openclip-x4"][1e-3].overrides["optim.learning_rate"] == pytest.approx(2e-3)
+    assert found["openclip-x4"][Choice(1e-3)].overrides["optim.learning_rate"] == pytest.approx(2e-3)
     assert len({run.folder for of_arm in found.values() for run in of_arm.values()}) == 6
+
+
+def test_rho_is_chosen_where_there_is_one(tmp_path: Path) -> None:
+    asked = study(
+        tmp_path,
+        learning_rates=(1e-3, 2e-3),
+        rhos=(2.0, 4.0),
+        variants=("own:neuclip:objective.rho=9.0", "all:neuclip:objective.rho=9.0,optim.learning_rate=1e-3"),
+    )
+    recipe = base_recipe(asked)
+    steps = steps_for_samples(asked, recipe)
+    found = tuning_runs(asked, recipe, steps)
+    tried = {name: [choice.label for choice in of_arm] for name, of_arm in found.items()}
+    rates = ["lr0.001", "lr0.002"]
+    assert tried == {
+        "openclip": rates,
+        "openclip-x4": rates,
+        "own": rates,
+        "neuclip": ["lr0.001-rho2", "lr0.001-rho4", "lr0.002-rho2", "lr0.002-rho4"],
+    }
+    assert found["neuclip"][Choice(2e-3, 4.0)].overrides["objective.rho"] == 4.0
+    runs = planned(asked, recipe, "samples", steps, {"neuclip": Choice(2e-3, 4.0)})
+    assert {run.overrides.get("objective.rho") for run in runs if run.arm.name == "neuclip"} == {4.0}
+    assert {run.overrides.get("objective.rho") for run in runs if run.arm.name == "openclip"} == {None}
 
 
 def test_a_run_that_fails_is_named_with_its_last_words(data: tuple[Path, Path], tmp_path: Path) -> None:

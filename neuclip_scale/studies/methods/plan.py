@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neuclip_scale.config import ConfigError, Recipe, load_recipe
+from neuclip_scale.objectives.temperature import WITH_RHO
 from neuclip_scale.studies.methods.settings import Budget, MethodsStudy
 
 
@@ -23,6 +24,20 @@ class Arm:
     """Batch over the recipe's."""
     changes: tuple[str, ...] = ()
     """`section.field=value` of this arm alone."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What tuning chooses for an arm; None leaves it as the recipe says."""
+
+    learning_rate: float | None = None
+    rho: float | None = None
+
+    @property
+    def label(self) -> str:
+        """As folders are called: lr0.001, lr0.001-rho2."""
+        parts = ("lr", self.learning_rate), ("rho", self.rho)
+        return "-".join(f"{name}{value:g}" for name, value in parts if value is not None)
 
 
 @dataclass(frozen=True)
@@ -68,9 +83,13 @@ def base_recipe(study: MethodsStudy) -> Recipe:
 
 
 def planned(
-    study: MethodsStudy, recipe: Recipe, budget: Budget, steps: dict[str, int], rates: Mapping[str, float] | None = None
+    study: MethodsStudy,
+    recipe: Recipe,
+    budget: Budget,
+    steps: dict[str, int],
+    chosen: Mapping[str, Choice] | None = None,
 ) -> list[Run]:
-    """All runs of one budget; `steps` and `rates` (learning rates that were chosen) are those of each arm.
+    """All runs of one budget; `steps` and what was `chosen` are those of each arm.
 
     Seed by seed, so that a killed study has whole seeds.
     """
@@ -78,29 +97,38 @@ def planned(
     for seed in study.seeds:
         for arm in arms(study):
             folder = study.output / "runs" / budget / arm.name / f"seed{seed}"
-            overrides = _overrides(recipe, arm, seed, folder, steps[arm.name], (rates or {}).get(arm.name))
+            choice = (chosen or {}).get(arm.name, Choice())
+            overrides = _overrides(recipe, arm, seed, folder, steps[arm.name], choice)
             runs.append(Run(arm, seed, budget, folder, overrides))
     return runs
 
 
-def tuning_runs(study: MethodsStudy, recipe: Recipe, steps: dict[str, int]) -> dict[str, dict[float, Run]]:
-    """Arm -> learning rate -> the run that tries it. An arm that names its own learning rate keeps it; raises
-    `ConfigError` for a tuning seed that is one of the study's.
+def tuning_runs(study: MethodsStudy, recipe: Recipe, steps: dict[str, int]) -> dict[str, dict[Choice, Run]]:
+    """Arm -> choice -> the run that tries it. What an arm names itself it keeps; raises `ConfigError` for a tuning
+    seed that is one of the study's.
     """
-    if study.learning_rates and study.tuning_seed in study.seeds:
+    if (study.learning_rates or study.rhos) and study.tuning_seed in study.seeds:
         raise ConfigError(
             "tuning_seed", study.tuning_seed, "is one of the seeds that are reported", "Take one that is not."
         )
-    found: dict[str, dict[float, Run]] = {}
+    found: dict[str, dict[Choice, Run]] = {}
     for arm in arms(study):
-        if any(change.startswith("optim.learning_rate=") for change in arm.changes):
-            continue
-        for rate in study.learning_rates:
-            folder = study.output / "runs" / "tuning" / arm.name / f"lr{rate:g}"
+        for choice in _choices(study, arm):
+            folder = study.output / "runs" / "tuning" / arm.name / choice.label
             num_steps = study.tuning_steps // arm.factor or steps[arm.name]
-            overrides = _overrides(recipe, arm, study.tuning_seed, folder, num_steps, rate)
-            found.setdefault(arm.name, {})[rate] = Run(arm, study.tuning_seed, "tuning", folder, overrides)
+            overrides = _overrides(recipe, arm, study.tuning_seed, folder, num_steps, choice)
+            found.setdefault(arm.name, {})[choice] = Run(arm, study.tuning_seed, "tuning", folder, overrides)
     return found
+
+
+def _choices(study: MethodsStudy, arm: Arm) -> list[Choice]:
+    """Every learning rate with every rho, of what is this arm's to choose; none where nothing is."""
+    named = {change.partition("=")[0] for change in arm.changes}
+    rates = () if "optim.learning_rate" in named else study.learning_rates
+    rhos = () if "objective.rho" in named or arm.method not in WITH_RHO else study.rhos
+    if not rates and not rhos:
+        return []
+    return [Choice(rate, rho) for rate in rates or (None,) for rho in rhos or (None,)]
 
 
 def steps_for_samples(study: MethodsStudy, recipe: Recipe) -> dict[str, int]:
@@ -129,7 +157,8 @@ def steps_for_seconds(
     return steps, seconds
 
 
-def _overrides(recipe: Recipe, arm: Arm, seed: int, folder: Path, num_steps: int, rate: float | None) -> dict[str, Any]:
+def _overrides(recipe: Recipe, arm: Arm, seed: int, folder: Path, num_steps: int, choice: Choice) -> dict[str, Any]:
+    rate = choice.learning_rate
     train, optim, growth = recipe.train, recipe.optim, math.sqrt(arm.factor)
     values: dict[str, Any] = {
         "name": arm.name,
@@ -138,6 +167,8 @@ def _overrides(recipe: Recipe, arm: Arm, seed: int, folder: Path, num_steps: int
         "objective.name": arm.method,
         "train.num_steps": num_steps,
     }
+    if choice.rho is not None:
+        values["objective.rho"] = choice.rho
     if rate is not None or arm.factor > 1:
         values["optim.learning_rate"] = (rate or optim.learning_rate) * growth
     if arm.factor > 1:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,7 @@ from neuclip_scale.config import load_recipe
 from neuclip_scale.evaluation.measures import measures
 from neuclip_scale.files import write_json
 from neuclip_scale.studies.methods.plan import (
+    Choice,
     Run,
     base_recipe,
     planned,
@@ -44,21 +46,23 @@ def run_study(study: MethodsStudy, report: Report) -> dict[str, list[Path]]:
     plan: dict[str, Any] = {}
     tuning = tuning_runs(study, recipe, steps)
     _train_all(study, "tuning", [run for of_arm in tuning.values() for run in of_arm.values()], report)
-    tuned = {arm: {rate: _mean_score(run) for rate, run in of_arm.items()} for arm, of_arm in tuning.items()}
-    rates = {arm: max(scores, key=lambda rate: scores[rate]) for arm, scores in tuned.items()}
+    tuned = {arm: {choice: _mean_score(run) for choice, run in of_arm.items()} for arm, of_arm in tuning.items()}
+    chosen = {arm: max(scores, key=lambda choice: scores[choice]) for arm, scores in tuned.items()}
     for arm, scores in tuned.items():
-        report(f"learning rate of {arm}: {rates[arm]:g} ({_told(scores, rates[arm])})")
+        report(f"chosen for {arm}: {chosen[arm].label} ({_told(scores, chosen[arm])})")
+    plan["chosen"] = {arm: asdict(choice) for arm, choice in chosen.items()}
+    plan["tuning"] = {arm: {choice.label: score for choice, score in scores.items()} for arm, scores in tuned.items()}
     folders: dict[str, list[Path]] = {}
     for budget in get_args(Budget):
         if budget not in study.budgets:
             continue
         if budget == "seconds":
-            summaries = _summaries(planned(study, recipe, "samples", steps, rates))
+            summaries = _summaries(planned(study, recipe, "samples", steps, chosen))
             steps, seconds = steps_for_seconds(study, recipe, summaries)
             plan["seconds"] = seconds
-        runs = planned(study, recipe, budget, steps, rates)
+        runs = planned(study, recipe, budget, steps, chosen)
         plan[budget + "_steps"] = steps
-        write_json(study.output / "plan.json", {"learning_rates": rates, "tuning": tuned, **plan})
+        write_json(study.output / "plan.json", plan)
         _train_all(study, budget, runs, report)
         folders[budget] = [run.folder for run in runs]
     return folders
@@ -78,14 +82,18 @@ def _mean_score(run: Run) -> float:
     """Mean of all held-out scores of a finished run, recalls and accuracies alike; raises `StudyError` without any."""
     scores = [measure.value for measure in measures((finished(run.folder) or {}).get("evaluation", {}))]
     if not scores:
-        raise StudyError(f"{run.folder} has no evaluation to choose a learning rate by. Give evaluation.data.")
+        raise StudyError(f"{run.folder} has no evaluation to choose settings by. Give evaluation.data.")
     return statistics.mean(scores)
 
 
-def _told(scores: Mapping[float, float], best: float) -> str:
-    told = ", ".join(f"{rate:g}: {100 * score:.2f} %" for rate, score in sorted(scores.items()))
-    at_edge = len(scores) > 1 and best in (min(scores), max(scores))
-    return told + ("; at the edge of what was tried" if at_edge else "")
+def _told(scores: Mapping[Choice, float], best: Choice) -> str:
+    told = ", ".join(f"{choice.label}: {100 * score:.2f} %" for choice, score in scores.items())
+    edges = [name for name, value in asdict(best).items() if _at_edge(value, {asdict(each)[name] for each in scores})]
+    return told + "".join(f"; {name} at the edge of what was tried" for name in edges)
+
+
+def _at_edge(value: Any, tried: set[Any]) -> bool:
+    return len(tried) > 1 and value in (min(tried), max(tried))
 
 
 def finished(folder: Path) -> dict[str, Any] | None:

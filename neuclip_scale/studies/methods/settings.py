@@ -29,8 +29,10 @@ class MethodsStudy:
     learning_rates: tuple[float, ...] = ()
     """Peak learning rates of the encoders to choose from: before the budgets every arm trains with each of them and
     `tuning_seed`, and goes on with the one whose held-out scores have the best mean. Empty: the recipe's for all."""
+    rhos: tuple[float, ...] = ()
+    """Weights of the temperature's term to choose from, together with the learning rate, for the arms that have one."""
     tuning_seed: int = 1000
-    """Seed of the runs that choose the learning rate; none of `seeds`, so that no arm is reported on what chose it."""
+    """Seed of the runs that choose; none of `seeds`, so that no arm is reported on what chose its settings."""
     tuning_steps: int = 0
     """Steps of these runs; 0 takes those of equal samples."""
     budgets: tuple[Budget, ...] = ("samples", "seconds")
