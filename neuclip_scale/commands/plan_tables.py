@@ -12,7 +12,7 @@ from neuclip_scale.planning.memory import MemoryPlan
 from neuclip_scale.planning.parts import MOMENTS, Moment
 from neuclip_scale.planning.report import RunPlan, arguments
 from neuclip_scale.planning.site import Site
-from neuclip_scale.planning.timing import seconds_of
+from neuclip_scale.planning.links import seconds_of
 
 
 def memory_table(plan: MemoryPlan) -> Table:

@@ -23,6 +23,8 @@ from neuclip_scale.planning.sharding import (
 )
 
 INT64, FP64 = 8, 8
+DDP_BUCKET = 25 << 20
+"""Bytes: DDP's default of bucket_cap_mb."""
 Kind = Literal["all_gather", "all_reduce", "reduce_scatter", "broadcast"]
 Group = Literal["all", "neighbours", "counterparts"]
 """All ranks; or, of FSDP2 with several replicas, those of one replica, or those that hold the same part of each."""
@@ -119,7 +121,7 @@ def _numbers(config: Recipe, world_size: int) -> Iterator[Transfer]:
 
 
 def _ddp(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size: int) -> Iterator[Transfer]:
-    buckets = math.ceil(FP32 * sizes.trained / (25 << 20))  # DDP's default bucket_cap_mb
+    buckets = math.ceil(FP32 * sizes.trained / DDP_BUCKET)
     yield Transfer("gradients", "all_reduce", FP32 * sizes.trained, world_size, False, calls=buckets)
     yield Transfer("BatchNorm's buffers", "broadcast", sizes.buffer_bytes, world_size, True)
 
@@ -141,7 +143,7 @@ def _fsdp2(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size: in
         forward, backward, calls = forward + passes * size, backward + again * size, calls + passes + again
     yield Transfer("parameters, forward", "all_gather", forward, shards, False, mine, calls)
     yield Transfer("parameters, backward", "all_gather", backward, shards, False, mine, calls)
-    times = num_micro if section.accumulate_sharded else 1
+    times = num_micro if sharding.reduces_often else 1
     trained = [group for group in sizes.groups if group.is_trained]
     size = times * FP32 * sum(group.padded(shards, trained_only=True) for group in trained)
     yield Transfer("gradients", "reduce_scatter", size, shards, False, mine, times * len(trained))
@@ -176,7 +178,7 @@ def _deepspeed(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size
         return
     width = [BF16 if config.train.precision == "bf16" and low and sharding.stage else FP32 for _, _, low in sizes.low]
     gradients = sum(w * size for w, (size, trained, _) in zip(width, sizes.low, strict=True) if trained)
-    times = num_micro if sharding.stage == 2 else 1
+    times = num_micro if sharding.reduces_often else 1
     calls = times * math.ceil(sizes.trained / (sharding.bucket or sizes.trained))
     yield Transfer("gradients", "all_reduce", times * gradients, world_size, False, calls=calls)
     if sharding.stage:
@@ -207,9 +209,11 @@ def _zero3(
     else:
         passes, back = 1, 0 if sizes.total <= sharding.reuse else 1
     gradients = num_micro * sum(padded(size) * width(low) for size, trained, low in sizes.low if trained)
-    yield Transfer("parameters, forward", "all_gather", passes * once, world_size, False, calls=passes)
-    yield Transfer("parameters, backward", "all_gather", back * once, world_size, False, calls=max(1, back))
-    yield Transfer("gradients", "reduce_scatter", gradients, world_size, False, calls=num_micro)
+    fetches = math.ceil(sizes.total / (sharding.prefetch or sizes.total))  # of as much as is fetched ahead
+    calls = num_micro * math.ceil(sizes.trained / sharding.bucket)
+    yield Transfer("parameters, forward", "all_gather", passes * once, world_size, False, calls=passes * fetches)
+    yield Transfer("parameters, backward", "all_gather", back * once, world_size, False, calls=max(1, back) * fetches)
+    yield Transfer("gradients", "reduce_scatter", gradients, world_size, False, calls=calls)
     yield Transfer("parameters, small", "all_gather", kept, world_size, True)
     yield Transfer("norms", "all_reduce", 3 * FP64, world_size, True, calls=3)
     yield Transfer("temperature", "all_gather", FP32 * padded(1), world_size, True)
