@@ -8,11 +8,11 @@ from typing import cast
 from rich.table import Table
 
 from neuclip_scale.planning.choosing import Choice, Option
+from neuclip_scale.planning.links import seconds_of
 from neuclip_scale.planning.memory import MemoryPlan
 from neuclip_scale.planning.parts import MOMENTS, Moment
 from neuclip_scale.planning.report import RunPlan, arguments
 from neuclip_scale.planning.site import Site
-from neuclip_scale.planning.links import seconds_of
 
 
 def memory_table(plan: MemoryPlan) -> Table:

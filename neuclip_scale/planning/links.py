@@ -1,37 +1,12 @@
-"""How long a collective takes on the links between GPUs, and the networks that nodes can have."""
+"""How long a collective takes on the links between GPUs."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
 from neuclip_scale.planning.site import Site
 from neuclip_scale.planning.traffic import Transfer
-
-
-@dataclass(frozen=True)
-class Interconnect:
-    """The network between nodes."""
-
-    told: str
-    """For people."""
-    node: float
-    """Bytes a second that a node sends, by all its cards together."""
-    source: str
-
-
-INTERCONNECTS = {
-    "ndr": Interconnect("8 x 400 Gb/s InfiniBand a node", 400e9, 'NVIDIA, data sheet "DGX H100"'),
-    "hdr": Interconnect("8 x 200 Gb/s InfiniBand a node", 200e9, 'NVIDIA, data sheet "DGX A100"'),
-    "ethernet": Interconnect("one 100 Gb/s Ethernet card a node", 12.5e9, "the line's rate"),
-}
-
-
-def with_interconnect(site: Site, name: str) -> Site:
-    """The same nodes on another network, shared by their GPUs."""
-    network = INTERCONNECTS[name].node / site.gpus_per_node
-    return dataclasses.replace(site, gpu=dataclasses.replace(site.gpu, network=network))
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,9 @@ def _step(document: Mapping[str, Any], path: Path) -> Measured:
     from neuclip_scale.planning.timing import encoder_flops
 
     flops = encoder_flops(_model(preset, path)).training * pairs
-    told = f"encoders: {path}, whole steps of {preset} on {fields['machine']['cpu'].text()}, objective and update included"
+    told = (
+        f"encoders: {path}, whole steps of {preset} on {fields['machine']['cpu'].text()}, objective and update included"
+    )
     return Measured(encoders=flops / _Fields(row, path, "rows")["cpu_seconds"].number(), told=(told,))
 
 

@@ -1,4 +1,4 @@
-"""Steps of a recipe over numbers of GPUs, engines and networks: strong scaling (B fixed) and weak (pairs a GPU fixed)."""
+"""Steps of a recipe over numbers of GPUs, engines and networks: strong scaling (B fixed), weak (pairs a GPU fixed)."""
 
 from __future__ import annotations
 
@@ -9,37 +9,26 @@ from typing import Literal
 
 from neuclip_scale.config import ConfigError, Recipe, local_batch_size, micro_batch_size
 from neuclip_scale.planning.budget import dataset_size
-from neuclip_scale.planning.choosing import Option, Overrides, largest, with_values
-from neuclip_scale.planning.links import INTERCONNECTS, with_interconnect
+from neuclip_scale.planning.choosing import Option, Overrides, largest, value_of, with_values
+from neuclip_scale.planning.links import link_time
 from neuclip_scale.planning.sharding import num_micro_batches
 from neuclip_scale.planning.site import Site, check_assumptions
+from neuclip_scale.planning.sweep import ENGINES, HYBRID, Sweep, check_sweep, with_interconnect
 from neuclip_scale.planning.timing import StepTime, plan_time
 
 Regime = Literal["strong", "weak"]
 REGIMES: tuple[Regime, ...] = ("strong", "weak")
-HYBRID = "fsdp2-hybrid"
-ENGINES: dict[str, Overrides] = {
-    "ddp": {"engine.name": "ddp"},
-    "fsdp2": {"engine.name": "fsdp2", "engine.fsdp.replicas": 1},
-    HYBRID: {"engine.name": "fsdp2"},
-    **{
-        f"zero{stage}": {"engine.name": "deepspeed", "engine.deepspeed.config": f"zero{stage}"} for stage in (1, 2, 3)
-    },
-}
-"""Engines to plan: replicated, sharded over all GPUs, sharded within a node and replicated over nodes, ZeRO's stages."""
+VARIED = (
+    "train.global_batch_size",
+    "train.micro_batch_size",
+    "data.num_streams",
+    "engine.name",
+    "engine.fsdp.replicas",
+    "engine.deepspeed.config",
+    "objective.tile_size",
+)
 STOPS = (0.8, 0.5)
-"""Efficiencies under which scaling is said to weaken and to stop."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
-    """What is varied."""
-
-    gpus: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024)
-    engines: tuple[str, ...] = tuple(ENGINES)
-    interconnects: tuple[str, ...] = tuple(INTERCONNECTS)
-    pairs_per_gpu: int = 0
-    """Of weak scaling; 0: the recipe's micro-batch."""
+"""Shares of what a GPU does at best under which scaling is said to weaken and to stop."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +44,11 @@ class Point:
     """Bytes on each GPU."""
     problem: str
     """Why it does not fit; empty if it does."""
+    overrides: Overrides
+    """What differs from the recipe."""
     time: StepTime
+    late: tuple[str, ...]
+    """Collectives of whose time more than half is latency."""
 
     @property
     def pairs_per_second(self) -> float:
@@ -68,7 +61,7 @@ class Point:
         return self.pairs_per_second / self.world_size
 
     def parts(self) -> dict[str, float]:
-        """Where the seconds of the step go: the encoders' arithmetic, what delays it, and each collective waited for."""
+        """Where the seconds of the step go: computing of each kind, and each collective waited for."""
         time = self.time
         own = {
             "encoders": time.encoders - time.starting,
@@ -154,28 +147,12 @@ def plan_scaling(config: Recipe, site: Site, sweep: Sweep) -> ScalingPlan:
         for engine in sweep.engines:
             options = list(_options(config, site, sweep, regime, engine, pairs, skipped))
             for network in sweep.interconnects:
-                points = tuple(_point(option, with_interconnect(place, network)) for place, option in options)
+                points = tuple(_point(config, option, with_interconnect(place, network)) for place, option in options)
                 if points:
                     lines.append(Line(regime, engine, network, points))
     if not lines:
         raise ConfigError("--gpus", sweep.gpus, "; ".join(skipped.values()), "Give other numbers of GPUs.")
     return ScalingPlan(config, site, dataclasses.replace(sweep, pairs_per_gpu=pairs), tuple(lines), skipped)
-
-
-def check_sweep(sweep: Sweep) -> None:
-    """Raise `ConfigError` for names and numbers that nothing can be planned for."""
-    known = {"--engines": (sweep.engines, ENGINES), "--interconnects": (sweep.interconnects, INTERCONNECTS)}
-    for option, (given, names) in known.items():
-        for name in given:
-            if name not in names:
-                raise ConfigError(option, name, "not known", f"Use {', '.join(names)}.")
-        if not given:
-            raise ConfigError(option, given, "nothing to plan", f"Use {', '.join(names)}.")
-    if not sweep.gpus or min(sweep.gpus) < 1 or list(sweep.gpus) != sorted(set(sweep.gpus)):
-        problem = "must be rising numbers of 1 and more"
-        raise ConfigError("--gpus", sweep.gpus, problem, "Give them as --gpus 8 16 32 64.")
-    if sweep.pairs_per_gpu < 0:
-        raise ConfigError("--pairs-per-gpu", sweep.pairs_per_gpu, "no number of pairs", "Leave it out, or give 1 or more.")
 
 
 def _options(
@@ -203,15 +180,18 @@ def _sizes(config: Recipe, world_size: int, pairs: int) -> Overrides:
     return {"train.global_batch_size": batch, "train.micro_batch_size": micro, "data.num_streams": streams}
 
 
-def _point(option: Option, site: Site) -> Point:
-    config, W = option.config, site.world_size
+def _point(config: Recipe, option: Option, site: Site) -> Point:
+    chosen, W = option.config, site.world_size
+    times = {transfer.name: link_time(transfer, site) for transfer in option.transfers}
     return Point(
         world_size=W,
-        global_batch_size=config.train.global_batch_size,
-        local_batch_size=local_batch_size(config, W),
-        micro_batch_size=micro_batch_size(config, W),
-        num_micro_batches=num_micro_batches(config, W),
+        global_batch_size=chosen.train.global_batch_size,
+        local_batch_size=local_batch_size(chosen, W),
+        micro_batch_size=micro_batch_size(chosen, W),
+        num_micro_batches=num_micro_batches(chosen, W),
         memory=option.memory.device,
         problem=option.problem,
-        time=plan_time(config, site, option.transfers),
+        overrides={name: value_of(chosen, name) for name in VARIED if value_of(config, name) != value_of(chosen, name)},
+        time=plan_time(chosen, site, option.transfers),
+        late=tuple(name for name, time in times.items() if time.latency > time.sending),
     )

@@ -114,7 +114,16 @@ def check_site(nodes: int, gpus_per_node: int, world_size: int) -> int:
 
 def check_assumptions(assume: Assumptions) -> None:
     """Raise `ConfigError` for what nothing can be worked out from."""
-    may_be_zero = ("latency_us", "hop_us", "network_hop_us", "operation_us", "overhead", "node_watts_per_gpu", "host_gib", "sample_kb")
+    may_be_zero = (
+        "latency_us",
+        "hop_us",
+        "network_hop_us",
+        "operation_us",
+        "overhead",
+        "node_watts_per_gpu",
+        "host_gib",
+        "sample_kb",
+    )
     for name, value in asdict(assume).items():
         if not 0 <= value < math.inf or (value == 0 and name not in may_be_zero):
             raise ConfigError(f"--assume.{name}", value, "must be above zero and finite", "Leave it out, or mend it.")

@@ -8,9 +8,9 @@ from functools import lru_cache
 from neuclip_scale.config import ModelConfig, Recipe, local_batch_size
 from neuclip_scale.objectives.exact import Exact
 from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue
+from neuclip_scale.planning.links import seconds_of
 from neuclip_scale.planning.memory import encoder_trace
 from neuclip_scale.planning.normalizers import planned_objective
-from neuclip_scale.planning.links import seconds_of
 from neuclip_scale.planning.schedule import run
 from neuclip_scale.planning.sharding import FP32, model_sizes, num_micro_batches, planned, sharding_of
 from neuclip_scale.planning.site import Site
