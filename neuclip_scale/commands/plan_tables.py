@@ -58,7 +58,7 @@ def budget_table(plan: RunPlan) -> Table:
     table = Table(title=f"time and cost: {plan.recipe} {arguments(plan.shown.overrides)}", title_justify="left")
     for _ in range(3):
         table.add_column("")
-    peak = f"{assume.compute:.0%} of the peak assumed"
+    peak = "the measured speed" if plan.site.measured.encoders else f"{assume.compute:.0%} of the peak assumed"
     rows = [
         ("encoders", f"{time.encoders:,.3f} s", f"{time.hardware_flops / 1e12:,.1f} TFLOP on each GPU at {peak}"),
         ("similarities, normalizers", f"{time.objective:,.3f} s", f"{time.objective_flops / 1e12:,.2f} TFLOP in fp32"),

@@ -86,24 +86,20 @@ class _Fields:
         """Without what would break a line of a terminal."""
         return "".join(c for c in str(self._document)[:80] if c.isprintable())
 
-    def sections(self) -> Mapping[str, Any]:
-        """A mapping whose values are checked one by one."""
-        if not isinstance(self._document, Mapping):
-            raise ConfigError("--measured", str(self._path), f"{self._name} is no mapping", REMEDY)
-        return self._document
+    def seconds_of(self, names: tuple[str, ...]) -> float:
+        """Sum over the sections whose names begin so."""
+        sections = self._document if isinstance(self._document, Mapping) else {}
+        found = [self[name]["seconds"].number() for name in sections if name.startswith(names)]
+        if not found:
+            raise ConfigError("--measured", str(self._path), f"{self._name} has no time of {', '.join(names)}", REMEDY)
+        return sum(found)
 
 
 def _summary(document: Mapping[str, Any], path: Path) -> Measured:
     """A run: sections of all its steps on one rank, FLOPs over all ranks."""
     fields = _Fields(document, path)
     cost, world_size = fields["cost"], fields["world_size"].size()
-    sections = cost["sections"]
-    seconds = {name: sections[name]["seconds"].number() for name in sections.sections()}
-    encoders = sum(spent for name, spent in seconds.items() if name in ENCODER_SECTIONS)
-    objective = sum(spent for name, spent in seconds.items() if name.startswith(OBJECTIVE_SECTIONS))
-    for name, spent in {"encode, replay and backward": encoders, "the objective": objective}.items():
-        if not spent:
-            raise ConfigError("--measured", str(path), f"cost.sections has no time of {name}", REMEDY)
+    encoders, objective = (cost["sections"].seconds_of(names) for names in (ENCODER_SECTIONS, OBJECTIVE_SECTIONS))
     where = f"a run of {fields['recipe'].text()} on {world_size} x {fields['device'].text()}"
     waits = ", what its ranks waited for each other included" if world_size > 1 else ""
     return Measured(
@@ -117,12 +113,11 @@ def _npn(document: Mapping[str, Any], path: Path) -> Measured:
     """`bench.py npn`: all parts of an iteration."""
     fields = _Fields(document, path)
     options, parts, flops = fields["options"], fields["measured"]["parts"], fields["by_flops"]
-    seconds = {name: parts[name]["seconds"].number() for name in parts.sections()}
-    objective = sum(spent for name, spent in seconds.items() if name.startswith(OBJECTIVE_SECTIONS))
+    objective = parts.seconds_of(OBJECTIVE_SECTIONS)
     preset = options["preset"].text()
     return Measured(
         encoders=flops["encoders"]["flops"].number() / parts["encoders"]["seconds"].number(),
-        objective=(flops["similarities"]["flops"].number() + flops["npn"]["flops"].number()) / (objective or math.nan),
+        objective=(flops["similarities"]["flops"].number() + flops["npn"]["flops"].number()) / objective,
         update=parts["optimizer"]["seconds"].number() / _trained(preset, path),
         told=(f"encoders, objective and update: {path}, {preset} on {fields['machine']['cpu'].text()}",),
     )

@@ -50,6 +50,7 @@ class RunPlan:
             "fits": self.fits,
             "problem": choice.recipe.problem,
             "assumptions": asdict(site.assume),
+            "measured": list(site.measured.told),
             "sources": site.gpu.source,
             "as_written": option_document(choice.recipe),
             "chosen": None if choice.best is None else option_document(choice.best),
@@ -110,6 +111,8 @@ def sentences(plan: RunPlan) -> Iterator[str]:
         told = f", {gain:.0%} less time" if gain > 0 else ""
         yield f"{'Faster' if recipe.fits else 'Add'}: {arguments(best.overrides)} ({best.memory.engine}{told})."
     yield from _how_it_runs(plan.shown, site)
+    if site.measured.told:
+        yield f"Measured: {'; '.join(site.measured.told)}. Everything else:"
     yield UNVALIDATED
 
 
