@@ -10,6 +10,8 @@ from neuclip_scale.planning.scaling import Line, Point, ScalingPlan
 from neuclip_scale.planning.scaling_report import why
 from neuclip_scale.planning.sweep import INTERCONNECTS
 
+WIDTH = 100
+"""Least width of a table: its title has to stand in one line."""
 FEW = 4
 """Lines of which every point is told."""
 
@@ -25,7 +27,7 @@ def scaling_tables(plan: ScalingPlan) -> Iterator[Table]:
 
 
 def _rates(plan: ScalingPlan, lines: list[Line]) -> Table:
-    table = Table(title=f"{_told(plan, lines[0])}: pairs a second, efficiency", title_justify="left")
+    table = Table(title=f"{_told(plan, lines[0])}: pairs a second, efficiency", title_justify="left", min_width=WIDTH)
     table.add_column("engine")
     table.add_column("network")
     for gpus in plan.sweep.gpus:
@@ -54,7 +56,9 @@ def _cell(line: Line, point: Point) -> str:
 
 
 def _stops(lines: list[Line]) -> Table:
-    table = Table(title=f"{lines[0].regime} scaling: where it stops, and what has grown", title_justify="left")
+    table = Table(
+        title=f"{lines[0].regime} scaling: where it stops, and what has grown", title_justify="left", min_width=WIDTH
+    )
     for column in ("engine", "network", "pairs a second of a GPU, against the best"):
         table.add_column(column)
     for line in lines:
@@ -64,7 +68,7 @@ def _stops(lines: list[Line]) -> Table:
 
 def _points(line: Line) -> Table:
     network = INTERCONNECTS[line.interconnect].told
-    table = Table(title=f"{line.regime} scaling, {line.engine}, {network}", title_justify="left")
+    table = Table(title=f"{line.regime} scaling, {line.engine}, {network}", title_justify="left", min_width=WIDTH)
     columns = (
         "GPUs",
         "pairs a step",

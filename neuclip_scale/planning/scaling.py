@@ -160,13 +160,17 @@ def _options(
 ) -> Iterator[tuple[Site, Option]]:
     for world_size in sweep.gpus:
         place = dataclasses.replace(site, world_size=world_size)
+        if regime == "strong" and config.train.global_batch_size % world_size:
+            problem = f"{config.train.global_batch_size:,} pairs do not divide over {world_size:,} GPUs"
+            skipped[f"strong, {world_size:,} GPUs"] = problem
+            continue
         overrides = {**_sizes(config, world_size, pairs if regime == "weak" else 0), **ENGINES[engine]}
         if engine == HYBRID:
             overrides["engine.fsdp.replicas"] = place.nodes
         try:
             yield place, largest(with_values(config, overrides), place, {})
         except ConfigError as error:
-            skipped[f"{regime}, {engine}, {world_size} GPUs"] = str(error)
+            skipped[f"{regime}, {engine}, {world_size:,} GPUs"] = str(error)
 
 
 def _sizes(config: Recipe, world_size: int, pairs: int) -> Overrides:

@@ -24,6 +24,10 @@ CAUSES = {
     "gradients, replicas": "gradients between nodes",
     "parameters, forward": "parameters gathered for the forward pass",
     "parameters, backward": "parameters gathered for the backward pass",
+    "norms": "the gradients' norms",
+    "gradient norms": "the gradients' norms",
+    "parameters, small": "small parameters, gathered after each step",
+    "temperature": "the temperature",
     "parameters, updated": "updated parameters, gathered after each step",
 }
 """Parts of a step: what it means that they grow."""
@@ -47,7 +51,7 @@ def sentences(plan: ScalingPlan) -> Iterator[str]:
         numbers = ", ".join(f"{each:,}" for each in sorted(set(streams)))
         yield f"With {numbers} GPUs data.num_streams must be another one, which changes the order of the data."
     for reason, places in _by_reason(plan.skipped).items():
-        yield f"Left out: {', '.join(places)}: {reason}"
+        yield f"Left out: {', '.join(places)}: {reason.rstrip('.')}."
     measured = f"Measured: {'; '.join(told)}. The rest is " if told else "It is all "
     yield f"{measured}{CALCULATED}."
 
