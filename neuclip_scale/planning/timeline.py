@@ -103,7 +103,10 @@ class _Step:
         self._times = {transfer.name: link_time(transfer, site) for transfer in transfers}
         n = work.num_micro
         reductions = n if self._sharding.reduces_often else 1
-        self._rounds = {FORWARD: 2 * n if n > 1 else 1, BACKWARD: n, **dict.fromkeys(GRADIENTS, reductions)}
+        self._keeps = self._sharding.engine == "fsdp2" and not config.engine.fsdp.reshard_after_forward
+        self._has_all = False
+        gatherings = 2 * n if n > 1 and not self._keeps else n
+        self._rounds = {FORWARD: gatherings, BACKWARD: n, **dict.fromkeys(GRADIENTS, reductions)}
 
     def compute(self, seconds: float, *needs: int, after_sending: bool = False) -> None:
         """The GPU's next piece."""
@@ -126,11 +129,13 @@ class _Step:
             self.compute(times * self._work.forward)
             return
         for _ in range(times):
-            self._pass(FORWARD, self._units, [self._work.forward * unit.forward for unit in self._units], [])
+            name = "" if self._has_all else FORWARD
+            self._pass(name, self._units, [self._work.forward * unit.forward for unit in self._units], [])
+            self._has_all = self._keeps
 
     def backward(self, *, is_last: bool) -> None:
         """A micro-batch's backward pass, with what travels beside it."""
-        units = self._units[::-1]
+        units, self._has_all = self._units[::-1], False
         sends = "gradients" in self._times and (is_last or self._sharding.reduces_often)
         if not sends and BACKWARD not in self._times:
             self.compute(self._work.backward)
@@ -145,7 +150,7 @@ class _Step:
         sent: list[int] = []
         for place, spent in enumerate(seconds):
             needed = sum(piece.place <= place for piece in gatherings)
-            for piece in gatherings[len(sent) : self._reach(gatherings, needed)]:
+            for piece in gatherings[len(sent) : self._reach(name, gatherings, needed)]:
                 sent.append(self.send(name, self._seconds(name, piece, gatherings)))
             self.compute(spent, *sent[:needed][-1:])
             for piece in reductions:
@@ -178,10 +183,14 @@ class _Step:
         whole = _Piece(0, sum(piece.size for piece in root), sum(piece.bytes for piece in root))
         return [whole, *(piece for piece in pieces if piece not in root)]
 
-    def _reach(self, gatherings: Sequence[_Piece], needed: int) -> int:
-        """How many gatherings may be under way when so many are needed: FSDP2 has one ahead, ZeRO 3 a bucket."""
+    def _reach(self, name: str, gatherings: Sequence[_Piece], needed: int) -> int:
+        """How many gatherings may be under way when so many are needed: FSDP2 has one ahead, ZeRO 3 a bucket, or none
+        where it has lost sight of what comes next.
+        """
         if self._sharding.engine == "fsdp2":
             return needed + 1
+        if name == BACKWARD and self._work.num_micro > 1:
+            return needed
         ahead = itertools.accumulate(piece.size for piece in gatherings[needed:])
         return needed + sum(size <= self._sharding.prefetch for size in ahead)
 
