@@ -66,9 +66,8 @@ def budget_table(plan: RunPlan) -> Table:
     arithmetic = f"{time.hardware_flops / 1e12:,.1f} TFLOP on each GPU at {peak}"
     if time.starting > 0.005 * time.encoders:
         arithmetic += f", and {time.starting:,.3f} s in which the host starts operations too slowly"
-    hidden = (
-        f"of {1000 * time.hidden:,.1f} ms beside the encoders {1000 * time.exposed:,.1f}; the rest is the objective's"
-    )
+    travels, waits = 1000 * time.hidden, 1000 * time.exposed
+    hidden = f"{waits:,.1f} ms for gradients and parameters, which travel {travels:,.1f} ms beside the encoders"
     rows = [
         ("encoders", f"{time.encoders:,.3f} s", arithmetic),
         ("similarities, normalizers", f"{time.objective:,.3f} s", f"{time.objective_flops / 1e12:,.2f} TFLOP in fp32"),
