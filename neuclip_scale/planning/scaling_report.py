@@ -10,7 +10,8 @@ from neuclip_scale.planning.report import arguments
 from neuclip_scale.planning.scaling import STOPS, Line, Point, ScalingPlan
 from neuclip_scale.planning.sweep import INTERCONNECTS
 
-CALCULATED = "calculated: a roofline of arithmetic and links and a simulated step; nothing was measured on GPUs"
+CALCULATED = "calculated: a roofline of arithmetic and links and a simulated step"
+NOT_MEASURED = f"{CALCULATED}; nothing was measured on GPUs"
 CAUSES = {
     "encoders": "the encoders' second forward pass",
     "starting operations": "operations too small for the GPU, which the host starts too slowly",
@@ -52,8 +53,7 @@ def sentences(plan: ScalingPlan) -> Iterator[str]:
         yield f"With {numbers} GPUs data.num_streams must be another one, which changes the order of the data."
     for reason, places in _by_reason(plan.skipped).items():
         yield f"Left out: {', '.join(places)}: {reason.rstrip('.')}."
-    measured = f"Measured: {'; '.join(told)}. The rest is " if told else "It is all "
-    yield f"{measured}{CALCULATED}."
+    yield f"Measured: {'; '.join(told)}. The rest is {CALCULATED}." if told else f"It is all {NOT_MEASURED}."
 
 
 def _by_reason(skipped: dict[str, str]) -> dict[str, list[str]]:
@@ -89,7 +89,7 @@ def document(plan: ScalingPlan) -> dict[str, Any]:
     """Everything as plain values."""
     site, sweep = plan.site, plan.sweep
     return {
-        "what": CALCULATED,
+        "what": CALCULATED if site.measured.told else NOT_MEASURED,
         "measured": list(site.measured.told),
         "recipe": plan.recipe.name,
         "preset": plan.recipe.model.preset,

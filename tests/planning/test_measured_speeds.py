@@ -161,3 +161,7 @@ def test_the_plan_says_what_was_measured(capsys: pytest.CaptureFixture[str]) -> 
     printed = " ".join(capsys.readouterr().out.split())
     assert "Measured: encoders, objective and update:" in printed
     assert "npn_share.json" in printed
+    assert cli.main([*options[:2], "--scaling", "--engines", "ddp", "--gpus", "1", "2", "--measured", file]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "npn_share.json, ViT-B-32 on" in printed
+    assert "nothing was measured" not in printed
