@@ -1,4 +1,7 @@
-"""`neuclip plan RECIPE --nodes N --gpu G`: what a run will hold, send, take and cost, before it is queued."""
+"""`neuclip plan RECIPE --nodes N --gpu G`: what a run will hold, send, take and cost, before it is queued.
+
+With `--scaling`: the same over numbers of GPUs, engines and networks, where it stops to scale and why.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,25 @@ import tyro
 from rich.console import Console
 
 from neuclip_scale.commands.train import split_arguments
-from neuclip_scale.config import load_recipe
-from neuclip_scale.files import write_json
+from neuclip_scale.config import ConfigError, Recipe, load_recipe
+from neuclip_scale.files import atomic_file, write_json
 from neuclip_scale.planning.site import Assumptions, Site, check_site
+from neuclip_scale.planning.sweep import Sweep
 
 if TYPE_CHECKING:
     from neuclip_scale.planning import RunPlan
 
-LEAST_WIDTH = 120
+LEAST_WIDTH, WIDE = 120, 150
+FLAGS = ("--scaling", "--no-scaling", "--alternatives", "--no-alternatives")
+"""Options without a value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanArguments:
     """Plan a run before it is queued: memory, traffic, time and cost. Fields of the recipe are given as
     section.field=value. Exit status: 0 the recipe fits as it stands, 1 it does not (what would is printed), 2 it cannot
-    run on so many GPUs at all.
+    run on so many GPUs at all. With --scaling: over numbers of GPUs, engines and networks instead of one site; 1 if
+    nothing fits.
     """
 
     recipe: Annotated[str, tyro.conf.Positional]
@@ -48,16 +55,27 @@ class PlanArguments:
     """Whether to look for better ways; without, the recipe alone is planned, in half of the time."""
     json: Path | None = None
     """Also write the plan to this file."""
+    scaling: bool = False
+    """Plan many numbers of GPUs, engines and networks; --nodes and --world-size do not count then."""
+    sweep: Annotated[Sweep, tyro.conf.OmitArgPrefixes] = field(default_factory=Sweep)
+    plot: Path | None = None
+    """With --scaling: draw it into this PNG."""
+    beside: tuple[Path, ...] = ()
+    """With --plot: plans of other recipes, what --scaling --json wrote, to draw above."""
+    measured: tuple[Path, ...] = ()
+    """Take speeds from a run's summary.json or from what `tools/bench.py kernels|loss|npn|step --json` wrote."""
     assume: Assumptions = field(default_factory=Assumptions)
     """What the times, energy and storage take for granted."""
 
 
 def main(argv: list[str]) -> int:
     """Run the command; returns 0 or 1, raises `ConfigError` for a run that cannot be."""
-    overrides, options = split_arguments(argv)
+    overrides, options = split_arguments(argv, flags=FLAGS)
     arguments = tyro.cli(PlanArguments, args=options, prog="neuclip plan")
     config = load_recipe(arguments.recipe, overrides)
+    _check(arguments)
     from neuclip_scale.planning import GPU_TYPES, plan_run
+    from neuclip_scale.planning.measured import read_measured
 
     site = Site(
         gpu=GPU_TYPES[arguments.gpu],
@@ -67,11 +85,59 @@ def main(argv: list[str]) -> int:
         price=arguments.price,
         egress_price=arguments.egress_price,
         assume=arguments.assume,
+        measured=read_measured(arguments.measured),
     )
+    if arguments.scaling:
+        return _scaling(config, site, arguments)
     plan = plan_run(config, site, alternatives=arguments.alternatives)
     _print(plan)
     if arguments.json:
         write_json(arguments.json, plan.document())
+    return 0 if plan.fits else 1
+
+
+def _check(arguments: PlanArguments) -> None:
+    """Options that would be ignored."""
+    drawn = {"--plot": arguments.plot, "--beside": arguments.beside}
+    only = drawn | (
+        {"--gpus, --engines, --interconnects or --pairs-per-gpu": True} if arguments.sweep != Sweep() else {}
+    )
+    for option, given in only.items():
+        if given and not arguments.scaling:
+            raise ConfigError(option, _plain(given), "is of --scaling alone", "Add --scaling, or leave it out.")
+    if arguments.beside and not arguments.plot:
+        raise ConfigError("--beside", _plain(arguments.beside), "nothing is drawn", "Add --plot FILE.")
+
+
+def _plain(given: object) -> object:
+    return [str(path) for path in given] if isinstance(given, tuple) else str(given)
+
+
+def _scaling(config: Recipe, site: Site, arguments: PlanArguments) -> int:
+    """Plan, print, write and draw; 1 if nothing fits."""
+    from neuclip_scale.commands.scaling_tables import scaling_tables
+    from neuclip_scale.planning.scaling import plan_scaling
+    from neuclip_scale.planning.scaling_plot import draw, read_document
+    from neuclip_scale.planning.scaling_report import document, sentences
+
+    others = [read_document(path) for path in arguments.beside]
+    plan = plan_scaling(config, site, arguments.sweep)
+    console = Console(highlight=False)
+    console.width = max(console.width, WIDE)
+    for table in scaling_tables(plan):
+        console.print(table)
+    for sentence in sentences(plan):
+        console.print(sentence, markup=False)
+    if arguments.json:
+        write_json(arguments.json, document(plan))
+    if arguments.plot:
+        arguments.plot.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(arguments.plot) as file:
+            file.write(draw([*others, document(plan)]))
+    if not plan.fits:
+        problem = plan.lines[-1].points[-1].problem
+        print(f"error: {config.name} fits on none of these: {problem}. Use GPUs with more memory, "
+              "model.grad_checkpointing=true, or a smaller model.", file=sys.stderr)  # fmt: skip
     return 0 if plan.fits else 1
 
 

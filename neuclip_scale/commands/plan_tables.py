@@ -8,11 +8,11 @@ from typing import cast
 from rich.table import Table
 
 from neuclip_scale.planning.choosing import Choice, Option
+from neuclip_scale.planning.links import seconds_of
 from neuclip_scale.planning.memory import MemoryPlan
 from neuclip_scale.planning.parts import MOMENTS, Moment
 from neuclip_scale.planning.report import RunPlan, arguments
 from neuclip_scale.planning.site import Site
-from neuclip_scale.planning.timing import seconds_of
 
 
 def memory_table(plan: MemoryPlan) -> Table:
@@ -41,14 +41,18 @@ def _span(moments: Sequence[str]) -> str:
 
 def traffic_table(option: Option, site: Site) -> Table:
     """Each kind of collective."""
-    table = _table("traffic of each GPU in a step", "", "collective", "ranks", "calls", "MB sent", "ms", "")
+    table = _table(
+        "traffic of each GPU in a step", "", "collective", "ranks", "calls", "MB sent", "ms", "ms waited", ""
+    )
     for transfer in option.transfers:
         milliseconds = f"{1000 * seconds_of(transfer, site):,.2f}"
         numbers = str(transfer.ranks), str(transfer.calls), f"{transfer.sent / 1e6:,.3f}", milliseconds
-        wait = "waited for" if transfer.exposed else "beside the encoders"
-        table.add_row(transfer.name, transfer.kind.replace("_", "-"), *numbers, wait)
+        wait = f"{1000 * option.time.waits.get(transfer.name, 0.0):,.2f}"
+        how = "all wait for it" if transfer.exposed else "travels beside the encoders"
+        table.add_row(transfer.name, transfer.kind.replace("_", "-"), *numbers, wait, how)
     table.add_section()
-    table.add_row("sum", "", "", "", f"{option.sent / 1e6:,.3f}", "", "")
+    waited = f"{1000 * sum(option.time.waits.values()):,.2f}"
+    table.add_row("sum", "", "", "", f"{option.sent / 1e6:,.3f}", "", waited, "")
     return table
 
 
@@ -56,14 +60,19 @@ def budget_table(plan: RunPlan) -> Table:
     """Time of a step and cost of the run."""
     time, budget, assume = plan.shown.time, plan.budget, plan.site.assume
     table = Table(title=f"time and cost: {plan.recipe} {arguments(plan.shown.overrides)}", title_justify="left")
-    for _ in range(3):
-        table.add_column("")
-    peak = f"{assume.compute:.0%} of the peak assumed"
+    for column in ("", "", "how it comes about"):
+        table.add_column(column)
+    peak = "the measured speed" if plan.site.measured.encoders else f"{assume.compute:.0%} of the peak assumed"
+    arithmetic = f"{time.hardware_flops / 1e12:,.1f} TFLOP on each GPU at {peak}"
+    if time.starting > 0.005 * time.encoders:
+        arithmetic += f", and {time.starting:,.3f} s in which the host starts operations too slowly"
+    travels, waits = 1000 * time.hidden, 1000 * time.exposed
+    hidden = f"{waits:,.1f} ms for gradients and parameters, which travel {travels:,.1f} ms beside the encoders"
     rows = [
-        ("encoders", f"{time.encoders:,.3f} s", f"{time.hardware_flops / 1e12:,.1f} TFLOP on each GPU at {peak}"),
+        ("encoders", f"{time.encoders:,.3f} s", arithmetic),
         ("similarities, normalizers", f"{time.objective:,.3f} s", f"{time.objective_flops / 1e12:,.2f} TFLOP in fp32"),
         ("update", f"{time.update:,.3f} s", "by memory or PCIe"),
-        ("communication", f"{time.communication + time.exposed:,.3f} s", f"{time.hidden:,.3f} s beside the encoders"),
+        ("waiting for the network", f"{time.communication + time.exposed:,.3f} s", hidden),
         ("step", f"{time.seconds:,.3f} s", f"MFU {time.mfu:.1%}"),
         ("pairs a second", f"{budget.samples_per_second:,.0f}", f"{budget.num_steps:,} steps"),
         ("days", f"{budget.days:,.2f}", f"with {assume.overhead:.0%} beside the steps"),
@@ -81,7 +90,9 @@ def budget_table(plan: RunPlan) -> Table:
 
 def alternatives_table(choice: Choice) -> Table:
     """What else was tried."""
-    table = _table("alternatives", "", "GiB", "host", "s a step", "MFU", "GB sent", "what to add")
+    table = _table(
+        "alternatives, the fastest first", "", "GiB", "host GiB", "s a step", "MFU", "GB sent", "what to add"
+    )
     for option in _worth_telling(choice):
         mark = "chosen" if option is choice.best else "" if option.fits else "does not fit"
         if option is choice.recipe:

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import tyro
@@ -86,13 +87,15 @@ def read_arguments(argv: list[str]) -> tuple[Recipe, str]:
     return Recipe(**values), parsed.json
 
 
-def split_arguments(tokens: list[str]) -> tuple[list[str], list[str]]:
-    """(`section.field=value` overrides, everything else); the token after `--option` is its value, whatever it is."""
+def split_arguments(tokens: list[str], flags: Collection[str] = ()) -> tuple[list[str], list[str]]:
+    """(`section.field=value` overrides, everything else); the token after `--option` is its value, whatever it is, but
+    for `flags`, which have none.
+    """
     overrides: list[str] = []
     options: list[str] = []
     is_value = False
     for token in tokens:
         is_override = not is_value and re.match(r"[a-z_]+(\.[a-z_]+)*=", token)
         (overrides if is_override else options).append(token)
-        is_value = token.startswith("--") and "=" not in token
+        is_value = token.startswith("--") and "=" not in token and token not in flags
     return overrides, options

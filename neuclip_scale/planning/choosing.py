@@ -84,7 +84,7 @@ def _alternatives(config: Recipe, site: Site) -> Iterator[Option]:
     for engine in _engines(config, site):
         for checkpointing in (False, True):
             try:
-                option = _largest(config, site, {**engine, "model.grad_checkpointing": checkpointing})
+                option = largest(config, site, {**engine, "model.grad_checkpointing": checkpointing})
             except ConfigError:  # an engine or a tower that does not take the combination
                 continue
             # With one micro-batch there is nothing to accumulate: two ways are one.
@@ -130,26 +130,28 @@ def _engines(config: Recipe, site: Site) -> Iterator[Overrides]:
             yield {"engine.fsdp.cpu_offload": False, **engine, "engine.fsdp.replicas": site.nodes}
 
 
-def _largest(config: Recipe, site: Site, overrides: Overrides) -> Option:
-    """The largest micro-batch that fits: fewer gatherings, fuller kernels. The smallest one where none does."""
-    sizes = _micro_batch_sizes(config, site)
-    option = None
-    for micro in sizes:
-        option = consider(config, site, {**overrides, "train.micro_batch_size": micro})
-        if not option.fits and option.memory.moment in ("normalizers", "similarities"):
-            option = _smaller_tiles(config, site, {**overrides, "train.micro_batch_size": micro}, option)
-        if option.fits:
+def largest(config: Recipe, site: Site, overrides: Overrides) -> Option:
+    """With the largest micro-batch that fits: fewer gatherings, fuller kernels. The smallest one where none does.
+    Raises `ConfigError`.
+    """
+    tried: Overrides = {}
+    for micro in _micro_batch_sizes(config, site):
+        tried, fits = _with_tiles(config, site, {**overrides, "train.micro_batch_size": micro})
+        if fits:
             break
-    assert option is not None
-    return option
+    return consider(config, site, tried)
 
 
-def _smaller_tiles(config: Recipe, site: Site, overrides: Overrides, option: Option) -> Option:
+def _with_tiles(config: Recipe, site: Site, overrides: Overrides) -> tuple[Overrides, bool]:
+    """The overrides, with smaller tiles where these are what does not fit; and whether all fits then."""
     tile = config.objective.tile_size
-    while not option.fits and tile > SMALLEST_TILE and option.memory.moment in ("normalizers", "similarities"):
+    while True:
+        memory = plan_memory(with_values(config, overrides), site.world_size, site.dataset_size)
+        fits = not _problem(memory, site)
+        if fits or tile <= SMALLEST_TILE or memory.moment not in ("normalizers", "similarities"):
+            return overrides, fits
         tile //= 2
-        option = consider(config, site, {**overrides, "objective.tile_size": tile})
-    return option
+        overrides = {**overrides, "objective.tile_size": tile}
 
 
 def _micro_batch_sizes(config: Recipe, site: Site) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from neuclip_scale.config import Recipe, local_batch_size, micro_batch_size
 from neuclip_scale.planning.budget import Budget, dataset_size, num_steps, plan_budget
-from neuclip_scale.planning.choosing import Choice, Option, Overrides, choose
+from neuclip_scale.planning.choosing import NEARLY, Choice, Option, Overrides, choose
 from neuclip_scale.planning.memory import GIB
 from neuclip_scale.planning.sharding import num_micro_batches
 from neuclip_scale.planning.site import Site, check_assumptions
@@ -50,6 +50,7 @@ class RunPlan:
             "fits": self.fits,
             "problem": choice.recipe.problem,
             "assumptions": asdict(site.assume),
+            "measured": list(site.measured.told),
             "sources": site.gpu.source,
             "as_written": option_document(choice.recipe),
             "chosen": None if choice.best is None else option_document(choice.best),
@@ -109,7 +110,11 @@ def sentences(plan: RunPlan) -> Iterator[str]:
         gain = 1 - best.time.seconds / recipe.time.seconds
         told = f", {gain:.0%} less time" if gain > 0 else ""
         yield f"{'Faster' if recipe.fits else 'Add'}: {arguments(best.overrides)} ({best.memory.engine}{told})."
+    if best is recipe and len(choice.options) > 1:
+        yield f"Nothing that was tried is more than {NEARLY - 1:.0%} faster."
     yield from _how_it_runs(plan.shown, site)
+    if site.measured.told:
+        yield f"Measured: {'; '.join(site.measured.told)}. Everything else:"
     yield UNVALIDATED
 
 
@@ -128,4 +133,4 @@ def _how_it_runs(option: Option, site: Site) -> Iterator[str]:
     if waiting > 0.2 * time.seconds:
         yield f"{waiting / time.seconds:.0%} of the step waits for the network: fewer, larger micro-batches send less."
     rate = config.train.global_batch_size / time.seconds / site.nodes
-    yield f"Every node must read, decode and deliver {rate:,.0f} pairs a second, which is not part of the roofline."
+    yield f"Every node must read, decode and deliver {rate:,.0f} pairs a second, which is not part of this plan."

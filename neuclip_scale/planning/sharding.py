@@ -9,7 +9,15 @@ from functools import lru_cache
 
 from torch import nn
 
-from neuclip_scale.config import ConfigError, ModelConfig, ObjectiveConfig, Recipe, local_batch_size, micro_batch_size
+from neuclip_scale.config import (
+    ConfigError,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    Recipe,
+    local_batch_size,
+    micro_batch_size,
+)
 from neuclip_scale.engines.zero_settings import read_settings
 from neuclip_scale.models.building import plan_model
 from neuclip_scale.models.clip import CLIP
@@ -40,6 +48,10 @@ class Sharding:
     """Whether the optimizer has an fp32 copy of the parameters besides."""
     parameters_on_host: bool = False
     optimizer_on_host: bool = False
+    reduces_often: bool = False
+    """Whether gradients travel after every micro-batch, and not after the last alone."""
+    overlaps: bool = True
+    """Whether the backward pass goes on while gradients travel."""
     bucket: int = 0
     """Elements of a buffer in which ZeRO's gradients travel, reduce_bucket_size."""
     num_buckets: int = 1
@@ -79,6 +91,7 @@ def _fsdp2(config: Recipe, world_size: int) -> Sharding:
         gradients=1 if whole else shards,
         optimizer=shards,
         replicas=section.replicas,
+        reduces_often=section.accumulate_sharded,
         parameters_on_host=section.cpu_offload,
         optimizer_on_host=section.cpu_offload,
     )
@@ -99,6 +112,8 @@ def _deepspeed(config: Recipe, world_size: int) -> Sharding:
         master=stage > 0,
         parameters_on_host=on_host[0],
         optimizer_on_host=on_host[1],
+        reduces_often=stage >= 2,
+        overlaps=stage > 0 and bool(zero.get("overlap_comm", stage == 3)),
         bucket=int(zero.get("reduce_bucket_size", ZERO_BUCKET)) if stage else 0,
         num_buckets=2 if zero.get("overlap_comm", False) and stage < 3 else 1,
         persistent=int(zero.get("stage3_param_persistence_threshold", ZERO_PERSISTENT)),
@@ -176,15 +191,20 @@ class ModelSizes:
 
 
 def model_sizes(config: Recipe) -> ModelSizes:
-    """Sizes of a recipe's model and of its optimizer's groups, from the meta device."""
-    model = planned(config.model, config.objective.name == "siglip")
+    """Sizes of a recipe's model and of its optimizer's groups, from the meta device; once for each."""
+    return _model_sizes(config.model, config.objective.name == "siglip", config.optim)
+
+
+@lru_cache(maxsize=32)
+def _model_sizes(section: ModelConfig, with_bias: bool, optim: OptimConfig) -> ModelSizes:
+    model = planned(section, with_bias)
     low = {id(p) for part in model.modules() if isinstance(part, LOW_MODULES) for p in part.parameters(recurse=False)}
     in_blocks = {id(p) for block in model.blocks() for p in block.parameters()}
     root = [p for p in model.parameters() if id(p) not in in_blocks]
     return ModelSizes(
         groups=(*_block_groups(model), _group(root, is_block=False, is_reached=True)),
         low=tuple((p.numel(), p.requires_grad, id(p) in low) for p in model.parameters()),
-        optimizer_groups=tuple(sum(p.numel() for p in g["params"]) for g in parameter_groups(model, config.optim)),
+        optimizer_groups=tuple(sum(p.numel() for p in g["params"]) for g in parameter_groups(model, optim)),
         buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
         embed_dim=model.embed_dim,
         image_size=model.image_size,

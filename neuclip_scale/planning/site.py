@@ -24,10 +24,14 @@ class Assumptions:
     """Share of its memory bandwidth that element-wise work reaches."""
     interconnect: float = 0.7
     """Share of NVLink's and the network's bandwidth that collectives reach."""
-    overlap: float = 0.8
-    """Share of the encoders' computation beside which gradients and parameters travel unnoticed."""
     latency_us: float = 15.0
-    """Microseconds of each collective, times log2 of its ranks."""
+    """Microseconds of each collective; of all-reduces times log2 of the ranks."""
+    hop_us: float = 1.9
+    """Microseconds of each step around a ring inside a node (all-gathers, reduce-scatters); NCCL's constant."""
+    network_hop_us: float = 4.0
+    """The same from node to node."""
+    operation_us: float = 5.0
+    """Least microseconds of each of the encoders' operations, what the host takes to start it: tiny batches wait."""
     overhead: float = 0.05
     """Time beside the steps: checkpoints, evaluation, restarts, waiting for data; a share of the steps'."""
     power: float = 0.85
@@ -45,6 +49,20 @@ class Assumptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Speeds of one device that somebody measured, in place of assumed ones; None: assumed."""
+
+    encoders: float | None = None
+    """FLOP/s of the encoders as they are run."""
+    objective: float | None = None
+    """FLOP/s of similarities and normalizers."""
+    update: float | None = None
+    """Seconds of the optimizer for each trained element that a rank updates."""
+    told: tuple[str, ...] = ()
+    """What was measured, on what, in which file; for people."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Site:
     """The machines of a run."""
 
@@ -58,11 +76,18 @@ class Site:
     egress_price: float = 0.0
     """Of 10^9 bytes read from a remote store; 0: not given."""
     assume: Assumptions = field(default_factory=Assumptions)
+    measured: Measured = field(default_factory=Measured)
 
     @property
     def nodes(self) -> int:
         """Machines."""
         return -(-self.world_size // self.gpus_per_node)
+
+    def nodes_of(self, ranks: int, group: str) -> int:
+        """Nodes that a ring goes through."""
+        if group == "neighbours" and ranks <= self.gpus_per_node:
+            return 1
+        return ranks if group == "counterparts" else self.nodes
 
     def bandwidth(self, ranks: int, group: str) -> float:
         """Bytes a second that each rank of a ring sends, before efficiency.
@@ -89,7 +114,16 @@ def check_site(nodes: int, gpus_per_node: int, world_size: int) -> int:
 
 def check_assumptions(assume: Assumptions) -> None:
     """Raise `ConfigError` for what nothing can be worked out from."""
-    may_be_zero = ("overlap", "latency_us", "overhead", "node_watts_per_gpu", "host_gib", "sample_kb")
+    may_be_zero = (
+        "latency_us",
+        "hop_us",
+        "network_hop_us",
+        "operation_us",
+        "overhead",
+        "node_watts_per_gpu",
+        "host_gib",
+        "sample_kb",
+    )
     for name, value in asdict(assume).items():
         if not 0 <= value < math.inf or (value == 0 and name not in may_be_zero):
             raise ConfigError(f"--assume.{name}", value, "must be above zero and finite", "Leave it out, or mend it.")

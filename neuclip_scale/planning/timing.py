@@ -1,17 +1,20 @@
-"""Seconds of a training step by a roofline: the slowest of arithmetic, memory and network, each at a stated share."""
+"""Seconds of a training step: a roofline of arithmetic and memory, and what the network adds by the step's order."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 from neuclip_scale.config import ModelConfig, Recipe, local_batch_size
 from neuclip_scale.objectives.exact import Exact
 from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue
+from neuclip_scale.planning.links import seconds_of
+from neuclip_scale.planning.memory import encoder_trace
 from neuclip_scale.planning.normalizers import planned_objective
+from neuclip_scale.planning.schedule import run
 from neuclip_scale.planning.sharding import FP32, model_sizes, num_micro_batches, planned, sharding_of
 from neuclip_scale.planning.site import Site
+from neuclip_scale.planning.timeline import Work, step_tasks
 from neuclip_scale.planning.traffic import Transfer, plan_traffic
 from neuclip_scale.similarity import BatchShape
 from neuclip_scale.telemetry.flops import EncoderFlops, count_encoder_flops
@@ -25,14 +28,18 @@ class StepTime:
     """Seconds of one step, and what it computes on each rank."""
 
     encoders: float
+    starting: float
+    """Of these, what arithmetic does not need: the host starts operations more slowly than the GPU ends them."""
     objective: float
     update: float
     communication: float
-    """What computation waits for."""
+    """Collectives that computation waits for."""
     hidden: float
-    """What runs beside the encoders, in full."""
+    """What could run beside the encoders, in full."""
     exposed: float
-    """What of that does not fit beside them."""
+    """What of that they waited for."""
+    waits: dict[str, float]
+    """Both kinds of waiting, by collective."""
     model_flops: int
     """Both towers forward and backward, nothing twice, on each rank."""
     hardware_flops: int
@@ -48,32 +55,49 @@ class StepTime:
 
 
 def plan_time(config: Recipe, site: Site, transfers: list[Transfer] | None = None) -> StepTime:
-    """Time of a step of `config` at a site. Nothing is measured."""
-    assume, W = site.assume, site.world_size
+    """Time of a step of `config` at a site: a roofline's computation and sending, played in the order of the engine
+    (`timeline`). Nothing is measured but what `site.measured` has.
+    """
+    W = site.world_size
     if transfers is None:
         transfers = plan_traffic(config, W, site.dataset_size)
-    b = local_batch_size(config, W)
     flops = encoder_flops(config.model)
-    hardware = b * flops.executed(num_micro_batches(config, W))
-    peak = site.gpu.peak(config.train.precision)
-    encoders = hardware / (peak * assume.compute)
     objective_flops, objective = _objective(config, site, flops)
-    hidden, waited = (
-        sum(seconds_of(transfer, site) for transfer in transfers if transfer.exposed is kind) for kind in (False, True)
+    forward, backward, arithmetic = _passes(config, site, flops)
+    work = Work(forward, backward, objective, _update(config, site), num_micro_batches(config, W))
+    waits = run(step_tasks(config, site, transfers, work)).waits
+    waited = {transfer.name for transfer in transfers if transfer.exposed}
+    communication = sum(seconds for name, seconds in waits.items() if name in waited)
+    exposed = sum(waits.values()) - communication
+    hidden = sum(seconds_of(transfer, site) for transfer in transfers if not transfer.exposed)
+    b = local_batch_size(config, W)
+    model, seconds = b * flops.training, work.seconds + communication + exposed
+    return StepTime(
+        encoders=work.encoders,
+        starting=max(0.0, work.encoders - arithmetic),
+        objective=objective,
+        update=work.update,
+        communication=communication,
+        hidden=hidden,
+        exposed=exposed,
+        waits=waits,
+        model_flops=model,
+        hardware_flops=b * flops.executed(work.num_micro),
+        objective_flops=objective_flops,
+        mfu=model / (seconds * site.gpu.peak(config.train.precision)),
     )
-    exposed = max(0.0, hidden - assume.overlap * encoders)
-    parts = encoders, objective, _update(config, site), waited
-    model = b * flops.training
-    mfu = model / ((sum(parts) + exposed) * peak)
-    return StepTime(*parts, hidden, exposed, model, hardware, objective_flops, mfu)
 
 
-def seconds_of(transfer: Transfer, site: Site) -> float:
-    """Time of all calls of a collective."""
-    assume = site.assume
-    bandwidth = site.bandwidth(transfer.ranks, transfer.group) * assume.interconnect
-    latency = assume.latency_us * 1e-6 * math.log2(transfer.ranks) if transfer.ranks > 1 else 0.0
-    return transfer.sent / bandwidth + transfer.calls * latency
+def _passes(config: Recipe, site: Site, flops: EncoderFlops) -> tuple[float, float, float]:
+    """Seconds of a micro-batch's forward and backward pass, and what the whole step's arithmetic alone takes."""
+    n, b = num_micro_batches(config, site.world_size), local_batch_size(config, site.world_size)
+    rate = site.measured.encoders or site.gpu.peak(config.train.precision) * site.assume.compute
+    trace = encoder_trace(config.model, config.train.precision, config.engine.name == "fsdp2")
+    start = site.assume.operation_us * 1e-6
+    forward = b * flops.forward / rate / n
+    backward = b * (flops.training + flops.recomputed - flops.forward) / rate / n
+    floors = trace.forward_operations, trace.training_operations - trace.forward_operations
+    return max(forward, floors[0] * start), max(backward, floors[1] * start), b * flops.executed(n) / rate
 
 
 @lru_cache(maxsize=32)
@@ -92,6 +116,8 @@ def _objective(config: Recipe, site: Site, flops: EncoderFlops) -> tuple[int, fl
         count += queue // W - queue
     if isinstance(objective, Exact):  # planned without its encoder
         count += flops.forward * site.dataset_size // objective.refresh_every
+    if site.measured.objective:
+        return count, count / site.measured.objective
     arithmetic = count / (site.gpu.peak("fp32") * site.assume.objective_compute)
     return count, max(arithmetic, FP32 * entries / (site.gpu.bandwidth * site.assume.memory))
 
@@ -100,6 +126,8 @@ def _update(config: Recipe, site: Site) -> float:
     """AdamW reads value, gradient and two moments and writes three of them: seven words of each element."""
     sharding = sharding_of(config, site.world_size)
     own = model_sizes(config).trained / sharding.optimizer
+    if site.measured.update:
+        return site.measured.update * own
     words = 7 * FP32 * own
     if not sharding.optimizer_on_host:
         return words / (site.gpu.bandwidth * site.assume.memory)

@@ -53,6 +53,10 @@ class EncoderTrace:
     """Forward and backward; each parameter's gradient is let go as soon as it is complete."""
     gradients: Line
     """Complete gradients, had they been kept, along `training`."""
+    forward_operations: int
+    """Operations of the forward pass that do something, views left out: what the host has to start."""
+    training_operations: int
+    """Of both passes."""
 
 
 def trace_encoders(model: CLIP, precision: str, *, blocks_in_low_precision: bool = False) -> EncoderTrace:
@@ -68,11 +72,17 @@ def trace_encoders(model: CLIP, precision: str, *, blocks_in_low_precision: bool
         with _Live([*run.known, *gradients]) as live, _FusedAttention():
             _let_go_of_gradients(run.model, live)
             output = run()
-            forward = len(live.history)
+            forward, operations = len(live.history), live.operations
             loss = (output.image_features * gradients[0]).sum() + (output.text_features * gradients[1]).sum()
             (loss + output.logit_scale.sum()).backward()
             del output, loss
-    return EncoderTrace(live.line(live.history[:forward]), live.line(live.history), live.line(live.set_aside))
+    return EncoderTrace(
+        live.line(live.history[:forward]),
+        live.line(live.history),
+        live.line(live.set_aside),
+        operations,
+        live.operations,
+    )
 
 
 def trace_inference(model: CLIP, precision: str, *, blocks_in_low_precision: bool = False) -> Line:
@@ -133,6 +143,7 @@ class _Live(TorchDispatchMode):
         super().__init__()
         self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in known}
         self._fixed = self._growing = 0
+        self.operations = 0
         self.set_aside_bytes = 0
         """Bytes that somebody has let go of for the count's sake; none of them grow."""
         self.history: list[tuple[int, int]] = []
@@ -148,6 +159,7 @@ class _Live(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.operations += func.namespace == "aten" and not func.is_view  # type: ignore[attr-defined]
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._add(leaf.untyped_storage())

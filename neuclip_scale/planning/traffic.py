@@ -23,6 +23,8 @@ from neuclip_scale.planning.sharding import (
 )
 
 INT64, FP64 = 8, 8
+DDP_BUCKET = 25 << 20
+"""Bytes: DDP's default of bucket_cap_mb."""
 Kind = Literal["all_gather", "all_reduce", "reduce_scatter", "broadcast"]
 Group = Literal["all", "neighbours", "counterparts"]
 """All ranks; or, of FSDP2 with several replicas, those of one replica, or those that hold the same part of each."""
@@ -55,7 +57,8 @@ class Transfer:
 
 
 def plan_traffic(config: Recipe, world_size: int, dataset_size: int = 0) -> list[Transfer]:
-    """Collectives of one step on `world_size` ranks; none for a single one.
+    """Collectives of one step on `world_size` ranks; none for a single one. Those that are waited for are in the order
+    in which they are started.
 
     Of a step in the middle of a run: DDP's first steps, restarts and checkpoints send other things besides.
     """
@@ -82,13 +85,8 @@ def _objective(config: Recipe, d: int, world_size: int, dataset_size: int) -> It
     section, B = config.objective, config.train.global_batch_size
     name = section.name
     rows = FP32 * 2 * B
-    if name != "siglip":
-        yield Transfer("log-normalizers", "all_gather", rows, world_size, True)
     if name.startswith(("fastclip", "sogclr", "isogclr")):
         yield Transfer("u table", "all_reduce", rows, world_size, True)
-    if name in ("fastclip-v2", "isogclr"):
-        yield Transfer("temperatures", "all_reduce", rows, world_size, True)
-        yield Transfer("temperatures' gradients", "all_gather", rows, world_size, True)
     if name == "neuclip":
         npn = section.npn
         calls = 2 * npn.updates_per_step
@@ -107,6 +105,11 @@ def _objective(config: Recipe, d: int, world_size: int, dataset_size: int) -> It
         size = FP32 * world_size * B * 3 * horizons
         yield Transfer("queue's sums", "all_gather", size, world_size, True)
         yield Transfer("horizons' losses", "all_reduce", FP32 * (horizons + 1), world_size, True)
+    if name != "siglip":
+        yield Transfer("log-normalizers", "all_gather", rows, world_size, True)
+    if name in ("fastclip-v2", "isogclr"):
+        yield Transfer("temperatures", "all_reduce", rows, world_size, True)
+        yield Transfer("temperatures' gradients", "all_gather", rows, world_size, True)
 
 
 def _numbers(config: Recipe, world_size: int) -> Iterator[Transfer]:
@@ -119,7 +122,7 @@ def _numbers(config: Recipe, world_size: int) -> Iterator[Transfer]:
 
 
 def _ddp(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size: int) -> Iterator[Transfer]:
-    buckets = math.ceil(FP32 * sizes.trained / (25 << 20))  # DDP's default bucket_cap_mb
+    buckets = math.ceil(FP32 * sizes.trained / DDP_BUCKET)
     yield Transfer("gradients", "all_reduce", FP32 * sizes.trained, world_size, False, calls=buckets)
     yield Transfer("BatchNorm's buffers", "broadcast", sizes.buffer_bytes, world_size, True)
 
@@ -128,7 +131,7 @@ def _fsdp2(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size: in
     section, shards, num_micro = config.engine.fsdp, sharding.parameters, num_micro_batches(config, world_size)
     mine: Group = "neighbours" if sharding.replicas > 1 else "all"
     low = BF16 if config.train.precision == "bf16" else FP32
-    forward = backward = calls = 0
+    forward = backward = forward_calls = backward_calls = 0
     for group, needed, hooked in _in_backward(sizes):
         size = group.padded(shards) * (low if group.is_block else FP32)
         if section.reshard_after_forward:
@@ -138,10 +141,11 @@ def _fsdp2(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size: in
                 passes -= num_micro - 1
         else:
             passes, again = num_micro, 0  # the encoding's gathering serves the first replay too
-        forward, backward, calls = forward + passes * size, backward + again * size, calls + passes + again
-    yield Transfer("parameters, forward", "all_gather", forward, shards, False, mine, calls)
-    yield Transfer("parameters, backward", "all_gather", backward, shards, False, mine, calls)
-    times = num_micro if section.accumulate_sharded else 1
+        forward, forward_calls = forward + passes * size, forward_calls + passes
+        backward, backward_calls = backward + again * size, backward_calls + again
+    yield Transfer("parameters, forward", "all_gather", forward, shards, False, mine, forward_calls)
+    yield Transfer("parameters, backward", "all_gather", backward, shards, False, mine, backward_calls)
+    times = num_micro if sharding.reduces_often else 1
     trained = [group for group in sizes.groups if group.is_trained]
     size = times * FP32 * sum(group.padded(shards, trained_only=True) for group in trained)
     yield Transfer("gradients", "reduce_scatter", size, shards, False, mine, times * len(trained))
@@ -176,15 +180,15 @@ def _deepspeed(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size
         return
     width = [BF16 if config.train.precision == "bf16" and low and sharding.stage else FP32 for _, _, low in sizes.low]
     gradients = sum(w * size for w, (size, trained, _) in zip(width, sizes.low, strict=True) if trained)
-    times = num_micro if sharding.stage == 2 else 1
+    times = num_micro if sharding.reduces_often else 1
     calls = times * math.ceil(sizes.trained / (sharding.bucket or sizes.trained))
     yield Transfer("gradients", "all_reduce", times * gradients, world_size, False, calls=calls)
     if sharding.stage:
         groups = sizes.optimizer_groups
         aligned = 2 * world_size  # of each flattened group
         size = FP32 * sum(math.ceil(group / aligned) * aligned for group in groups)
-        yield Transfer("parameters, updated", "all_gather", size, world_size, True, calls=len(groups))
         yield Transfer("norms", "all_reduce", FP32 * len(groups), world_size, True, calls=len(groups))
+        yield Transfer("parameters, updated", "all_gather", size, world_size, True, calls=len(groups))
         yield Transfer("temperature", "all_reduce", FP32, world_size, True)
 
 
@@ -199,17 +203,21 @@ def _zero3(
     def width(low: bool) -> int:
         return BF16 if low_precision and low else FP32
 
-    once = sum(padded(size) * width(low) for size, _, low in sizes.low if size > sharding.persistent)
-    kept = FP32 * sum(padded(size) for size, _, _ in sizes.low if size <= sharding.persistent)
-    # In one pass of each kind DeepSpeed knows what comes next, and keeps what is used again soon.
+    large = [padded(size) * width(low) for size, _, low in sizes.low if size > sharding.persistent]
+    small = [FP32 * padded(size) for size, _, _ in sizes.low if size <= sharding.persistent]
+    # In one pass of each kind DeepSpeed knows what comes next, and keeps what is used again soon. In several it fetches
+    # the first parameter and then as much at once as it may ahead, and in the backward pass one after the other.
+    fetches = 1 + math.ceil(sizes.total / (sharding.prefetch or sizes.total))
+    singly = len(large) if num_micro > 1 else fetches
     if num_micro > 1:
         passes, back = 2 * num_micro, num_micro
     else:
         passes, back = 1, 0 if sizes.total <= sharding.reuse else 1
     gradients = num_micro * sum(padded(size) * width(low) for size, trained, low in sizes.low if trained)
-    yield Transfer("parameters, forward", "all_gather", passes * once, world_size, False, calls=passes)
-    yield Transfer("parameters, backward", "all_gather", back * once, world_size, False, calls=max(1, back))
-    yield Transfer("gradients", "reduce_scatter", gradients, world_size, False, calls=num_micro)
-    yield Transfer("parameters, small", "all_gather", kept, world_size, True)
+    calls = num_micro * math.ceil(sizes.trained / sharding.bucket)
+    yield Transfer("parameters, forward", "all_gather", passes * sum(large), world_size, False, calls=passes * fetches)
+    yield Transfer("parameters, backward", "all_gather", back * sum(large), world_size, False, calls=back * singly)
+    yield Transfer("gradients", "reduce_scatter", gradients, world_size, False, calls=calls)
     yield Transfer("norms", "all_reduce", 3 * FP64, world_size, True, calls=3)
+    yield Transfer("parameters, small", "all_gather", sum(small), world_size, True, calls=len(small))
     yield Transfer("temperature", "all_gather", FP32 * padded(1), world_size, True)

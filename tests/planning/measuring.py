@@ -39,10 +39,11 @@ class Watch(TorchDispatchMode):
         self._bytes = 0
         self.peak = 0
         self.sent: dict[str, int] = {}
+        self.order: list[str] = []
 
     def begin(self) -> None:
         """Forget what was measured; what is live stays."""
-        self.peak, self.sent = 0, {}
+        self.peak, self.sent, self.order = 0, {}, []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if any(each is DTensor for each in types):
@@ -64,6 +65,7 @@ class Watch(TorchDispatchMode):
         kind = KINDS.get(name, name)
         size = max(sizes) if kind in ("all_gather", "reduce_scatter") else sum(sizes)
         self.sent[kind] = self.sent.get(kind, 0) + size
+        self.order.append(kind)
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         place = storage._cdata
@@ -89,6 +91,8 @@ class Watch(TorchDispatchMode):
 class Measured(NamedTuple):
     peak: int
     sent: dict[str, int]
+    order: list[str]
+    """Kind of each collective, as they were started."""
 
 
 _numbers = itertools.count()
@@ -115,7 +119,7 @@ def _measure(folder: str, overrides: Mapping[str, Any]) -> Measured:
             del result
             trainer.run_state.step += 1
     shutil.rmtree(run_dir, ignore_errors=True)
-    return Measured(watch.peak, watch.sent)
+    return Measured(watch.peak, watch.sent, watch.order)
 
 
 def allocated(folder: str, cases: list[Mapping[str, Any]]) -> list[int]:

@@ -121,20 +121,24 @@ def test_a_ring_sends_all_parts_but_one(kind: Any, sent: int) -> None:
 
 
 def test_the_roofline_is_its_parts() -> None:
-    """Encoders alone, by hand; then twice the efficiency halves them; a slow network is waited for."""
+    """Encoders alone, by hand; twice the efficiency halves them; a slow network and a slow host are waited for."""
     config = recipe(**{"train.precision": "bf16", "train.global_batch_size": 4096})
-    site = Site(gpu=H100, world_size=4)
+    site = Site(gpu=H100, world_size=4, assume=Assumptions(operation_us=0.0))
     time = plan_time(config, site)
     assert time.encoders == pytest.approx(time.hardware_flops / (989.5e12 * 0.4))
     assert time.hardware_flops == time.model_flops  # one micro-batch, no checkpointing
-    assert time.exposed == 0.0 or time.hidden > 0.8 * time.encoders
-    faster = plan_time(config, dataclasses.replace(site, assume=Assumptions(compute=0.8)))
+    assert time.seconds == pytest.approx(time.encoders + time.objective + time.update + sum(time.waits.values()))
+    faster = plan_time(config, dataclasses.replace(site, assume=Assumptions(operation_us=0.0, compute=0.8)))
     assert faster.encoders == pytest.approx(time.encoders / 2)
     slow = dataclasses.replace(H100, network=1e6, nvlink=1e6)
     waited = plan_time(config, dataclasses.replace(site, gpu=slow))
-    assert waited.exposed == pytest.approx(waited.hidden - 0.8 * waited.encoders)
+    assert waited.hidden - waited.encoders <= waited.exposed <= waited.hidden
     again = plan_time(recipe(**{"train.global_batch_size": 4096, "train.micro_batch_size": 512}), site)
     assert again.hardware_flops > 1.3 * again.model_flops
+    host = plan_time(config, dataclasses.replace(site, assume=Assumptions(operation_us=5.0)))
+    assert host.encoders - host.starting == pytest.approx(time.encoders)
+    trace = encoder_trace(config.model, "bf16", False)
+    assert host.encoders == pytest.approx(5e-6 * trace.training_operations)
 
 
 def test_the_choice_fits_and_says_what_to_add() -> None:

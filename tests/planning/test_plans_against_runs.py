@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 from measuring import allocated, measure
 from ranks import run_ranks
 
-from neuclip_scale.config import load_recipe
-from neuclip_scale.planning import plan_memory, plan_traffic
+from neuclip_scale.config import Recipe, load_recipe
+from neuclip_scale.planning import GPU_TYPES, Site, plan_memory, plan_traffic
+from neuclip_scale.planning.sharding import num_micro_batches
+from neuclip_scale.planning.timeline import Work, step_tasks
 
 pytestmark = pytest.mark.distributed
 
@@ -102,6 +105,37 @@ def test_a_rank_holds_and_sends_what_was_planned(settings: str, label: str) -> N
         assert sent == measured.sent, case
         plan = plan_memory(config, world_size, NUM_PAIRS, device="cpu")
         assert plan.device == pytest.approx(measured.peak, rel=0.1), (case, plan.moment)
+        check_order(config, world_size, measured.order)
+
+
+def check_order(config: Recipe, world_size: int, order: list[str]) -> None:
+    """The timeline starts collectives in the engine's order: FSDP2's one by one; where libraries fill buckets, all of a
+    kind between two others as one, and about as many calls.
+    """
+    if config.model.lock:
+        return  # its gatherings for nothing are in the traffic, not in the timeline
+    planned, is_fsdp2 = planned_order(config, world_size), config.engine.name == "fsdp2"
+    assert planned == order if is_fsdp2 else runs(planned) == runs(order), config.engine
+    for kind in set(order):
+        calls = sum(each.calls for each in plan_traffic(config, world_size, NUM_PAIRS) if each.kind == kind)
+        assert calls == pytest.approx(order.count(kind), abs=0 if is_fsdp2 else max(1, 0.2 * order.count(kind))), kind
+
+
+def runs(kinds: list[str]) -> list[str]:
+    return [kind for kind, _ in itertools.groupby(kinds)]
+
+
+def planned_order(config: Recipe, world_size: int) -> list[str]:
+    """Kinds of the timeline's collectives, those of several calls that are waited for as often."""
+    site = Site(gpu=GPU_TYPES["h100"], world_size=world_size, dataset_size=NUM_PAIRS)
+    transfers = {transfer.name: transfer for transfer in plan_traffic(config, world_size, NUM_PAIRS)}
+    work = Work(1.0, 1.0, 1.0, 1.0, num_micro_batches(config, world_size))
+    found = []
+    for task in step_tasks(config, site, list(transfers.values()), work):
+        if task.sends:
+            transfer = transfers[task.sends]
+            found += [transfer.kind] * (transfer.calls if transfer.exposed else 1)
+    return found
 
 
 def test_one_process_allocates_what_was_planned(settings: str) -> None:

@@ -1,0 +1,167 @@
+"""Speeds out of real results: benchmarks' JSON and a run's summary, round trips of seconds, hostile files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neuclip_scale import Trainer, cli
+from neuclip_scale.config import ConfigError, load_recipe
+from neuclip_scale.planning import GPU_TYPES, Assumptions, Site, plan_time
+from neuclip_scale.planning.measured import read_measured
+from neuclip_scale.planning.sharding import model_sizes
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "docs" / "benchmarks"
+
+
+def site(**changes: Any) -> Site:
+    return Site(gpu=GPU_TYPES["h100"], world_size=1, assume=Assumptions(operation_us=0.0), **changes)
+
+
+def test_a_run_planned_from_its_own_summary_takes_its_own_seconds(folder: str, tmp_path: Path) -> None:
+    config = load_recipe("demo", {
+        "run_dir": str(tmp_path / "run"), "data.train": f"{folder}/shards", "data.num_workers": 0,
+        "data.num_streams": 1, "evaluation.data": "", "evaluation.normalizer_every_steps": 0, "engine.device": "cpu",
+        "train.global_batch_size": 16, "train.micro_batch_size": 8, "train.num_steps": 3,
+        "objective.npn.num_prototypes": 32,
+    })  # fmt: skip
+    summary = Trainer(config).fit()
+    path = tmp_path / "run" / "summary.json"
+    measured = read_measured([path])
+    time = plan_time(config, site(measured=measured))
+    spent = {name: each["seconds"] for name, each in summary["cost"]["sections"].items()}
+    assert time.encoders * 3 == pytest.approx(spent["encode"] + spent["replay"] + spent["backward"])
+    of_objective = [name for name in spent if name.startswith(("objective", "npn/", "similarities/", "normalizers/"))]
+    assert time.objective * 3 == pytest.approx(sum(spent[name] for name in of_objective), rel=0.01)
+    assert str(path) in measured.told[0]
+    assert "1 x cpu" in measured.told[0]
+    # The update was not measured as such: it stays assumed.
+    assert time.update == plan_time(config, site()).update
+
+
+def test_the_npn_benchmark_gives_all_parts() -> None:
+    path = BENCHMARKS / "npn_share.json"
+    parts = json.loads(path.read_bytes())["measured"]["parts"]
+    config = load_recipe("demo", {
+        "model.preset": "ViT-B-32", "objective.name": "neuclip", "objective.npn.num_prototypes": 4096,
+        "objective.npn.updates_per_step": 10, "train.global_batch_size": 4096, "data.num_streams": 1,
+    })  # fmt: skip
+    time = plan_time(config, site(measured=read_measured([path])))
+    assert time.encoders == pytest.approx(parts["encoders"]["seconds"])
+    assert time.update == pytest.approx(parts["optimizer"]["seconds"])
+    objective = sum(each["seconds"] for name, each in parts.items() if name.startswith(("npn/", "sim", "objective")))
+    assert time.objective == pytest.approx(objective, rel=0.01)
+
+
+def test_losses_and_steps_give_one_speed_each() -> None:
+    loss, step = BENCHMARKS / "loss_cpu.json", BENCHMARKS / "step_cpu.json"
+    rows = {row["contender"]: row["cpu_seconds"] for row in json.loads(loss.read_bytes())["rows"]}
+    both = read_measured([loss, step])
+    assert both.update is None
+    assert len(both.told) == 2
+    assert both.objective is not None
+    # 40 products of 2 B m d in the updates, 4 of 2 B^2 d and one of 2 B m d in each direction's prediction.
+    flops = (40 * 4096 + 4 * 8192 + 2 * 4096) * 2 * 8192 * 512
+    assert both.objective == pytest.approx(flops / rows["neuclip"], rel=0.05)
+    config = load_recipe("demo", {"train.global_batch_size": 512, "data.num_streams": 1})
+    ours = {row["contender"]: row["cpu_seconds"] for row in json.loads(step.read_bytes())["rows"]}["ours, openclip"]
+    assert plan_time(config, site(measured=both)).encoders == pytest.approx(ours)
+
+
+def test_kernels_give_the_objectives_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import bench_kernels
+
+    options = bench_kernels.Kernels(
+        batch_size=96, embed_dim=32, dtype="float32", repeats=1, contenders=("torch",), forms=("margin",), device="cpu"
+    )
+    result = {"options": dataclasses.asdict(options), **bench_kernels.measure(options)}
+    sys.modules.pop("bench_kernels")
+    path = tmp_path / "kernels.json"
+    path.write_text(json.dumps(result))
+    measured = read_measured([path])
+    assert measured.encoders is None
+    assert measured.objective is not None
+    (row,) = result["rows"]
+    assert measured.objective * row["milliseconds"] / 1000 == pytest.approx(4 * 2 * 96**2 * 32, rel=0.2)
+    assert "fastclip-v3 with B = 96" in measured.told[0]
+
+
+def test_the_first_file_counts() -> None:
+    npn, loss = BENCHMARKS / "npn_share.json", BENCHMARKS / "loss_cpu.json"
+    assert read_measured([loss, npn]).objective == read_measured([loss]).objective
+    assert read_measured([loss, npn]).encoders == read_measured([npn]).encoders
+    sizes = model_sizes(load_recipe("demo", {"model.preset": "ViT-B-32"}))
+    seconds = json.loads(npn.read_bytes())["measured"]["parts"]["optimizer"]["seconds"]
+    assert read_measured([npn]).update == pytest.approx(seconds / sizes.trained)
+
+
+NPN = json.loads((BENCHMARKS / "npn_share.json").read_bytes())
+LOSS = json.loads((BENCHMARKS / "loss_cpu.json").read_bytes())
+
+
+def changed(document: Any, path: str, value: Any) -> Any:
+    first, _, rest = path.partition(".")
+    return {**document, first: changed(document[first], rest, value) if rest else value}
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        ([], "no result"),
+        ({"rows": []}, "no result"),
+        ({"cost": {}, "samples_seen": 1}, "has no world_size"),
+        ({"cost": [], "samples_seen": 1, "world_size": 1}, "has no cost.sections"),
+        ({"cost": {"sections": {}}, "samples_seen": 1, "world_size": 1}, "no time of encode"),
+        (changed(NPN, "measured.parts.encoders.seconds", 0), "measured.parts.encoders.seconds is 0"),
+        (changed(NPN, "measured.parts.encoders.seconds", float("nan")), "is nan"),
+        (changed(NPN, "measured.parts.optimizer.seconds", "1"), "is '1'"),
+        (changed(NPN, "measured.parts.optimizer.seconds", True), "is True"),
+        (changed(NPN, "by_flops.npn.flops", -1), "by_flops.npn.flops is -1"),
+        (changed(NPN, "options.preset", "ViT-Z"), "'ViT-Z' is no preset"),
+        (changed(NPN, "measured", {}), "has no measured.parts"),
+        (
+            changed(NPN, "measured.parts", {"encoders": {"seconds": 1}, "optimizer": {"seconds": 1}}),
+            "no time of objective",
+        ),
+        (changed(LOSS, "rows", 3), "has no row of"),
+        (changed(LOSS, "rows", [{"contender": "neuclip"}]), "has no rows.cpu_seconds"),
+        (changed(LOSS, "options.batch_size", 1e300), "not a whole number"),
+        (changed(LOSS, "options.embed_dim", 2.5), "not a whole number"),
+    ],
+)
+def test_a_file_that_tells_nothing_is_named(document: Any, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match="--measured") as error:
+        read_measured([path])
+    assert str(path) in str(error.value)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff", b"[" * 100_000])
+def test_a_file_that_is_no_json_is_named(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_measured([path])
+
+
+def test_the_plan_says_what_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(BENCHMARKS / "npn_share.json")
+    options = ["plan", "demo", "--world-size", "4", "--no-alternatives", "--measured", file]
+    assert cli.main(options) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Measured: encoders, objective and update:" in printed
+    assert "npn_share.json" in printed
+    assert cli.main([*options[:2], "--scaling", "--engines", "ddp", "--gpus", "1", "2", "--measured", file]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "npn_share.json, ViT-B-32 on" in printed
+    assert "nothing was measured" not in printed
