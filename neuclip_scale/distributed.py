@@ -182,6 +182,20 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def start_all_reduce_sum(tensor: Tensor) -> Callable[[], None]:
+    """Begin to sum `tensor` over ranks in place; call what is returned before it is read (both collective)."""
+    if world_size() == 1:
+        return lambda: None
+    with section(COMMUNICATION):
+        work = dist.all_reduce(tensor, async_op=True)
+
+    def finish() -> None:
+        with section(COMMUNICATION):
+            work.wait()
+
+    return finish
+
+
 def seed_everything(seed: int, offset: int = 0) -> None:
     """Seed Python, NumPy and torch; `offset` (the rank, say) makes streams differ where they should."""
     random.seed(seed + offset)

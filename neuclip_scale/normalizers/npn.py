@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuclip_scale import distributed
-from neuclip_scale.sections import section
 
 ADAGRAD_EPS = 1e-10
 
@@ -66,8 +66,6 @@ class NormalizerPredictionNetwork(nn.Module):
         """FLOPs of `num_updates` updates (logits and gradient) and one prediction, 2 b m d for each product."""
         return (2 * num_updates + 1) * 2 * num_anchors * self.weight.numel()
 
-    @section("npn/update")
-    @torch.no_grad()
     def update(
         self,
         anchors: Tensor,
@@ -85,11 +83,39 @@ class NormalizerPredictionNetwork(nn.Module):
         anchors [b, d], positive_similarity [b] and log_g [b] are this rank's; the loss is the mean over all ranks'
         anchors. g does not depend on the prototypes, so the B x B similarities behind it are not computed again.
         """
+        for _ in self.updates(
+            anchors,
+            positive_similarity,
+            temperature,
+            log_g,
+            sample_index,
+            num_updates=num_updates,
+            learning_rate=learning_rate,
+            tile_size=tile_size,
+        ):
+            pass
+
+    @torch.no_grad()
+    def updates(
+        self,
+        anchors: Tensor,
+        positive_similarity: Tensor,
+        temperature: Tensor | float,
+        log_g: Tensor,
+        sample_index: Tensor | None = None,
+        *,
+        num_updates: int,
+        learning_rate: float,
+        tile_size: int = 1024,
+    ) -> Iterator[None]:
+        """`update` in pieces: stops while each gradient travels, so that another network's can be computed."""
         target = torch.logaddexp(log_g, log_g.new_tensor(self.log_eps))  # log(eps + g)
         # Neither the anchors nor the prototypes' origins change between updates.
         tiles = self._tiles(anchors, positive_similarity, temperature, sample_index, tile_size)
         for _ in range(num_updates):
-            gradient = self._gradient(tiles, target)
+            gradient, finish = self._gradient(tiles, target)
+            yield
+            finish()
             self.squares.addcmul_(gradient, gradient)
             self.weight.addcdiv_(gradient, self.squares.sqrt().add_(ADAGRAD_EPS), value=-learning_rate)
 
@@ -110,9 +136,13 @@ class NormalizerPredictionNetwork(nn.Module):
 
         `target` [b] is log(eps + g).
         """
-        return self._gradient(self._tiles(anchors, positive_similarity, temperature, sample_index, tile_size), target)
+        tiles = self._tiles(anchors, positive_similarity, temperature, sample_index, tile_size)
+        gradient, finish = self._gradient(tiles, target)
+        finish()
+        return gradient
 
-    def _gradient(self, tiles: list[Tile], target: Tensor) -> Tensor:
+    def _gradient(self, tiles: list[Tile], target: Tensor) -> tuple[Tensor, Callable[[], None]]:
+        """The gradient, whose sum over ranks is under way, and what waits for it."""
         norms = self.weight.norm(dim=1, keepdim=True)
         directions = self.weight / norms
         total = torch.zeros_like(self.weight)
@@ -124,9 +154,9 @@ class NormalizerPredictionNetwork(nn.Module):
             factor = (1 - (target[tile.rows] - predicted).exp()) * (tile.largest + tile.shift - predicted).exp()
             total.addmm_(tile.logits.T, factor[:, None] * tile.anchors)
         total /= target.shape[0] * distributed.world_size()
-        distributed.all_reduce_sum(total)
         total -= directions * (total * directions).sum(1, keepdim=True)
-        return total.div_(norms)
+        total.div_(norms)
+        return total, distributed.start_all_reduce_sum(total)
 
     @torch.no_grad()
     def restart(

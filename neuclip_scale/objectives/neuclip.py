@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -46,11 +48,13 @@ class NeuCLIP(MarginObjective):
             self._restart(pairs, world_index)
         index = pairs.local_rows(world_index) if self.section.exclude_own else None
         positives, temperature = pairs.positives(), 1 / scale
-        rows = torch.empty_like(batch_rows)
-        for side, (npn, features) in enumerate(((self.image_npn, pairs.image), (self.text_npn, pairs.text))):
-            anchors = features.to(scale.dtype)
-            if self.training:
-                npn.update(
+        sides = [
+            (npn, features.to(scale.dtype))
+            for npn, features in ((self.image_npn, pairs.image), (self.text_npn, pairs.text))
+        ]
+        if self.training:
+            updates = [
+                npn.updates(
                     anchors,
                     positives,
                     temperature,
@@ -60,7 +64,15 @@ class NeuCLIP(MarginObjective):
                     learning_rate=self.section.learning_rate,
                     tile_size=self.tile_size,
                 )
-            with section("npn/predict"):
+                for side, (npn, anchors) in enumerate(sides)
+            ]
+            with section("npn/update"):
+                # In turns: while one side's gradient travels, the other's is computed.
+                for _ in itertools.zip_longest(*updates):
+                    pass
+        rows = torch.empty_like(batch_rows)
+        with section("npn/predict"):
+            for side, (npn, anchors) in enumerate(sides):
                 rows[:, side] = npn(anchors, positives, temperature, index, tile_size=self.tile_size)
         if self.training:
             with section("npn/restart"):  # what the next one is made from
