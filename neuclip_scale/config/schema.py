@@ -264,6 +264,11 @@ class TrainConfig:
     """Pairs per step over all ranks: the contrastive batch."""
     micro_batch_size: int = 0
     """Pairs encoded at a time on one rank; below the local batch, gradients are cached. 0: the local batch."""
+    kept_micro_batches: int = 0
+    """Of several micro-batches, those whose activations are kept from the first encoding, so that they are not encoded
+    again: each costs a micro-batch's memory more and saves its forward pass."""
+    kept_tower: Literal["", "image", "text"] = ""
+    """A tower whose activations are kept for every micro-batch, so that only the other one is run again."""
     num_steps: int = 0
     """Optimizer steps; 0 derives them from `epochs`."""
     epochs: float = 0.0

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from neuclip_scale.config import ModelConfig, Recipe, local_batch_size
+from neuclip_scale.config import ModelConfig, Recipe, local_batch_size, pairs_encoded_again
 from neuclip_scale.objectives.exact import Exact
 from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue
 from neuclip_scale.planning.normalizers import planned_objective
-from neuclip_scale.planning.sharding import FP32, model_sizes, num_micro_batches, planned, sharding_of
+from neuclip_scale.planning.sharding import FP32, model_sizes, planned, sharding_of
 from neuclip_scale.planning.site import Site
 from neuclip_scale.planning.traffic import Transfer, plan_traffic
 from neuclip_scale.similarity import BatchShape
@@ -54,7 +54,7 @@ def plan_time(config: Recipe, site: Site, transfers: list[Transfer] | None = Non
         transfers = plan_traffic(config, W, site.dataset_size)
     b = local_batch_size(config, W)
     flops = encoder_flops(config.model)
-    hardware = b * flops.executed(num_micro_batches(config, W))
+    hardware = flops.executed(b, pairs_encoded_again(config, W))
     peak = site.gpu.peak(config.train.precision)
     encoders = hardware / (peak * assume.compute)
     objective_flops, objective = _objective(config, site, flops)

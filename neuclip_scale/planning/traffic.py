@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from neuclip_scale.config import Recipe
+from neuclip_scale.config import Recipe, num_micro_batches
+from neuclip_scale.grad_cache import KeptActivations
+from neuclip_scale.models.clip import Towers
 from neuclip_scale.normalizers import horizons_up_to
 from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue
 from neuclip_scale.planning.normalizers import planned_objective
@@ -18,7 +20,6 @@ from neuclip_scale.planning.sharding import (
     ParameterGroup,
     Sharding,
     model_sizes,
-    num_micro_batches,
     sharding_of,
 )
 
@@ -128,17 +129,12 @@ def _fsdp2(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size: in
     section, shards, num_micro = config.engine.fsdp, sharding.parameters, num_micro_batches(config, world_size)
     mine: Group = "neighbours" if sharding.replicas > 1 else "all"
     low = BF16 if config.train.precision == "bf16" else FP32
+    events = list(_passes(KeptActivations.of(config.train, num_micro), num_micro))
     forward = backward = calls = 0
     for group, needed, hooked in _in_backward(sizes):
         size = group.padded(shards) * (low if group.is_block else FP32)
-        if section.reshard_after_forward:
-            passes = 2 * num_micro if num_micro > 1 else 1  # encoding and replay
-            again = num_micro if needed else 0
-            if needed and not hooked:  # left gathered until its next forward pass
-                passes -= num_micro - 1
-        else:
-            passes, again = num_micro, 0  # the encoding's gathering serves the first replay too
-        forward, backward, calls = forward + passes * size, backward + again * size, calls + passes + again
+        before, again = _gatherings(events, group.tower, needed, hooked, stays=not section.reshard_after_forward)
+        forward, backward, calls = forward + before * size, backward + again * size, calls + before + again
     yield Transfer("parameters, forward", "all_gather", forward, shards, False, mine, calls)
     yield Transfer("parameters, backward", "all_gather", backward, shards, False, mine, calls)
     times = num_micro if section.accumulate_sharded else 1
@@ -156,6 +152,32 @@ def _fsdp2(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size: in
             calls=times * len(trained),
         )
     yield Transfer("gradient norms", "all_reduce", FP32 * sizes.num_trained, shards, True, mine)
+
+
+def _passes(keep: KeptActivations, num_micro: int) -> Iterator[Towers | None]:
+    """The forward passes of a step, and None for every backward pass."""
+    for number in range(num_micro):
+        yield from (towers for towers, _ in keep.passes(number))
+    for number in range(num_micro):
+        yield from (towers for towers, keeps in keep.passes(number) if not keeps)
+        yield None
+
+
+def _gatherings(
+    events: Sequence[Towers | None], tower: str, needed: bool, hooked: bool, *, stays: bool
+) -> tuple[int, int]:
+    """How often a step gathers a group of FSDP2 in forward and in backward passes; `stays` after a forward pass."""
+    forward = backward = 0
+    there = False
+    for towers in events:
+        if towers is None:
+            fetched = needed and not there
+            backward += fetched
+            there = fetched and not hooked  # what is fetched for nothing stays until its next forward pass
+        elif not tower or towers in ("both", tower):
+            forward += not there
+            there = stays
+    return forward, backward
 
 
 def _in_backward(sizes: ModelSizes) -> Iterator[tuple[ParameterGroup, bool, bool]]:
@@ -203,7 +225,8 @@ def _zero3(
     kept = FP32 * sum(padded(size) for size, _, _ in sizes.low if size <= sharding.persistent)
     # In one pass of each kind DeepSpeed knows what comes next, and keeps what is used again soon.
     if num_micro > 1:
-        passes, back = 2 * num_micro, num_micro
+        # At most, with one tower's activations kept.
+        passes, back = 2 * num_micro - config.train.kept_micro_batches, num_micro
     else:
         passes, back = 1, 0 if sizes.total <= sharding.reuse else 1
     gradients = num_micro * sum(padded(size) * width(low) for size, trained, low in sizes.low if trained)

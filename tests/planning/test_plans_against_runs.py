@@ -27,13 +27,15 @@ FSDP2: Case = {"engine.name": "fsdp2"}
 SEVERAL: Case = {"train.micro_batch_size": 8}
 BF16: Case = {"train.precision": "bf16"}
 CHECKPOINTED: Case = {"model.grad_checkpointing": True}
+KEPT_TEXT: Case = {"train.kept_tower": "text"}
+KEPT_IMAGE: Case = {"train.kept_micro_batches": 1, "train.kept_tower": "image"}
 LOCKED: Case = {"model.lock": "image", "objective.name": "openclip"}
 # By engine and number of ranks.
 CASES: dict[str, tuple[int, list[Case]]] = {
     "ddp": (
         2,
         [
-            SEVERAL | BF16,
+            SEVERAL | BF16 | KEPT_TEXT,
             LOCKED | CHECKPOINTED,
             *({"objective.name": name} for name in ("siglip", "isogclr", "amorlip", "neuclip-queue")),
         ],
@@ -43,8 +45,9 @@ CASES: dict[str, tuple[int, list[Case]]] = {
         [
             FSDP2 | BF16 | CHECKPOINTED,
             FSDP2 | SEVERAL | {"engine.fsdp.accumulate_sharded": True, "train.max_grad_norm": 0.5},
-            FSDP2 | SEVERAL | {"engine.fsdp.reshard_after_forward": False},
-            FSDP2 | SEVERAL | LOCKED,
+            FSDP2 | SEVERAL | KEPT_IMAGE,
+            FSDP2 | SEVERAL | LOCKED | {"engine.fsdp.reshard_after_forward": False},
+            FSDP2 | SEVERAL | LOCKED | KEPT_TEXT,
         ],
     ),
     "fsdp2, 2 x 2 ranks": (4, [FSDP2 | {"engine.fsdp.replicas": 2}]),
@@ -52,7 +55,7 @@ CASES: dict[str, tuple[int, list[Case]]] = {
         2,
         [
             zero("zero0"),
-            zero("1") | SEVERAL,
+            zero("1") | SEVERAL | {"train.kept_micro_batches": 2},
             zero("2") | SEVERAL | BF16 | {"optim.image.layer_decay": 0.5},
             zero("3") | LOCKED | BF16,
             zero("3") | SEVERAL,
