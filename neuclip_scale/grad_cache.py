@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from neuclip_scale.config import TrainConfig
 from neuclip_scale.data.batch import Batch
+from neuclip_scale.distributed import RowGathering
 from neuclip_scale.models.batch_norm import frozen_running_statistics
 from neuclip_scale.models.clip import CLIPOutput, Towers
 
@@ -103,7 +104,7 @@ class _Pass:
 
 
 class CachedFeatures:
-    """Features of one rank's batch, and the means to encode each micro-batch again with a graph."""
+    """Features of one rank's batch and of all ranks', and the means to encode each micro-batch again with a graph."""
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class CachedFeatures:
         micro_step: MicroStep,
         keep: KeptActivations | None = None,
     ) -> None:
-        """Encode all micro-batches; `encode` runs the engine's module, `module` is the bare one.
+        """Encode all micro-batches (collective); `encode` runs the engine's module, `module` is the bare one.
 
         `micro_step` wraps each forward with a graph and its backward: engines decide before a forward whether to
         communicate. A single micro-batch keeps its graph, whatever `keep` says.
@@ -122,9 +123,15 @@ class CachedFeatures:
         self._encode, self._module, self._micro_step = encode, module, micro_step
         self._keep = KeptActivations(1) if len(micro_batches) == 1 else keep or KeptActivations()
         self._passes: list[list[_Pass]] = []
-        outputs = [self._first_pass(number) for number in range(len(micro_batches))]
+        image, text = (RowGathering(sum(map(len, micro_batches))) for _ in range(2))
+        outputs = []
+        for number in range(len(micro_batches)):
+            outputs.append(self._first_pass(number))
+            image.add(_features(outputs[-1].image_features))
+            text.add(_features(outputs[-1].text_features))
         self.image = torch.cat([_features(output.image_features) for output in outputs])  # [b, d]
         self.text = torch.cat([_features(output.text_features) for output in outputs])  # [b, d]
+        self.world_image, self.world_text = image.result(self.image), text.result(self.text)  # [B, d]
         self.logit_scale = outputs[0].logit_scale  # [1]
         self.logit_bias = outputs[0].logit_bias  # [1]
 

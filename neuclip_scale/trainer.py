@@ -239,13 +239,11 @@ class Trainer:
             cached = CachedFeatures(
                 engine.encode, engine.module, micro_batches, engine.micro_step, self.kept_activations
             )
-        gather = distributed.all_gather_rows
-        pairs = PairFeatures(
-            cached.image, cached.text, gather(cached.image), gather(cached.text), self.rank * len(batch)
-        )
+        world_index = distributed.all_gather_rows(batch.sample_index)
+        pairs = PairFeatures(cached.image, cached.text, cached.world_image, cached.world_text, self.rank * len(batch))
         self.objective.train()
         with section("objective"):
-            output = self.objective(pairs, cached.logit_scale, gather(batch.sample_index), cached.logit_bias)
+            output = self.objective(pairs, cached.logit_scale, world_index, cached.logit_bias)
         if monitor is not None:
             with left_out(), self.run_state.cost.paused(), self._keep_random_state():
                 monitor.measure(engine, pairs, cached.logit_scale, output, batch.sample_index)

@@ -246,5 +246,8 @@ def _features(config: Recipe, d: int, world_size: int, device: str) -> list[Memo
     ]
     if world_size > 1:
         how = f"[{B}, {d}], two sides"
-        found.insert(1, MemoryItem("gathered features", FP32 * 2 * B * d, 0, how, MOMENTS[1:]))
+        found.insert(1, MemoryItem("gathered features", FP32 * 2 * B * d, 0, how, MOMENTS[num_micro == 1 :]))
+        if num_micro > 1:
+            size = FP32 * 2 * world_size * micro_batch_size(config, world_size) * d
+            found.insert(2, MemoryItem("arriving features", size, 0, "a micro-batch's, of all ranks", ("encode",)))
     return found

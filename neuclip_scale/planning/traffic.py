@@ -74,8 +74,11 @@ def plan_traffic(config: Recipe, world_size: int, dataset_size: int = 0) -> list
 
 
 def _features(config: Recipe, d: int, world_size: int) -> Iterator[Transfer]:
-    B = config.train.global_batch_size
-    yield Transfer("features", "all_gather", FP32 * 2 * B * d, world_size, True, calls=2)
+    B, several = config.train.global_batch_size, num_micro_batches(config, world_size)
+    # Those of a micro-batch travel while the next is encoded.
+    hidden = (several - 1) * config.train.micro_batch_size * world_size
+    yield Transfer("features, early", "all_gather", FP32 * 2 * hidden * d, world_size, False, calls=2 * (several - 1))
+    yield Transfer("features", "all_gather", FP32 * 2 * (B - hidden) * d, world_size, True, calls=2)
     yield Transfer("sample indices", "all_gather", INT64 * B, world_size, True)
 
 
