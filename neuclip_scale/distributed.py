@@ -10,7 +10,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -224,6 +224,27 @@ class RowGathering:
 
 # torch 2.14 renamed it and warns of the old name, at every rank and in every run.
 _gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+def pass_on(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+    """Send tensors to the next rank of a ring and receive as many from the one before (collective).
+
+    Gives a function that waits and returns those received; until then the tensors sent must stay as they are.
+    """
+    following, before = (rank() + 1) % world_size(), (rank() - 1) % world_size()
+    received = [torch.empty_like(tensor) for tensor in tensors]
+    operations = [dist.P2POp(dist.isend, tensor, following, tag=tag) for tag, tensor in enumerate(tensors)]
+    operations += [dist.P2POp(dist.irecv, tensor, before, tag=tag) for tag, tensor in enumerate(received)]
+    works = dist.batch_isend_irecv(operations)
+
+    def arrived() -> list[Tensor]:
+        with section(COMMUNICATION):
+            for work in works:
+                work.wait()
+        operations.clear()
+        return received
+
+    return arrived
 
 
 @torch.no_grad()

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from neuclip_scale.config import TrainConfig
 from neuclip_scale.data.batch import Batch
-from neuclip_scale.distributed import RowGathering
+from neuclip_scale.distributed import RowGathering, rank, world_size
 from neuclip_scale.models.batch_norm import frozen_running_statistics
 from neuclip_scale.models.clip import CLIPOutput, Towers
+from neuclip_scale.similarity import PairFeatures, RingPairs
 
 
 class Encode(Protocol):
@@ -113,11 +114,14 @@ class CachedFeatures:
         micro_batches: Sequence[Batch],
         micro_step: MicroStep,
         keep: KeptActivations | None = None,
+        *,
+        gather: bool = True,
     ) -> None:
         """Encode all micro-batches (collective); `encode` runs the engine's module, `module` is the bare one.
 
         `micro_step` wraps each forward with a graph and its backward: engines decide before a forward whether to
-        communicate. A single micro-batch keeps its graph, whatever `keep` says.
+        communicate. A single micro-batch keeps its graph, whatever `keep` says. Without `gather` ranks keep their
+        features for themselves.
         """
         self.micro_batches = micro_batches
         self._encode, self._module, self._micro_step = encode, module, micro_step
@@ -127,11 +131,17 @@ class CachedFeatures:
         outputs = []
         for number in range(len(micro_batches)):
             outputs.append(self._first_pass(number))
-            image.add(_features(outputs[-1].image_features))
-            text.add(_features(outputs[-1].text_features))
+            if gather:
+                image.add(_features(outputs[-1].image_features))
+                text.add(_features(outputs[-1].text_features))
         self.image = torch.cat([_features(output.image_features) for output in outputs])  # [b, d]
         self.text = torch.cat([_features(output.text_features) for output in outputs])  # [b, d]
-        self.world_image, self.world_text = image.result(self.image), text.result(self.text)  # [B, d]
+        self.pairs: PairFeatures
+        if gather or world_size() == 1:
+            world = image.result(self.image), text.result(self.text)  # [B, d]
+            self.pairs = PairFeatures(self.image, self.text, *world, rank() * len(self.image))
+        else:
+            self.pairs = RingPairs.local(self.image, self.text)
         self.logit_scale = outputs[0].logit_scale  # [1]
         self.logit_bias = outputs[0].logit_bias  # [1]
 

@@ -237,10 +237,15 @@ class Trainer:
         with section("encode"):
             micro_batches = batch.split(self.micro_batch_size)
             cached = CachedFeatures(
-                engine.encode, engine.module, micro_batches, engine.micro_step, self.kept_activations
+                engine.encode,
+                engine.module,
+                micro_batches,
+                engine.micro_step,
+                self.kept_activations,
+                gather=self.config.objective.exchange == "gather",
             )
         world_index = distributed.all_gather_rows(batch.sample_index)
-        pairs = PairFeatures(cached.image, cached.text, cached.world_image, cached.world_text, self.rank * len(batch))
+        pairs = cached.pairs
         self.objective.train()
         with section("objective"):
             output = self.objective(pairs, cached.logit_scale, world_index, cached.logit_bias)

@@ -198,6 +198,9 @@ class ObjectiveConfig:
     """SigLIP's learned bias at the start (siglip)."""
     tile_size: int = 1024
     """Edge of the similarity tiles, in rows, at most 512 on a CPU; bounds the memory of the loss."""
+    exchange: Literal["gather", "ring"] = "gather"
+    """How ranks see each other's features: every rank gathers all of them, or a rank's share at a time travels around
+    the ranks, twice a step (siglip: once): less memory for very large batches. Not with neuclip-queue."""
     npn: NPNConfig = field(default_factory=NPNConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
     amortized: AmortizedConfig = field(default_factory=AmortizedConfig)

@@ -228,7 +228,7 @@ def _first_encoding(config: Recipe, low_blocks: bool, world_size: int) -> tuple[
 def _features(config: Recipe, d: int, world_size: int, device: str) -> list[MemoryItem]:
     b, B = local_batch_size(config, world_size), config.train.global_batch_size
     edge = largest_tile(config, device)
-    tile, wide = min(edge, b), min(edge, B)
+    tile, wide = min(edge, b), min(edge, b if config.objective.exchange == "ring" else B)
     num_micro = num_micro_batches(config, world_size)
     after: tuple[Moment, ...] = tuple(moment for moment in MOMENTS if moment not in ("encode", "normalizers"))
     states = RANDOM_STATE * num_micro if num_micro > 1 else 0
@@ -244,7 +244,11 @@ def _features(config: Recipe, d: int, world_size: int, device: str) -> list[Memo
             ("similarities",),
         ),
     ]
-    if world_size > 1:
+    if world_size > 1 and config.objective.exchange == "ring":
+        size = FP32 * 2 * b * d
+        how = f"two blocks of [{b}, {d}] on their way and a block's gradients, two sides"
+        found.insert(1, MemoryItem("travelling features", 3 * size, 0, how, ("similarities",)))
+    elif world_size > 1:
         how = f"[{B}, {d}], two sides"
         found.insert(1, MemoryItem("gathered features", FP32 * 2 * B * d, 0, how, MOMENTS[num_micro == 1 :]))
         if num_micro > 1:

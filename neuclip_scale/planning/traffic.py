@@ -24,7 +24,7 @@ from neuclip_scale.planning.sharding import (
 )
 
 INT64, FP64 = 8, 8
-Kind = Literal["all_gather", "all_reduce", "reduce_scatter", "broadcast"]
+Kind = Literal["all_gather", "all_reduce", "reduce_scatter", "broadcast", "send"]
 Group = Literal["all", "neighbours", "counterparts"]
 """All ranks; or, of FSDP2 with several replicas, those of one replica, or those that hold the same part of each."""
 
@@ -36,7 +36,8 @@ class Transfer:
     name: str
     kind: Kind
     payload: int
-    """Bytes of the whole tensor, over all calls of a step: what an all-gather gives, what a reduction takes."""
+    """Bytes of the whole tensor, over all calls of a step: what an all-gather gives, what a reduction takes, what a
+    rank sends to its neighbour."""
     ranks: int
     """Ranks of the group that it runs over."""
     exposed: bool
@@ -49,7 +50,7 @@ class Transfer:
     @property
     def sent(self) -> int:
         """Bytes that each rank sends, by the ring's count: W - 1 of W parts, twice in an all-reduce."""
-        if self.kind == "broadcast":
+        if self.kind in ("broadcast", "send"):
             return self.payload
         passes = 2 if self.kind == "all_reduce" else 1
         return passes * self.payload * (self.ranks - 1) // self.ranks
@@ -75,11 +76,32 @@ def plan_traffic(config: Recipe, world_size: int, dataset_size: int = 0) -> list
 
 def _features(config: Recipe, d: int, world_size: int) -> Iterator[Transfer]:
     B, several = config.train.global_batch_size, num_micro_batches(config, world_size)
-    # Those of a micro-batch travel while the next is encoded.
-    hidden = (several - 1) * config.train.micro_batch_size * world_size
-    yield Transfer("features, early", "all_gather", FP32 * 2 * hidden * d, world_size, False, calls=2 * (several - 1))
-    yield Transfer("features", "all_gather", FP32 * 2 * (B - hidden) * d, world_size, True, calls=2)
+    if config.objective.exchange == "ring":
+        yield from _ring(config, d, world_size)
+    else:
+        # Those of a micro-batch travel while the next is encoded.
+        early = (several - 1) * config.train.micro_batch_size * world_size
+        yield Transfer(
+            "features, early", "all_gather", FP32 * 2 * early * d, world_size, False, calls=2 * (several - 1)
+        )
+        yield Transfer("features", "all_gather", FP32 * 2 * (B - early) * d, world_size, True, calls=2)
     yield Transfer("sample indices", "all_gather", INT64 * B, world_size, True)
+
+
+def _ring(config: Recipe, d: int, world_size: int) -> Iterator[Transfer]:
+    """Blocks of features on their way around the ranks, once for statistics and once for gradients.
+
+    Told as waited for, though a block travels while the one before it is multiplied: an upper bound.
+    """
+    B, name = config.train.global_batch_size, config.objective.name
+    hops = (1 if name == "siglip" else 2) * (world_size - 1)
+    size = FP32 * 2 * (B // world_size) * d
+    yield Transfer("features, around the ring", "send", hops * size, world_size, True, calls=hops)
+    if name not in ("siglip", "openclip", "amorlip"):
+        yield Transfer("positives", "all_gather", FP32 * B, world_size, True)
+    if name == "neuclip":
+        recent = FP32 * 2 * min(config.objective.npn.num_prototypes, B) * d
+        yield Transfer("recent pairs", "all_reduce", recent, world_size, True, calls=2)
 
 
 def _objective(config: Recipe, d: int, world_size: int, dataset_size: int) -> Iterator[Transfer]:

@@ -24,8 +24,9 @@ RUNS: dict[str, Overrides] = {
     "micro clip checkpointing": {
         "train.micro_batch_size": 3, "train.max_grad_norm": 0.5, "model.grad_checkpointing": True,
         "objective.temperature_min": 0.0699, "optim.temperature_learning_rate": 0.05, "optim.ema_decay": 0.5,
+        "objective.exchange": "ring",
     },
-    "siglip": {"objective.name": "siglip", "train.micro_batch_size": 5},
+    "siglip": {"objective.name": "siglip", "objective.exchange": "ring", "train.micro_batch_size": 5},
     "openclip": {
         "objective.name": "openclip", "model.lock": "image", "model.unlocked_layers": 2,
         "optim.image.layer_decay": 0.5, "optim.text.learning_rate_factor": 0.5, "optim.text.weight_decay_factor": 3.0,

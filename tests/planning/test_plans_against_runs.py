@@ -27,6 +27,7 @@ FSDP2: Case = {"engine.name": "fsdp2"}
 SEVERAL: Case = {"train.micro_batch_size": 8}
 BF16: Case = {"train.precision": "bf16"}
 CHECKPOINTED: Case = {"model.grad_checkpointing": True}
+RING: Case = {"objective.exchange": "ring"}
 KEPT_TEXT: Case = {"train.kept_tower": "text"}
 KEPT_IMAGE: Case = {"train.kept_micro_batches": 1, "train.kept_tower": "image"}
 LOCKED: Case = {"model.lock": "image", "objective.name": "openclip"}
@@ -37,7 +38,9 @@ CASES: dict[str, tuple[int, list[Case]]] = {
         [
             SEVERAL | BF16 | KEPT_TEXT,
             LOCKED | CHECKPOINTED,
-            *({"objective.name": name} for name in ("siglip", "isogclr", "amorlip", "neuclip-queue")),
+            SEVERAL | RING,
+            *({"objective.name": name} for name in ("isogclr", "amorlip", "neuclip-queue")),
+            *({"objective.name": name} | RING for name in ("siglip", "isogclr", "openclip")),
         ],
     ),
     "fsdp2": (
