@@ -5,7 +5,6 @@ Only training steps count: not evaluation, measurements of the normalizers, chec
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from neuclip_scale import distributed
-from neuclip_scale.config import Recipe, local_batch_size, micro_batch_size
+from neuclip_scale.config import Recipe, local_batch_size, pairs_encoded_again
 from neuclip_scale.models.clip import CLIP
 from neuclip_scale.objectives import Objective
 from neuclip_scale.similarity import BatchShape
@@ -30,14 +29,15 @@ class StepArithmetic:
 
     encoders: EncoderFlops
     shape: BatchShape
-    num_micro_batches: int
+    again: tuple[int, int]
+    """Pictures and captions of each rank that are encoded twice."""
 
     @classmethod
     def of(cls, model: CLIP, config: Recipe, world_size: int) -> StepArithmetic:
         """Count for a recipe's model and batch sizes. No communication."""
         local_size = local_batch_size(config, world_size)
         shape = BatchShape(local_size, config.train.global_batch_size, model.embed_dim)
-        return cls(count_encoder_flops(model), shape, math.ceil(local_size / micro_batch_size(config, world_size)))
+        return cls(count_encoder_flops(model), shape, pairs_encoded_again(config, world_size))
 
     @property
     def model_flops(self) -> int:
@@ -47,7 +47,7 @@ class StepArithmetic:
     @property
     def hardware_flops(self) -> int:
         """Both towers as they are run: with the second forward pass of gradient caching, and recomputation."""
-        return self.encoders.executed(self.num_micro_batches) * self.shape.global_size
+        return self.encoders.executed(self.shape.local_size, self.again) * self.shape.world_size
 
     def facts(self, num_steps: int, device: torch.device, precision: str) -> dict[str, float]:
         """What someone needs who works out progress and MFU from outside; peak_flops of one device, 0 unknown."""

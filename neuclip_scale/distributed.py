@@ -10,7 +10,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -169,8 +169,82 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     return gathered
 
 
+class RowGathering:
+    """What `all_gather_rows` gives for rows that become known part by part: each part travels while the next is made.
+
+    No part waits for the other ranks but the one after the next, and no second copy of [B, ...] is held. Every rank
+    must add parts of the same sizes in the same order.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        """For `num_rows` b of each rank."""
+        self._num_rows, self._added = num_rows, 0
+        self._world: Tensor | None = None  # [W, b, ...]
+        self._travelling: tuple[Any, Tensor, Tensor, slice] | None = None
+
+    @torch.no_grad()
+    def add(self, rows: Tensor) -> None:
+        """Send off the next rows [k, ...] (collective); waits until the part before has arrived."""
+        if world_size() == 1:
+            return
+        with section(COMMUNICATION):
+            self._arrive()
+            rows = rows.detach().contiguous()
+            place = slice(self._added, self._added + len(rows))
+            self._added = place.stop
+            arriving = rows.new_empty((world_size() * len(rows), *rows.shape[1:]))
+            work = _gather_single(arriving, rows, async_op=True)
+            self._travelling = work, rows, arriving, place  # kept alive until they are there
+
+    @torch.no_grad()
+    def result(self, rows: Tensor) -> Tensor:
+        """All ranks' rows [B, ...], given this rank's [b, ...], which a single process gets back."""
+        if world_size() == 1:
+            return rows
+        with section(COMMUNICATION):
+            self._arrive()
+        assert self._world is not None
+        assert self._added == self._num_rows, "rows are missing"
+        return self._world.flatten(0, 1)
+
+    def _arrive(self) -> None:
+        if self._travelling is None:
+            return
+        work, _, arriving, place = self._travelling
+        self._travelling = None
+        work.wait()
+        arriving = arriving.unflatten(0, (world_size(), -1))
+        if arriving.shape[1] == self._num_rows:
+            self._world = arriving
+            return
+        if self._world is None:
+            self._world = arriving.new_empty((world_size(), self._num_rows, *arriving.shape[2:]))
+        self._world[:, place] = arriving
+
+
 # torch 2.14 renamed it and warns of the old name, at every rank and in every run.
 _gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+def pass_on(tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+    """Send tensors to the next rank of a ring and receive as many from the one before (collective).
+
+    Gives a function that waits and returns those received; until then the tensors sent must stay as they are.
+    """
+    following, before = (rank() + 1) % world_size(), (rank() - 1) % world_size()
+    received = [torch.empty_like(tensor) for tensor in tensors]
+    operations = [dist.P2POp(dist.isend, tensor, following, tag=tag) for tag, tensor in enumerate(tensors)]
+    operations += [dist.P2POp(dist.irecv, tensor, before, tag=tag) for tag, tensor in enumerate(received)]
+    works = dist.batch_isend_irecv(operations)
+
+    def arrived() -> list[Tensor]:
+        with section(COMMUNICATION):
+            for work in works:
+                work.wait()
+        operations.clear()
+        return received
+
+    return arrived
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ ranks (DDP, FSDP, DeepSpeed), as open_clip's `ClipLoss(local_loss=True, gather_w
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from neuclip_scale.config import (
 )
 from neuclip_scale.objectives import Objective, ObjectiveOutput, create_objective
 from neuclip_scale.objectives.registry import Problem
-from neuclip_scale.similarity import PairFeatures
+from neuclip_scale.similarity import PairFeatures, RingPairs
 
 
 def create_loss(name: str, *, embed_dim: int, dataset_size: int | None = None, **options: Any) -> ContrastiveLoss:
@@ -53,7 +53,8 @@ def create_loss(name: str, *, embed_dim: int, dataset_size: int | None = None, *
         dataset_size=dataset_size,
         **given,
     )
-    return ContrastiveLoss(create_objective(parse(ObjectiveConfig, tree), problem))
+    config = parse(ObjectiveConfig, tree)
+    return ContrastiveLoss(create_objective(config, problem), exchange=config.exchange)
 
 
 _SECTIONS = {
@@ -91,9 +92,9 @@ def _section_of(option: str, objective: str) -> str:
 class ContrastiveLoss(nn.Module):
     """An objective behind autograd. Its state (table, NPN) moves with every call in training mode."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, *, exchange: Literal["gather", "ring"] = "gather") -> None:
         super().__init__()
-        self.objective = objective
+        self.objective, self.exchange = objective, exchange
         self._rows: Tensor | None = None
 
     def forward(
@@ -154,7 +155,10 @@ class ContrastiveLoss(nn.Module):
         if dtype == torch.float64:
             self.double()
         gather = distributed.all_gather_rows
-        pairs = PairFeatures(image, text, gather(image), gather(text), distributed.rank() * image.shape[0])
+        if self.exchange == "ring" and distributed.world_size() > 1:
+            pairs: PairFeatures = RingPairs.local(image, text)
+        else:
+            pairs = PairFeatures(image, text, gather(image), gather(text), distributed.rank() * image.shape[0])
         world_index = None if sample_index is None else gather(sample_index)
         # Trainers call their loss inside autocast; ours is fp32 throughout.
         with torch.autocast(image.device.type, enabled=False):

@@ -21,6 +21,7 @@ from neuclip_scale.config import (
     dump_recipe,
     local_batch_size,
     micro_batch_size,
+    num_micro_batches,
 )
 from neuclip_scale.cost import StepArithmetic
 from neuclip_scale.data.batch import Batch
@@ -34,7 +35,7 @@ from neuclip_scale.engines import create_engine
 from neuclip_scale.evaluation.in_training import TrainingEvaluation
 from neuclip_scale.evaluation.normalizer_monitor import NormalizerMonitor
 from neuclip_scale.evaluation.reference_pairs import ReferencePairs
-from neuclip_scale.grad_cache import CachedFeatures, RandomState
+from neuclip_scale.grad_cache import CachedFeatures, KeptActivations, RandomState
 from neuclip_scale.models.building import plan_model
 from neuclip_scale.models.pretrained import pretrained_values
 from neuclip_scale.models.tokenizer import build_tokenizer
@@ -126,6 +127,7 @@ class Trainer:
         )
         self.eval_transform = EvalTransform(*look)
         self.micro_batch_size = micro_batch_size(config, self.world_size)
+        self.kept_activations = KeptActivations.of(config.train, num_micro_batches(config, self.world_size))
         self.monitor = self._normalizer_monitor()
         self._all_pairs: ReferencePairs | None = None
         if start_from is not None:
@@ -237,14 +239,19 @@ class Trainer:
         engine = self.engine
         with section("encode"):
             micro_batches = batch.split(self.micro_batch_size)
-            cached = CachedFeatures(engine.encode, engine.module, micro_batches, engine.micro_step)
-        gather = distributed.all_gather_rows
-        pairs = PairFeatures(
-            cached.image, cached.text, gather(cached.image), gather(cached.text), self.rank * len(batch)
-        )
+            cached = CachedFeatures(
+                engine.encode,
+                engine.module,
+                micro_batches,
+                engine.micro_step,
+                self.kept_activations,
+                gather=self.config.objective.exchange == "gather",
+            )
+        world_index = distributed.all_gather_rows(batch.sample_index)
+        pairs = cached.pairs
         self.objective.train()
         with section("objective"):
-            output = self.objective(pairs, cached.logit_scale, gather(batch.sample_index), cached.logit_bias)
+            output = self.objective(pairs, cached.logit_scale, world_index, cached.logit_bias)
         if monitor is not None:
             with left_out(), self.run_state.cost.paused(), self._keep_random_state():
                 monitor.measure(engine, pairs, cached.logit_scale, output, batch.sample_index)

@@ -1,6 +1,7 @@
 """A gradient-cached step against the whole batch in one graph, with dropout on and uneven micro-batches."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 
 from neuclip_scale.config import NPNConfig, ObjectiveConfig
 from neuclip_scale.data.batch import Batch
-from neuclip_scale.grad_cache import CachedFeatures
+from neuclip_scale.engines.base import inputs
+from neuclip_scale.grad_cache import CachedFeatures, KeptActivations
 from neuclip_scale.models.building import create_model
-from neuclip_scale.models.clip import CLIP, CLIPOutput
+from neuclip_scale.models.clip import CLIP, CLIPOutput, Towers
 from neuclip_scale.models.presets import get_preset
 from neuclip_scale.objectives import create_objective
 from neuclip_scale.objectives.registry import Problem
@@ -53,21 +55,19 @@ def reference_gradients(model: CLIP, batch: Batch, micro: int) -> dict[str, Tens
     return gradients(model)
 
 
-@pytest.mark.parametrize("micro", [3, 4, B])
-def test_cached_step_equals_the_whole_batch_with_dropout(micro: int) -> None:
-    model = make_model(dropout=0.2)
-    batch = make_batch(model)
-    expected = reference_gradients(model, batch, micro)
-    model.zero_grad()
+def cached_gradients(
+    model: CLIP, batch: Batch, micro: int, keep: KeptActivations
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Gradients of a cached step, and how many rows each tower has encoded."""
+    rows_of = {"image": 0, "text": 0}
 
-    calls = []
-
-    def encode(part: Batch) -> CLIPOutput:
-        calls.append(len(part))
-        return model(part.images, part.tokens)
+    def encode(part: Batch, towers: Towers = "both") -> CLIPOutput:
+        for tower in rows_of:
+            rows_of[tower] += len(part) if towers in ("both", tower) else 0
+        return model(*inputs(part, towers))
 
     torch.manual_seed(5)
-    cached = CachedFeatures(encode, model, batch.split(micro), alone)
+    cached = CachedFeatures(encode, model, batch.split(micro), alone, keep)
     objective = create_objective(ObjectiveConfig(name="openclip", tile_size=4), Problem(embed_dim=model.embed_dim))
     output = objective(PairFeatures.single(cached.image, cached.text), cached.logit_scale)
     after_encoding = torch.get_rng_state()
@@ -77,12 +77,37 @@ def test_cached_step_equals_the_whole_batch_with_dropout(micro: int) -> None:
         if rows.stop == B:
             total = total + (encoded.logit_scale * output.logit_scale_gradient).sum()
         total.backward()
-    actual = gradients(model)
+    assert torch.equal(torch.get_rng_state(), after_encoding), "the replay must not advance the generator"
+    return gradients(model), rows_of
+
+
+@pytest.mark.parametrize("micro", [3, 4, B])
+def test_cached_step_equals_the_whole_batch_with_dropout(micro: int) -> None:
+    model = make_model(dropout=0.2)
+    batch = make_batch(model)
+    expected = reference_gradients(model, batch, micro)
+    model.zero_grad()
+    actual, rows = cached_gradients(model, batch, micro, KeptActivations())
     assert actual.keys() == expected.keys()
     for name in expected:
         assert torch.allclose(actual[name], expected[name], rtol=2e-4, atol=2e-6), name
-    assert torch.equal(torch.get_rng_state(), after_encoding), "the replay must not advance the generator"
-    assert calls == ([B] if micro == B else [len(p) for p in batch.split(micro)] * 2), "one micro-batch: no second pass"
+    assert rows == dict.fromkeys(rows, B if micro == B else 2 * B), "one micro-batch: no second pass"
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3])
+@pytest.mark.parametrize("tower", ["", "image", "text"])
+def test_kept_activations_change_no_gradient(kept: int, tower: Any) -> None:
+    """To the bit, with dropout on and a smaller last micro-batch; and what was kept is not encoded again."""
+    model = make_model(dropout=0.2)
+    batch = make_batch(model)
+    expected, _ = cached_gradients(model, batch, 3, KeptActivations())
+    model.zero_grad()
+    actual, rows = cached_gradients(model, batch, 3, KeptActivations(kept, tower))
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(actual[name], expected[name]), name
+    again = B - 3 * kept
+    assert rows == {name: B if name == tower else B + again for name in ("image", "text")}
 
 
 def test_without_rng_replay_the_gradients_would_differ() -> None:
@@ -100,27 +125,32 @@ def test_without_rng_replay_the_gradients_would_differ() -> None:
     assert max((other[name] - first[name]).abs().max() for name in first) > 1e-3
 
 
-def test_batch_norm_counts_a_batch_once() -> None:
-    class Towers(nn.Module):
+@pytest.mark.parametrize("keep", [KeptActivations(), KeptActivations(1), KeptActivations(1, "text"),
+                                  KeptActivations(1, "image")])  # fmt: skip
+def test_batch_norm_counts_a_batch_once(keep: KeptActivations) -> None:
+    class Normalised(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.norm = nn.BatchNorm1d(6)
 
-        def forward(self, images: Tensor, tokens: Tensor) -> CLIPOutput:
-            return CLIPOutput(self.norm(images), tokens.float(), torch.ones(1), None)
+        def forward(self, images: Tensor | None, tokens: Tensor | None) -> CLIPOutput:
+            return CLIPOutput(None if images is None else self.norm(images), tokens, torch.ones(1), None)
 
     torch.manual_seed(0)
-    images = torch.randn(8, 6)
-    batch = Batch(images, torch.randn(8, 6), torch.arange(8), tuple("abcdefgh"))
-    model, plain = Towers(), Towers()
-    cached = CachedFeatures(lambda part: model(part.images, part.tokens), model, batch.split(4), alone)
-    for _ in cached.replay():
-        pass
+    images = torch.randn(12, 6)
+    batch = Batch(images, torch.randn(12, 6), torch.arange(12), tuple("abcdefghijkl"))
+    model, plain = Normalised(), Normalised()
+
+    def encode(part: Batch, towers: Towers = "both") -> CLIPOutput:
+        return model(*inputs(part, towers))
+
+    for _, output in CachedFeatures(encode, model, batch.split(4), alone, keep).replay():
+        output.image_features.sum().backward()  # nothing that a kept graph needs was written to
     for part in batch.split(4):
         plain(part.images, part.tokens)
     assert torch.equal(model.norm.running_mean, plain.norm.running_mean)
     assert torch.equal(model.norm.running_var, plain.norm.running_var)
-    assert model.norm.num_batches_tracked == plain.norm.num_batches_tracked == 2
+    assert model.norm.num_batches_tracked == plain.norm.num_batches_tracked == 3
 
 
 def test_objective_config_reaches_the_npn() -> None:

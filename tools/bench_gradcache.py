@@ -6,11 +6,20 @@ import json
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import bench_turns
 
 PLAIN, WHOLE, OURS, PEER = "plain", "ours, one micro-batch", "ours", "GradCache-style"
+KEPT = {
+    "ours, text kept": (0.0, "text"),
+    "ours, image kept": (0.0, "image"),
+    "ours, a quarter kept": (0.25, ""),
+    "ours, half kept": (0.5, ""),
+    "ours, half and text kept": (0.5, "text"),
+}
+"""The share of the micro-batches whose activations are kept, and a tower of which all are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +38,7 @@ class GradCache:
     """Steps of one measurement."""
     repeats: int = 5
     """Measurements of each contender."""
-    contenders: tuple[str, ...] = (PLAIN, WHOLE, OURS, PEER)
+    contenders: tuple[str, ...] = (PLAIN, WHOLE, OURS, *KEPT, PEER)
     """What to measure, by turns; the first is what the others are compared with."""
     json: str = ""
     """Write every measurement to this file."""
@@ -45,7 +54,7 @@ def child(options: GradCache, contender: str) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = create_model(get_preset(options.preset)).train()
-    step = {PLAIN: _plain, WHOLE: _ours, OURS: _ours, PEER: _grad_cache}[contender]
+    step = {PLAIN: _plain, PEER: _grad_cache}.get(contender, partial(_ours, kept=KEPT.get(contender, (0.0, ""))))
     micro = options.batch_size if contender == WHOLE else options.micro_batch_size
     few = min(options.batch_size, 2 * options.micro_batch_size)
     step(model, _batch(model, few), min(micro, few))  # load kernels
@@ -79,12 +88,13 @@ def _plain(model: Any, batch: Any, micro_batch_size: int) -> None:
     ClipLoss()(output.image_features, output.text_features, output.logit_scale).backward()
 
 
-def _ours(model: Any, batch: Any, micro_batch_size: int) -> None:
+def _ours(model: Any, batch: Any, micro_batch_size: int, kept: tuple[float, Any]) -> None:
     """As `Trainer.train_step` does it, with the engine's `backward` of one process."""
     import torch
 
     from neuclip_scale.config import ObjectiveConfig
-    from neuclip_scale.grad_cache import CachedFeatures
+    from neuclip_scale.engines.base import inputs
+    from neuclip_scale.grad_cache import CachedFeatures, KeptActivations
     from neuclip_scale.objectives import create_objective
     from neuclip_scale.objectives.registry import Problem
     from neuclip_scale.similarity import PairFeatures
@@ -92,9 +102,11 @@ def _ours(model: Any, batch: Any, micro_batch_size: int) -> None:
     def alone(*, is_last: bool) -> Any:
         return nullcontext()
 
-    cached = CachedFeatures(
-        lambda part: model(part.images, part.tokens), model, batch.split(micro_batch_size), alone
-    )  # fmt: skip
+    def encode(part: Any, towers: Any = "both") -> Any:
+        return model(*inputs(part, towers))
+
+    parts, (share, tower) = batch.split(micro_batch_size), kept
+    cached = CachedFeatures(encode, model, parts, alone, KeptActivations(int(share * len(parts)), tower))
     objective = create_objective(ObjectiveConfig(name="openclip"), Problem(embed_dim=model.embed_dim))
     output = objective(PairFeatures.single(cached.image, cached.text), cached.logit_scale)
     for rows, encoded in cached.replay():

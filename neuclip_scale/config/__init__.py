@@ -5,7 +5,14 @@ Nothing is ignored and nothing is rounded: an unknown key, a wrong type or a com
 `ConfigError` that names the field, the value and the remedy.
 """
 
-from neuclip_scale.config.checking import check_places, check_recipe, local_batch_size, micro_batch_size
+from neuclip_scale.config.checking import (
+    check_places,
+    check_recipe,
+    local_batch_size,
+    micro_batch_size,
+    num_micro_batches,
+    pairs_encoded_again,
+)
 from neuclip_scale.config.errors import ConfigError
 from neuclip_scale.config.reading import dump_recipe, load_recipe, parse, recipe_names
 from neuclip_scale.config.schema import (
@@ -47,6 +54,8 @@ __all__ = [
     "load_recipe",
     "local_batch_size",
     "micro_batch_size",
+    "num_micro_batches",
+    "pairs_encoded_again",
     "parse",
     "recipe_names",
 ]

@@ -18,11 +18,26 @@ def micro_batch_size(recipe: Recipe, world_size: int) -> int:
     return recipe.train.micro_batch_size or local_batch_size(recipe, world_size)
 
 
+def num_micro_batches(recipe: Recipe, world_size: int) -> int:
+    """Micro-batches of each rank; above 1, gradients are cached."""
+    return math.ceil(local_batch_size(recipe, world_size) / micro_batch_size(recipe, world_size))
+
+
+def pairs_encoded_again(recipe: Recipe, world_size: int) -> tuple[int, int]:
+    """Pictures and captions of one rank's batch that are encoded twice in a step."""
+    if num_micro_batches(recipe, world_size) == 1:
+        return 0, 0
+    train = recipe.train
+    again = local_batch_size(recipe, world_size) - train.kept_micro_batches * train.micro_batch_size
+    return 0 if train.kept_tower == "image" else again, 0 if train.kept_tower == "text" else again
+
+
 def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
     """Raise `ConfigError` for values or combinations that cannot be run on `world_size` ranks."""
     _check_ranges(recipe)
     _check_captions(recipe.data)
     _check_batch(recipe, world_size)
+    _check_kept_activations(recipe, world_size)
     _check_length_and_temperature(recipe)
 
 
@@ -75,6 +90,7 @@ def _check_ranges(recipe: Recipe) -> None:
         "data.stall_timeout_seconds": recipe.data.stall_timeout_seconds,
         "data.max_worker_memory_gib": recipe.data.max_worker_memory_gib,
         "train.micro_batch_size": recipe.train.micro_batch_size,
+        "train.kept_micro_batches": recipe.train.kept_micro_batches,
         "train.num_steps": recipe.train.num_steps,
         "train.epochs": recipe.train.epochs,
         "train.hang_timeout_seconds": recipe.train.hang_timeout_seconds,
@@ -193,6 +209,22 @@ def _check_batch(recipe: Recipe, world_size: int) -> None:
             micro,
             f"larger than the local batch of {local} ({batch} pairs over {world_size} ranks)",
             f"Use at most {local}, or 0 for the whole local batch.",
+        )
+
+
+def _check_kept_activations(recipe: Recipe, world_size: int) -> None:
+    several = num_micro_batches(recipe, world_size)
+    kept, tower = recipe.train.kept_micro_batches, recipe.train.kept_tower
+    if several == 1 and (kept or tower):
+        name, value = ("train.kept_micro_batches", kept) if kept else ("train.kept_tower", tower)
+        problem = "a rank's batch is one micro-batch, of which everything is kept"
+        raise ConfigError(name, value, problem, "Leave it out, or give a smaller train.micro_batch_size.")
+    if kept >= several:
+        raise ConfigError(
+            "train.kept_micro_batches",
+            kept,
+            f"a rank has {several} micro-batch(es)",
+            f"Use at most {several - 1}, or keep everything with train.micro_batch_size = 0.",
         )
 
 

@@ -198,6 +198,9 @@ class ObjectiveConfig:
     """SigLIP's learned bias at the start (siglip)."""
     tile_size: int = 1024
     """Edge of the similarity tiles, in rows, at most 512 on a CPU; bounds the memory of the loss."""
+    exchange: Literal["gather", "ring"] = "gather"
+    """How ranks see each other's features: every rank gathers all of them, or a rank's share at a time travels around
+    the ranks, twice a step (siglip: once): less memory for very large batches. Not with neuclip-queue."""
     npn: NPNConfig = field(default_factory=NPNConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
     amortized: AmortizedConfig = field(default_factory=AmortizedConfig)
@@ -264,6 +267,11 @@ class TrainConfig:
     """Pairs per step over all ranks: the contrastive batch."""
     micro_batch_size: int = 0
     """Pairs encoded at a time on one rank; below the local batch, gradients are cached. 0: the local batch."""
+    kept_micro_batches: int = 0
+    """Of several micro-batches, those whose activations are kept from the first encoding, so that they are not encoded
+    again: each costs a micro-batch's memory more and saves its forward pass."""
+    kept_tower: Literal["", "image", "text"] = ""
+    """A tower whose activations are kept for every micro-batch, so that only the other one is run again."""
     num_steps: int = 0
     """Optimizer steps; 0 derives them from `epochs`."""
     epochs: float = 0.0

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from neuclip_scale import distributed
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.engines.averaging import AVERAGE, WeightAverage
-from neuclip_scale.models.clip import CLIP, CLIPOutput
+from neuclip_scale.models.clip import CLIP, CLIPOutput, Towers
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,8 +40,8 @@ class Engine(ABC):
         """A running average of the weights, where the recipe asks for one."""
 
     @abstractmethod
-    def encode(self, batch: Batch) -> CLIPOutput:
-        """Run the encoders; a collective for engines that shard parameters."""
+    def encode(self, batch: Batch, towers: Towers = "both") -> CLIPOutput:
+        """Run the encoders, or one of them; a collective for engines that shard parameters."""
 
     @abstractmethod
     def micro_step(self, *, is_last: bool) -> AbstractContextManager[Any]:
@@ -176,6 +176,11 @@ class Engine(ABC):
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, AUTOCAST_DTYPES[self.precision])
+
+
+def inputs(batch: Batch, towers: Towers) -> tuple[Tensor | None, Tensor | None]:
+    """Pictures and tokens, or those of the one tower that runs."""
+    return None if towers == "text" else batch.images, None if towers == "image" else batch.tokens
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 from neuclip_scale import distributed
 from neuclip_scale.config import Recipe, local_batch_size, micro_batch_size
 from neuclip_scale.data.batch import Batch
-from neuclip_scale.engines.base import Engine
+from neuclip_scale.engines.base import Engine, inputs
 from neuclip_scale.models.building import fill
-from neuclip_scale.models.clip import CLIP, CLIPOutput
+from neuclip_scale.models.clip import CLIP, CLIPOutput, Towers
 from neuclip_scale.optim import create_optimizer
 
 
@@ -36,11 +36,11 @@ class DDPEngine(Engine):
                 model, device_ids=ids, gradient_as_bucket_view=True, static_graph=single
             )
 
-    def encode(self, batch: Batch) -> CLIPOutput:
+    def encode(self, batch: Batch, towers: Towers = "both") -> CLIPOutput:
         """See `Engine.encode`. Without gradients the bare module is used: DDP would arm its reducer for nothing."""
         module = self.wrapped if torch.is_grad_enabled() else self.module
         with self.autocast():
-            return cast(CLIPOutput, module(batch.images, batch.tokens))
+            return cast(CLIPOutput, module(*inputs(batch, towers)))
 
     def micro_step(self, *, is_last: bool) -> AbstractContextManager[Any]:
         """See `Engine.micro_step`."""

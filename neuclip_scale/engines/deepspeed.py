@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from neuclip_scale import distributed
 from neuclip_scale.config import ConfigError, Recipe
 from neuclip_scale.data.batch import Batch
-from neuclip_scale.engines.base import Engine
+from neuclip_scale.engines.base import Engine, inputs
 from neuclip_scale.engines.zero_settings import read_settings, recipe_settings
 from neuclip_scale.models.building import fill, filled_blocks
-from neuclip_scale.models.clip import CLIP, CLIPOutput
+from neuclip_scale.models.clip import CLIP, CLIPOutput, Towers
 from neuclip_scale.optim import create_optimizer, parameter_groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -32,6 +32,8 @@ class DeepSpeedEngine(Engine):
       gradients only: the boundary is set before each forward pass.
     - A tower without part in a backward pass would get its last step's gradient again under ZeRO 3: every backward
       here runs through both towers.
+    - ZeRO 3 takes every backward pass for a step's first until there is a forward pass, and overwrites gradients: what
+      a forward pass tells it is told before each backward, which may be of a graph that was kept.
     - Precision is autocast over fp32 parameters at every stage: DeepSpeed's bf16 would round logit_scale too.
     - The optimizer's master copy is what counts: tau is clamped there.
     """
@@ -84,15 +86,17 @@ class DeepSpeedEngine(Engine):
         super().__init__(model, optimizer, device, config.train.precision)
         self._max_grad_norm = config.train.max_grad_norm
 
-    def encode(self, batch: Batch) -> CLIPOutput:
+    def encode(self, batch: Batch, towers: Towers = "both") -> CLIPOutput:
         """See `Engine.encode`; collective under ZeRO 3. DeepSpeed does the autocast."""
         module = self._deepspeed if torch.is_grad_enabled() else self.module
         with nullcontext() if torch.is_grad_enabled() else self.autocast():
-            return cast(CLIPOutput, module(batch.images, batch.tokens))
+            return cast(CLIPOutput, module(*inputs(batch, towers)))
 
     def micro_step(self, *, is_last: bool) -> AbstractContextManager[Any]:
         """See `Engine.micro_step`."""
         self._deepspeed.set_gradient_accumulation_boundary(is_last)
+        if self.stage > 0:
+            cast(Any, self.optimizer).clear_backward_seen_flag()
         return nullcontext()
 
     def backward_scalar(self, scalar: Tensor) -> None:

@@ -14,9 +14,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from neuclip_scale import distributed
 from neuclip_scale.config import ConfigError, Recipe
 from neuclip_scale.data.batch import Batch
-from neuclip_scale.engines.base import AUTOCAST_DTYPES, Engine, full
+from neuclip_scale.engines.base import AUTOCAST_DTYPES, Engine, full, inputs
 from neuclip_scale.models.building import filled_blocks
-from neuclip_scale.models.clip import CLIP, CLIPOutput
+from neuclip_scale.models.clip import CLIP, CLIPOutput, Towers
 from neuclip_scale.optim import create_optimizer
 
 
@@ -53,10 +53,10 @@ class FSDP2Engine(Engine):
         self._sharded = cast(FSDPModule, model)
         self._accumulate_sharded = section.accumulate_sharded
 
-    def encode(self, batch: Batch) -> CLIPOutput:
+    def encode(self, batch: Batch, towers: Towers = "both") -> CLIPOutput:
         """See `Engine.encode`; collective."""
         with self.autocast():
-            return cast(CLIPOutput, self.module(batch.images, batch.tokens))
+            return cast(CLIPOutput, self.module(*inputs(batch, towers)))
 
     @contextmanager
     def _synchronising(self, is_last: bool) -> Iterator[None]:

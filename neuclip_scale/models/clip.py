@@ -20,6 +20,9 @@ from neuclip_scale.models.vision import TimmTower, VisionTransformer
 SCALARS = ("logit_scale", "logit_bias")
 """Parameters that are in neither tower."""
 
+Towers = Literal["both", "image", "text"]
+"""What a forward pass runs."""
+
 ImageTower = VisionTransformer | ModifiedResNet | TimmTower
 TextTower = TextTransformer | TransformersTower
 

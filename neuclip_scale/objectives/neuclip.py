@@ -76,7 +76,8 @@ class NeuCLIP(MarginObjective):
                 rows[:, side] = npn(anchors, positives, temperature, index, tile_size=self.tile_size)
         if self.training:
             with section("npn/restart"):  # what the next one is made from
-                self.recent.push(pairs.world_image, pairs.world_text, world_index)
+                newest = torch.arange(pairs.global_size, device=world_index.device)[-self.recent.capacity :]
+                self.recent.push(*pairs.world_rows(newest), world_index[newest])
         return rows, all_gather_rows(rows), {}
 
     def values(self, rows: Tensor, batch_rows: Tensor) -> Tensor:
@@ -95,8 +96,9 @@ class NeuCLIP(MarginObjective):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.num_steps)
         order = torch.randperm(pairs.global_size, generator=generator)
         rows = order.repeat(-(-(m - past) // pairs.global_size))[: m - past].to(world_index.device)
-        text = torch.cat([self.recent.text[:past], pairs.world_text[rows].to(self.recent.text)])
-        image = torch.cat([self.recent.image[:past], pairs.world_image[rows].to(self.recent.image)])
+        own_image, own_text = pairs.world_rows(rows)
+        text = torch.cat([self.recent.text[:past], own_text.to(self.recent.text)])
+        image = torch.cat([self.recent.image[:past], own_image.to(self.recent.image)])
         index = torch.cat([self.recent.index[:past], world_index[rows]])
         self.image_npn.restart(text, index, reset_accumulator=self.section.reset_accumulator)
         self.text_npn.restart(image, index, reset_accumulator=self.section.reset_accumulator)

@@ -169,4 +169,11 @@ def create_objective(section: ObjectiveConfig, problem: Problem) -> Objective:
     """Build the objective a recipe names; raises `ConfigError` for unknown names or a missing data set size."""
     if section.name not in OBJECTIVES:
         raise ConfigError("objective.name", section.name, "no such objective", f"Choose from {', '.join(OBJECTIVES)}.")
+    if section.exchange == "ring" and section.name == "neuclip-queue":
+        raise ConfigError(
+            "objective.exchange",
+            "ring",
+            "neuclip-queue compares all pairs of a batch with each rank's part of its queue, so each needs them all",
+            "Use gather, or another objective.name (neuclip).",
+        )
     return OBJECTIVES[section.name](section, problem)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from neuclip_scale.config import ConfigError, Recipe, local_batch_size, micro_batch_size
+from neuclip_scale.config import ConfigError, Recipe, local_batch_size, micro_batch_size, num_micro_batches
 from neuclip_scale.planning.memory import GIB, MemoryPlan, plan_memory
 from neuclip_scale.planning.sharding import model_sizes
 from neuclip_scale.planning.site import Site
@@ -131,15 +131,32 @@ def _engines(config: Recipe, site: Site) -> Iterator[Overrides]:
 
 
 def largest(config: Recipe, site: Site, overrides: Overrides) -> Option:
-    """With the largest micro-batch that fits: fewer gatherings, fuller kernels. The smallest one where none does.
-    Raises `ConfigError`.
+    """With the largest micro-batch that fits, and then the activations that can be kept: fewer gatherings, fuller
+    kernels. The smallest micro-batch where none fits. Raises `ConfigError`.
     """
-    tried: Overrides = {}
+    tried, fits = overrides, False
     for micro in _micro_batch_sizes(config, site):
-        tried, fits = _with_tiles(config, site, {**overrides, "train.micro_batch_size": micro})
+        nothing_kept = {"train.kept_micro_batches": 0, "train.kept_tower": ""}
+        tried, fits = _with_tiles(config, site, {**overrides, **nothing_kept, "train.micro_batch_size": micro})
         if fits:
             break
-    return consider(config, site, tried)
+    option = consider(config, site, tried)
+    return _with_kept_activations(config, site, option) if fits else option
+
+
+def _with_kept_activations(config: Recipe, site: Site, option: Option) -> Option:
+    """The same where what memory is left keeps most activations, so that least is encoded twice."""
+    several, best = num_micro_batches(option.config, site.world_size), option
+    for tower in ("", "text", "image") if several > 1 else ():
+        least, most = 0, several - 1
+        while least <= most:
+            kept = (least + most + 1) // 2
+            values = {"train.kept_micro_batches": kept, "train.kept_tower": tower}
+            tried = consider(config, site, {**option.overrides, **values})
+            least, most = (kept + 1, most) if tried.fits else (least, kept - 1)
+            if tried.fits and tried.time.seconds < best.time.seconds:
+                best = tried
+    return best
 
 
 def _with_tiles(config: Recipe, site: Site, overrides: Overrides) -> tuple[Overrides, bool]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from neuclip_scale.config import Recipe
+from neuclip_scale.config import Recipe, num_micro_batches
 from neuclip_scale.planning.parts import LATE, MOMENTS, MemoryItem, Moment
-from neuclip_scale.planning.sharding import BF16, FP32, ModelSizes, Sharding, num_micro_batches
+from neuclip_scale.planning.sharding import BF16, FP32, ModelSizes, Sharding
 
 
 def gradient_items(config: Recipe, sharding: Sharding, sizes: ModelSizes, world_size: int) -> list[MemoryItem]:

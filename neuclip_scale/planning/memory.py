@@ -7,7 +7,16 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from neuclip_scale.config import ModelConfig, Recipe, check_recipe, local_batch_size, micro_batch_size
+from neuclip_scale.config import (
+    ModelConfig,
+    Recipe,
+    check_recipe,
+    local_batch_size,
+    micro_batch_size,
+    num_micro_batches,
+)
+from neuclip_scale.grad_cache import KeptActivations
+from neuclip_scale.models.clip import Towers
 from neuclip_scale.planning.gradients import gradient_items
 from neuclip_scale.planning.normalizers import largest_tile, normalizer_items
 from neuclip_scale.planning.parts import MOMENTS, PASSES, MemoryItem, Moment
@@ -17,11 +26,10 @@ from neuclip_scale.planning.sharding import (
     ModelSizes,
     Sharding,
     model_sizes,
-    num_micro_batches,
     planned,
     sharding_of,
 )
-from neuclip_scale.planning.tracing import EncoderTrace, Line, trace_encoders, trace_inference
+from neuclip_scale.planning.tracing import EncoderTrace, Line, trace_encoders, trace_forward
 
 GIB = 2**30
 CUDA_CONTEXT = 6 * GIB // 10
@@ -174,15 +182,13 @@ def _encoders(config: Recipe, sharding: Sharding, sizes: ModelSizes, world_size:
     found = [MemoryItem("pictures and tokens", batch, 0, f"{local} pairs, {edge} pixels, fp32")]
     per_pair = int(trace.forward.slope[-1])
     how = f"{pairs} pairs of {per_pair / 2**20:.1f} MiB in {config.train.precision}"
-    if num_micro_batches(config, world_size) > 1:
-        size = inference_trace(config.model, config.train.precision, sharding.engine == "fsdp2").peak(pairs)
-        found.append(MemoryItem("encoding", size, 0, f"{pairs} pairs without a graph", ("encode",)))
-        gone = False
-    else:
-        found.append(MemoryItem("encoding", trace.forward.peak(pairs), 0, f"{pairs} pairs with a graph", ("encode",)))
-        kept = trace.forward.last(pairs)
-        found.append(MemoryItem("kept activations", kept, 0, how, ("normalizers", "similarities")))
-        gone = world_size == 1 and sharding.engine == "ddp"
+    encoding, kept, first = _first_encoding(config, sharding.engine == "fsdp2", world_size)
+    found += [
+        MemoryItem("encoding", encoding, 0, f"{pairs} pairs at a time", ("encode",)),
+        MemoryItem("kept activations", kept, 0, how, ("normalizers", "similarities")),
+        MemoryItem("activations of others", kept - first, 0, "kept for later micro-batches", ("backward",)),
+    ]
+    gone = num_micro_batches(config, world_size) == 1 == world_size and sharding.engine == "ddp"
     size = (trace.training + trace.gradients if gone else trace.training).peak(pairs)
     if sharding.engine == "fsdp2" and config.engine.fsdp.reshard_after_forward:
         # Gathering embeddings and projections again takes them twice for a moment, before anything is let go.
@@ -199,15 +205,30 @@ def encoder_trace(section: ModelConfig, precision: str, low_blocks: bool) -> Enc
 
 
 @lru_cache(maxsize=32)
-def inference_trace(section: ModelConfig, precision: str, low_blocks: bool) -> Line:
-    """`trace_inference` of a recipe's model, once for each."""
-    return trace_inference(planned(section, False), precision, blocks_in_low_precision=low_blocks)
+def forward_trace(section: ModelConfig, precision: str, low_blocks: bool, towers: Towers, with_graph: bool) -> Line:
+    """`trace_forward` of a recipe's model, once for each."""
+    model = planned(section, False)
+    return trace_forward(model, precision, towers, with_graph=with_graph, blocks_in_low_precision=low_blocks)
+
+
+def _first_encoding(config: Recipe, low_blocks: bool, world_size: int) -> tuple[int, int, int]:
+    """The most held in it, what of it is kept, and what of that belongs to the first micro-batch."""
+    pairs, several = micro_batch_size(config, world_size), num_micro_batches(config, world_size)
+    keep = KeptActivations.of(config.train, several)
+    most = held = first = 0
+    for number in range(several):
+        for towers, keeps in keep.passes(number):
+            line = forward_trace(config.model, config.train.precision, low_blocks, towers, keeps)
+            most = max(most, held + line.peak(pairs))
+            held += line.last(pairs) if keeps else 0
+        first = first or held
+    return most, held, first
 
 
 def _features(config: Recipe, d: int, world_size: int, device: str) -> list[MemoryItem]:
     b, B = local_batch_size(config, world_size), config.train.global_batch_size
     edge = largest_tile(config, device)
-    tile, wide = min(edge, b), min(edge, B)
+    tile, wide = min(edge, b), min(edge, b if config.objective.exchange == "ring" else B)
     num_micro = num_micro_batches(config, world_size)
     after: tuple[Moment, ...] = tuple(moment for moment in MOMENTS if moment not in ("encode", "normalizers"))
     states = RANDOM_STATE * num_micro if num_micro > 1 else 0
@@ -223,7 +244,14 @@ def _features(config: Recipe, d: int, world_size: int, device: str) -> list[Memo
             ("similarities",),
         ),
     ]
-    if world_size > 1:
+    if world_size > 1 and config.objective.exchange == "ring":
+        size = FP32 * 2 * b * d
+        how = f"two blocks of [{b}, {d}] on their way and a block's gradients, two sides"
+        found.insert(1, MemoryItem("travelling features", 3 * size, 0, how, ("similarities",)))
+    elif world_size > 1:
         how = f"[{B}, {d}], two sides"
-        found.insert(1, MemoryItem("gathered features", FP32 * 2 * B * d, 0, how, MOMENTS[1:]))
+        found.insert(1, MemoryItem("gathered features", FP32 * 2 * B * d, 0, how, MOMENTS[num_micro == 1 :]))
+        if num_micro > 1:
+            size = FP32 * 2 * world_size * micro_batch_size(config, world_size) * d
+            found.insert(2, MemoryItem("arriving features", size, 0, "a micro-batch's, of all ranks", ("encode",)))
     return found

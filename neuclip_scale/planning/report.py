@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from neuclip_scale.config import Recipe, local_batch_size, micro_batch_size
+from neuclip_scale.config import Recipe, local_batch_size, micro_batch_size, num_micro_batches, pairs_encoded_again
 from neuclip_scale.planning.budget import Budget, dataset_size, num_steps, plan_budget
 from neuclip_scale.planning.choosing import NEARLY, Choice, Option, Overrides, choose
 from neuclip_scale.planning.memory import GIB
-from neuclip_scale.planning.sharding import num_micro_batches
 from neuclip_scale.planning.site import Site, check_assumptions
 
 UNVALIDATED = (
@@ -123,7 +122,9 @@ def _how_it_runs(option: Option, site: Site) -> Iterator[str]:
     several = num_micro_batches(config, W)
     pairs = f"Each GPU takes {local_batch_size(config, W):,} pairs a step"
     if several > 1:
-        yield f"{pairs} in {several} micro-batches of {micro_batch_size(config, W):,}: the encoders run forward twice."
+        images, texts = pairs_encoded_again(config, W)
+        again = f"{images:,} pictures and {texts:,} captions are encoded twice"
+        yield f"{pairs} in {several} micro-batches of {micro_batch_size(config, W):,}: {again}."
     else:
         yield f"{pairs} at once: nothing is encoded twice."
     if config.model.grad_checkpointing:

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from neuclip_scale.config import ConfigError, Recipe, local_batch_size, micro_batch_size
+from neuclip_scale.config import ConfigError, Recipe, local_batch_size, micro_batch_size, num_micro_batches
 from neuclip_scale.planning.budget import dataset_size
 from neuclip_scale.planning.choosing import Option, Overrides, largest, value_of, with_values
 from neuclip_scale.planning.links import link_time
-from neuclip_scale.planning.sharding import num_micro_batches
 from neuclip_scale.planning.site import Site, check_assumptions
 from neuclip_scale.planning.sweep import ENGINES, HYBRID, Sweep, check_sweep, with_interconnect
 from neuclip_scale.planning.timing import StepTime, plan_time

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Literal
 
 from torch import nn
 
@@ -15,8 +16,7 @@ from neuclip_scale.config import (
     ObjectiveConfig,
     OptimConfig,
     Recipe,
-    local_batch_size,
-    micro_batch_size,
+    num_micro_batches,
 )
 from neuclip_scale.engines.zero_settings import read_settings
 from neuclip_scale.models.building import plan_model
@@ -73,11 +73,6 @@ def sharding_of(config: Recipe, world_size: int) -> Sharding:
     return Sharding("ddp", "ddp")
 
 
-def num_micro_batches(config: Recipe, world_size: int) -> int:
-    """Micro-batches of each rank; above 1, gradients are cached."""
-    return math.ceil(local_batch_size(config, world_size) / micro_batch_size(config, world_size))
-
-
 def _fsdp2(config: Recipe, world_size: int) -> Sharding:
     section = config.engine.fsdp
     if world_size % section.replicas:
@@ -131,6 +126,8 @@ class ParameterGroup:
     is_block: bool
     is_reached: bool
     """Whether the backward pass goes through it."""
+    tower: Literal["", "image", "text"] = ""
+    """The tower of a block."""
 
     @property
     def size(self) -> int:
@@ -227,7 +224,8 @@ def _block_groups(model: CLIP) -> Iterator[ParameterGroup]:
     for block in model.blocks():
         tower = id(block) in image
         reached[tower] |= any(p.requires_grad for p in block.parameters())
-        yield _group(list(block.parameters()), is_block=True, is_reached=reached[tower])
+        group = _group(list(block.parameters()), is_block=True, is_reached=reached[tower])
+        yield replace(group, tower="image" if tower else "text")
 
 
 def _group(parameters: list[nn.Parameter], *, is_block: bool, is_reached: bool) -> ParameterGroup:

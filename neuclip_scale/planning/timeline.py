@@ -10,9 +10,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from neuclip_scale.config import Recipe
+from neuclip_scale.grad_cache import KeptActivations
+from neuclip_scale.models.clip import Towers
 from neuclip_scale.planning.links import link_time
 from neuclip_scale.planning.schedule import Task
 from neuclip_scale.planning.sharding import BF16, FP32, sharding_of
@@ -20,7 +22,8 @@ from neuclip_scale.planning.site import Site
 from neuclip_scale.planning.traffic import DDP_BUCKET, Transfer
 from neuclip_scale.planning.units import Unit, encoder_units
 
-FORWARD, BACKWARD = "parameters, forward", "parameters, backward"
+FORWARD, BACKWARD, EARLY = "parameters, forward", "parameters, backward", "features, early"
+NOTHING_KEPT = KeptActivations()
 GRADIENTS = ("gradients", "gradients, replicas")
 AFTER_BACKWARD = (
     "gradient norms",
@@ -45,12 +48,28 @@ class Work:
     objective: float
     update: float
     num_micro: int
-    """Micro-batches; above 1 the forward pass runs twice."""
+    """Micro-batches; above 1 the forward pass of what is not kept runs twice."""
+    kept: KeptActivations = NOTHING_KEPT
+    """Of which nothing is encoded again."""
+    image_share: float = 0.5
+    """The pictures' part of a forward pass."""
+
+    def again(self, number: int) -> Towers | None:
+        """What of a micro-batch, counted from 0, is encoded again."""
+        if self.num_micro == 1:
+            return None
+        return next((towers for towers, keeps in self.kept.passes(number) if not keeps), None)
+
+    def forward_of(self, towers: Towers) -> float:
+        """Seconds of a micro-batch's forward pass through these."""
+        shares: dict[Towers, float] = {"both": 1.0, "image": self.image_share, "text": 1.0 - self.image_share}
+        return self.forward * shares[towers]
 
     @property
     def encoders(self) -> float:
         """Both passes of all micro-batches."""
-        return self.num_micro * ((2 if self.num_micro > 1 else 1) * self.forward + self.backward)
+        again = [towers for number in range(self.num_micro) if (towers := self.again(number))]
+        return self.num_micro * (self.forward + self.backward) + sum(map(self.forward_of, again))
 
     @property
     def seconds(self) -> float:
@@ -60,22 +79,25 @@ class Work:
 
 def step_tasks(config: Recipe, site: Site, transfers: Sequence[Transfer], work: Work) -> list[Task]:
     """Tasks of one step; their sending adds up to `link_time` of every transfer, their computing to `work.seconds`."""
-    step, several = _Step(config, site, transfers, work), work.num_micro > 1
+    step = _Step(config, site, transfers, work)
     alone = [transfer.name for transfer in transfers if transfer.exposed]
-    step.forward(work.num_micro)
+    for number in range(work.num_micro):
+        step.forward("both")
+        if number < work.num_micro - 1:
+            step.send_features()
     for name in alone:
         if name not in AFTER_BACKWARD:
             step.wait_for(name)
     step.compute(work.objective)
-    for number in range(1, work.num_micro + 1):
-        if several:
-            step.forward(1)
-        step.backward(is_last=number == work.num_micro)
+    for number in range(work.num_micro):
+        if towers := work.again(number):
+            step.forward(towers)
+        step.backward(is_last=number == work.num_micro - 1)
     step.compute(work.update, after_sending=True)
     for name in alone:
         if name in AFTER_BACKWARD:
             step.wait_for(name)
-    return step.tasks
+    return step.finished()
 
 
 @dataclass(frozen=True)
@@ -101,12 +123,9 @@ class _Step:
         self._sharding = sharding_of(config, site.world_size)
         self._width = BF16 if config.train.precision == "bf16" else FP32
         self._times = {transfer.name: link_time(transfer, site) for transfer in transfers}
-        n = work.num_micro
-        reductions = n if self._sharding.reduces_often else 1
+        self._pieces: dict[str, list[tuple[int, int]]] = {}
         self._keeps = self._sharding.engine == "fsdp2" and not config.engine.fsdp.reshard_after_forward
         self._has_all = False
-        gatherings = 2 * n if n > 1 and not self._keeps else n
-        self._rounds = {FORWARD: gatherings, BACKWARD: n, **dict.fromkeys(GRADIENTS, reductions)}
 
     def compute(self, seconds: float, *needs: int, after_sending: bool = False) -> None:
         """The GPU's next piece."""
@@ -123,15 +142,34 @@ class _Step:
         """A whole collective that computation waits for."""
         self._awaited = (self.send(name, self._times[name].seconds),)
 
-    def forward(self, times: int) -> None:
-        """Forward passes of so many micro-batches."""
+    def send_features(self) -> None:
+        """A micro-batch's, of pictures and of captions, while the next is encoded."""
+        if EARLY in self._times:
+            self._send_piece(EARLY, 1)
+            self._send_piece(EARLY, 1)
+
+    def forward(self, towers: Towers) -> None:
+        """A micro-batch's forward pass."""
+        seconds = self._work.forward_of(towers)
         if FORWARD not in self._times:
-            self.compute(times * self._work.forward)
+            self.compute(seconds)
             return
-        for _ in range(times):
-            name = "" if self._has_all else FORWARD
-            self._pass(name, self._units, [self._work.forward * unit.forward for unit in self._units], [])
-            self._has_all = self._keeps
+        units = [unit for unit in self._units if towers in ("both", unit.tower)]
+        share = sum(unit.forward for unit in units) or 1.0
+        name = "" if self._has_all else FORWARD
+        self._pass(name, units, [seconds * unit.forward / share for unit in units], [])
+        self._has_all = self._keeps
+
+    def finished(self) -> list[Task]:
+        """All tasks; the pieces of a collective have taken their parts of its time: by their bytes of what sending
+        takes, of the calls' latency equal ones.
+        """
+        for name, pieces in self._pieces.items():
+            time, whole = self._times[name], sum(size for _, size in pieces)
+            for place, size in pieces:
+                seconds = time.sending * size / whole + time.latency / len(pieces)
+                self.tasks[place] = replace(self.tasks[place], seconds=seconds)
+        return self.tasks
 
     def backward(self, *, is_last: bool) -> None:
         """A micro-batch's backward pass, with what travels beside it."""
@@ -151,24 +189,24 @@ class _Step:
         for place, spent in enumerate(seconds):
             needed = sum(piece.place <= place for piece in gatherings)
             for piece in gatherings[len(sent) : self._reach(name, gatherings, needed)]:
-                sent.append(self.send(name, self._seconds(name, piece, gatherings)))
+                sent.append(self._send_piece(name, piece.bytes))
             self.compute(spent, *sent[:needed][-1:])
             for piece in reductions:
                 if piece.place == place:
-                    self._reduce(piece, reductions)
+                    self._reduce(piece)
 
-    def _reduce(self, piece: _Piece, pieces: Sequence[_Piece]) -> None:
+    def _reduce(self, piece: _Piece) -> None:
         for name in GRADIENTS:
             if name in self._times:
-                sent = self.send(name, self._seconds(name, piece, pieces))
+                sent = self._send_piece(name, piece.bytes)
                 if not self._sharding.overlaps:
                     self._awaited = (sent,)
 
-    def _seconds(self, name: str, piece: _Piece, pieces: Sequence[_Piece]) -> float:
-        """Of a piece: by its bytes what sending takes, of the calls' latency an equal part."""
-        time, rounds = self._times[name], self._rounds[name]
-        share = piece.bytes / sum(each.bytes for each in pieces)
-        return (time.sending * share + time.latency / len(pieces)) / rounds
+    def _send_piece(self, name: str, size: int) -> int:
+        """As `send`, of a collective whose pieces share its time when all are known."""
+        place = self.send(name, 0.0)
+        self._pieces.setdefault(name, []).append((place, size))
+        return place
 
     def _gatherings(self, units: Sequence[Unit], name: str) -> list[_Piece]:
         """In the order of their need. FSDP2 gathers what is in no block together, before everything else."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from neuclip_scale.config import ModelConfig, Recipe, local_batch_size
+from neuclip_scale.config import ModelConfig, Recipe, local_batch_size, num_micro_batches, pairs_encoded_again
+from neuclip_scale.grad_cache import KeptActivations
 from neuclip_scale.objectives.exact import Exact
 from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue
 from neuclip_scale.planning.links import seconds_of
 from neuclip_scale.planning.memory import encoder_trace
 from neuclip_scale.planning.normalizers import planned_objective
 from neuclip_scale.planning.schedule import run
-from neuclip_scale.planning.sharding import FP32, model_sizes, num_micro_batches, planned, sharding_of
+from neuclip_scale.planning.sharding import FP32, model_sizes, planned, sharding_of
 from neuclip_scale.planning.site import Site
 from neuclip_scale.planning.timeline import Work, step_tasks
 from neuclip_scale.planning.traffic import Transfer, plan_traffic
@@ -64,7 +65,16 @@ def plan_time(config: Recipe, site: Site, transfers: list[Transfer] | None = Non
     flops = encoder_flops(config.model)
     objective_flops, objective = _objective(config, site, flops)
     forward, backward, arithmetic = _passes(config, site, flops)
-    work = Work(forward, backward, objective, _update(config, site), num_micro_batches(config, W))
+    several = num_micro_batches(config, W)
+    work = Work(
+        forward,
+        backward,
+        objective,
+        _update(config, site),
+        several,
+        KeptActivations.of(config.train, several),
+        flops.image_forward / flops.forward,
+    )
     waits = run(step_tasks(config, site, transfers, work)).waits
     waited = {transfer.name for transfer in transfers if transfer.exposed}
     communication = sum(seconds for name, seconds in waits.items() if name in waited)
@@ -82,7 +92,7 @@ def plan_time(config: Recipe, site: Site, transfers: list[Transfer] | None = Non
         exposed=exposed,
         waits=waits,
         model_flops=model,
-        hardware_flops=b * flops.executed(work.num_micro),
+        hardware_flops=flops.executed(b, pairs_encoded_again(config, W)),
         objective_flops=objective_flops,
         mfu=model / (seconds * site.gpu.peak(config.train.precision)),
     )
@@ -96,8 +106,9 @@ def _passes(config: Recipe, site: Site, flops: EncoderFlops) -> tuple[float, flo
     start = site.assume.operation_us * 1e-6
     forward = b * flops.forward / rate / n
     backward = b * (flops.training + flops.recomputed - flops.forward) / rate / n
+    arithmetic = flops.executed(b, pairs_encoded_again(config, site.world_size)) / rate
     floors = trace.forward_operations, trace.training_operations - trace.forward_operations
-    return max(forward, floors[0] * start), max(backward, floors[1] * start), b * flops.executed(n) / rate
+    return max(forward, floors[0] * start), max(backward, floors[1] * start), arithmetic
 
 
 @lru_cache(maxsize=32)

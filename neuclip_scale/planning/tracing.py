@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from neuclip_scale.models.clip import CLIP
+from neuclip_scale.models.clip import CLIP, Towers
 
 _PAIRS = 8191
 """Pairs of a pass. A prime that no size of a model has: what it divides grows with the pairs, the rest does not."""
@@ -85,13 +85,17 @@ def trace_encoders(model: CLIP, precision: str, *, blocks_in_low_precision: bool
     )
 
 
-def trace_inference(model: CLIP, precision: str, *, blocks_in_low_precision: bool = False) -> Line:
-    """The same for a forward pass without a graph."""
+def trace_forward(
+    model: CLIP, precision: str, towers: Towers, *, with_graph: bool, blocks_in_low_precision: bool = False
+) -> Line:
+    """The same for a forward pass of both towers or of one alone, whose graph is kept or not made."""
     with FakeTensorMode():
         run = _Run(model, precision, blocks_in_low_precision)
-        with torch.no_grad(), _Live(run.known) as live, _FusedAttention():
-            run()
-    return live.line(live.history)
+        with torch.set_grad_enabled(with_graph), _Live(run.known) as live, _FusedAttention():
+            output = run(towers)
+            line = live.line(live.history)
+            del output
+    return line
 
 
 class _Run:
@@ -104,9 +108,10 @@ class _Run:
         self._tokens = torch.empty(_PAIRS, model.context_length, dtype=torch.int64)
         self.known = [*self.model.parameters(), *self.model.buffers(), self._images, self._tokens]
 
-    def __call__(self) -> Any:
+    def __call__(self, towers: Towers = "both") -> Any:
+        images, tokens = None if towers == "text" else self._images, None if towers == "image" else self._tokens
         with torch.autocast("cpu", self._dtype or torch.bfloat16, enabled=self._dtype is not None):
-            return self.model(self._images, self._tokens)
+            return self.model(images, tokens)
 
 
 def _stand_in(model: CLIP, block_dtype: torch.dtype | None) -> CLIP:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from neuclip_scale.config import Recipe
+from neuclip_scale.config import Recipe, num_micro_batches
+from neuclip_scale.grad_cache import KeptActivations
+from neuclip_scale.models.clip import Towers
 from neuclip_scale.normalizers import horizons_up_to
 from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue
 from neuclip_scale.planning.normalizers import planned_objective
@@ -18,14 +20,13 @@ from neuclip_scale.planning.sharding import (
     ParameterGroup,
     Sharding,
     model_sizes,
-    num_micro_batches,
     sharding_of,
 )
 
 INT64, FP64 = 8, 8
 DDP_BUCKET = 25 << 20
 """Bytes: DDP's default of bucket_cap_mb."""
-Kind = Literal["all_gather", "all_reduce", "reduce_scatter", "broadcast"]
+Kind = Literal["all_gather", "all_reduce", "reduce_scatter", "broadcast", "send"]
 Group = Literal["all", "neighbours", "counterparts"]
 """All ranks; or, of FSDP2 with several replicas, those of one replica, or those that hold the same part of each."""
 
@@ -37,7 +38,8 @@ class Transfer:
     name: str
     kind: Kind
     payload: int
-    """Bytes of the whole tensor, over all calls of a step: what an all-gather gives, what a reduction takes."""
+    """Bytes of the whole tensor, over all calls of a step: what an all-gather gives, what a reduction takes, what a
+    rank sends to its neighbour."""
     ranks: int
     """Ranks of the group that it runs over."""
     exposed: bool
@@ -50,7 +52,7 @@ class Transfer:
     @property
     def sent(self) -> int:
         """Bytes that each rank sends, by the ring's count: W - 1 of W parts, twice in an all-reduce."""
-        if self.kind == "broadcast":
+        if self.kind in ("broadcast", "send"):
             return self.payload
         passes = 2 if self.kind == "all_reduce" else 1
         return passes * self.payload * (self.ranks - 1) // self.ranks
@@ -76,9 +78,33 @@ def plan_traffic(config: Recipe, world_size: int, dataset_size: int = 0) -> list
 
 
 def _features(config: Recipe, d: int, world_size: int) -> Iterator[Transfer]:
-    B = config.train.global_batch_size
-    yield Transfer("features", "all_gather", FP32 * 2 * B * d, world_size, True, calls=2)
+    B, several = config.train.global_batch_size, num_micro_batches(config, world_size)
+    if config.objective.exchange == "ring":
+        yield from _ring(config, d, world_size)
+    else:
+        # Those of a micro-batch travel while the next is encoded.
+        early = (several - 1) * config.train.micro_batch_size * world_size
+        yield Transfer(
+            "features, early", "all_gather", FP32 * 2 * early * d, world_size, False, calls=2 * (several - 1)
+        )
+        yield Transfer("features", "all_gather", FP32 * 2 * (B - early) * d, world_size, True, calls=2)
     yield Transfer("sample indices", "all_gather", INT64 * B, world_size, True)
+
+
+def _ring(config: Recipe, d: int, world_size: int) -> Iterator[Transfer]:
+    """Blocks of features on their way around the ranks, once for statistics and once for gradients.
+
+    Told as waited for, though a block travels while the one before it is multiplied: an upper bound.
+    """
+    B, name = config.train.global_batch_size, config.objective.name
+    hops = (1 if name == "siglip" else 2) * (world_size - 1)
+    size = FP32 * 2 * (B // world_size) * d
+    yield Transfer("features, around the ring", "send", hops * size, world_size, True, calls=hops)
+    if name not in ("siglip", "openclip", "amorlip"):
+        yield Transfer("positives", "all_gather", FP32 * B, world_size, True)
+    if name == "neuclip":
+        recent = FP32 * 2 * min(config.objective.npn.num_prototypes, B) * d
+        yield Transfer("recent pairs", "all_reduce", recent, world_size, True, calls=2)
 
 
 def _objective(config: Recipe, d: int, world_size: int, dataset_size: int) -> Iterator[Transfer]:
@@ -131,17 +157,12 @@ def _fsdp2(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size: in
     section, shards, num_micro = config.engine.fsdp, sharding.parameters, num_micro_batches(config, world_size)
     mine: Group = "neighbours" if sharding.replicas > 1 else "all"
     low = BF16 if config.train.precision == "bf16" else FP32
+    events = list(_passes(KeptActivations.of(config.train, num_micro), num_micro))
     forward = backward = forward_calls = backward_calls = 0
     for group, needed, hooked in _in_backward(sizes):
         size = group.padded(shards) * (low if group.is_block else FP32)
-        if section.reshard_after_forward:
-            passes = 2 * num_micro if num_micro > 1 else 1  # encoding and replay
-            again = num_micro if needed else 0
-            if needed and not hooked:  # left gathered until its next forward pass
-                passes -= num_micro - 1
-        else:
-            passes, again = num_micro, 0  # the encoding's gathering serves the first replay too
-        forward, forward_calls = forward + passes * size, forward_calls + passes
+        before, again = _gatherings(events, group.tower, needed, hooked, stays=not section.reshard_after_forward)
+        forward, forward_calls = forward + before * size, forward_calls + before
         backward, backward_calls = backward + again * size, backward_calls + again
     yield Transfer("parameters, forward", "all_gather", forward, shards, False, mine, forward_calls)
     yield Transfer("parameters, backward", "all_gather", backward, shards, False, mine, backward_calls)
@@ -160,6 +181,32 @@ def _fsdp2(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size: in
             calls=times * len(trained),
         )
     yield Transfer("gradient norms", "all_reduce", FP32 * sizes.num_trained, shards, True, mine)
+
+
+def _passes(keep: KeptActivations, num_micro: int) -> Iterator[Towers | None]:
+    """The forward passes of a step, and None for every backward pass."""
+    for number in range(num_micro):
+        yield from (towers for towers, _ in keep.passes(number))
+    for number in range(num_micro):
+        yield from (towers for towers, keeps in keep.passes(number) if not keeps)
+        yield None
+
+
+def _gatherings(
+    events: Sequence[Towers | None], tower: str, needed: bool, hooked: bool, *, stays: bool
+) -> tuple[int, int]:
+    """How often a step gathers a group of FSDP2 in forward and in backward passes; `stays` after a forward pass."""
+    forward = backward = 0
+    there = False
+    for towers in events:
+        if towers is None:
+            fetched = needed and not there
+            backward += fetched
+            there = fetched and not hooked  # what is fetched for nothing stays until its next forward pass
+        elif not tower or towers in ("both", tower):
+            forward += not there
+            there = stays
+    return forward, backward
 
 
 def _in_backward(sizes: ModelSizes) -> Iterator[tuple[ParameterGroup, bool, bool]]:
@@ -210,7 +257,8 @@ def _zero3(
     fetches = 1 + math.ceil(sizes.total / (sharding.prefetch or sizes.total))
     singly = len(large) if num_micro > 1 else fetches
     if num_micro > 1:
-        passes, back = 2 * num_micro, num_micro
+        # At most, with one tower's activations kept.
+        passes, back = 2 * num_micro - config.train.kept_micro_batches, num_micro
     else:
         passes, back = 1, 0 if sizes.total <= sharding.reuse else 1
     gradients = num_micro * sum(padded(size) * width(low) for size, trained, low in sizes.low if trained)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuclip_scale.config import ModelConfig
-from neuclip_scale.models.clip import CLIP
+from neuclip_scale.models.clip import CLIP, Towers
 from neuclip_scale.planning.sharding import planned
 
 
@@ -18,6 +18,7 @@ from neuclip_scale.planning.sharding import planned
 class Unit:
     """A block, or what of a tower is in none: embeddings and projections, which count where the tower begins."""
 
+    tower: Towers
     is_block: bool
     size: int
     """Elements."""
@@ -42,15 +43,16 @@ def encoder_units(section: ModelConfig) -> tuple[Unit, ...]:
     of_blocks = [[flops.get(names[id(block)], 0) for block in tower] for tower in towers]
     inside = [flops.get("visual", 0), whole - flops.get("visual", 0)]
     units = []
-    for blocks, rest, each, all_of_it in zip(towers, rests, of_blocks, inside, strict=True):
-        units.append(_unit(rest, False, max(0, all_of_it - sum(each)) / whole))
-        units += [_unit(list(block.parameters()), True, n / whole) for block, n in zip(blocks, each, strict=True)]
+    names_of: tuple[Towers, Towers] = ("image", "text")
+    for tower, blocks, rest, each, all_of_it in zip(names_of, towers, rests, of_blocks, inside, strict=True):
+        units.append(_unit(tower, rest, False, max(0, all_of_it - sum(each)) / whole))
+        units += [_unit(tower, list(b.parameters()), True, n / whole) for b, n in zip(blocks, each, strict=True)]
     return tuple(units)
 
 
-def _unit(parameters: list[nn.Parameter], is_block: bool, forward: float) -> Unit:
+def _unit(tower: Towers, parameters: list[nn.Parameter], is_block: bool, forward: float) -> Unit:
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    return Unit(is_block, sum(p.numel() for p in parameters), trained, forward)
+    return Unit(tower, is_block, sum(p.numel() for p in parameters), trained, forward)
 
 
 def _flops(model: CLIP) -> tuple[dict[str, int], int]:

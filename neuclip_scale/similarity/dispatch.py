@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.sections import section
-from neuclip_scale.similarity import sigmoid, tiled
+from neuclip_scale.similarity import ring, sigmoid, tiled
 from neuclip_scale.similarity.choosing import choose
 from neuclip_scale.similarity.pairs import PairFeatures
+from neuclip_scale.similarity.ring import RingPairs
 from neuclip_scale.similarity.sigmoid import SigmoidSums
 from neuclip_scale.similarity.tiled import DEFAULT_TILE_SIZE, RowSums
 
@@ -28,8 +29,16 @@ def pair_logsumexp(
     """log sum_j exp(scale s_ij) for this rank's images over all texts, and for its texts over all images.
 
     `scale` is 1/tau, one element. Returns (image_rows [b], text_rows [b]). With `exclude_diagonal` the sums leave out
-    the positive pair. `tile_size` is torch's alone. No communication.
+    the positive pair. `tile_size` is torch's alone. No communication, but for `RingPairs`: there all four are
+    collectives.
     """
+    if isinstance(pairs, RingPairs):
+        return ring.logsumexp(
+            pairs,
+            lambda block: pair_logsumexp(
+                block, scale, exclude_diagonal=exclude_diagonal or not block.has_positives, tile_size=tile_size
+            ),
+        )
     if triton := _triton(pairs):
         with torch.cuda.device_of(pairs.image):
             return triton.pair_logsumexp(pairs, scale, exclude_diagonal=exclude_diagonal)
@@ -46,6 +55,8 @@ def pair_row_sums(
     `scales` [b, 2] are 1/tau of this rank's images and texts. Returns the sums of image rows and of text rows. One
     sweep for each direction. No communication.
     """
+    if isinstance(pairs, RingPairs):
+        return ring.row_sums(pairs, lambda block: pair_row_sums(block, scales, tile_size=tile_size))
     if triton := _triton(pairs):
         with torch.cuda.device_of(pairs.image):
             return triton.pair_row_sums(pairs, scales)
@@ -70,6 +81,18 @@ def pair_gradients(
     element, or [B, 2]: k of every image and l of every text. The shifts [B] hold log-normalizers and all weights, so
     a weight costs nothing. With `exclude_diagonal` G_ii = 0. No communication.
     """
+    if isinstance(pairs, RingPairs):
+        return ring.gradients(
+            pairs,
+            lambda block: pair_gradients(
+                block,
+                scale if scale.numel() == 1 else block.tables(scale),
+                block.tables(image_shift),
+                block.tables(text_shift),
+                exclude_diagonal=exclude_diagonal or not block.has_positives,
+                tile_size=tile_size,
+            ),
+        )
     if triton := _triton(pairs):
         with torch.cuda.device_of(pairs.image):
             return triton.pair_gradients(pairs, scale, image_shift, text_shift, exclude_diagonal=exclude_diagonal)
@@ -88,6 +111,8 @@ def pair_sigmoids(
     `scale` and `bias` one element each. One sweep on one process (three products of 2 B^2 d FLOPs, where autograd
     through dense logits takes three and keeps the matrices), two with several ranks.
     """
+    if isinstance(pairs, RingPairs):
+        return ring.sigmoids(pairs, lambda block: pair_sigmoids(block, scale, bias, tile_size=tile_size))
     if triton := _triton(pairs):
         with torch.cuda.device_of(pairs.image):
             return triton.pair_sigmoids(pairs, scale, bias)

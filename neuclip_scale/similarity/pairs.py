@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -72,6 +72,11 @@ class PairFeatures:
         """Whether this rank holds all pairs, so that one sweep serves both directions."""
         return self.local_size == self.global_size
 
+    @property
+    def has_positives(self) -> bool:
+        """Whether this rank's pairs find their partners in the world."""
+        return True
+
     def positives(self) -> Tensor:
         """s_ii of this rank's pairs -> [b], at least fp32."""
         return row_products(self.image, self.text)
@@ -80,14 +85,19 @@ class PairFeatures:
         """s_ii of all ranks' pairs -> [B], at least fp32."""
         return row_products(self.world_image, self.world_text)
 
+    def world_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of some rows of the world, [k] -> image, text [k, d]."""
+        return self.world_image[rows], self.world_text[rows]
+
     def to(self, dtype: torch.dtype) -> PairFeatures:
         """The same in another dtype; itself where it has it."""
         if self.image.dtype == dtype:
             return self
         image, text = self.world_image.to(dtype), self.world_text.to(dtype)
-        if self.image is self.world_image and self.text is self.world_text:
-            return PairFeatures(image, text, image, text, self.offset)
-        return PairFeatures(self.image.to(dtype), self.text.to(dtype), image, text, self.offset)
+        own = image, text
+        if not (self.image is self.world_image and self.text is self.world_text):
+            own = self.image.to(dtype), self.text.to(dtype)
+        return replace(self, image=own[0], text=own[1], world_image=image, world_text=text)
 
     def full_precision(self) -> PairFeatures:
         """In fp32, unless they are in fp32 or fp64: what networks and torch's products take."""

@@ -37,6 +37,8 @@ def pair_sigmoids(
     else:
         loss, weight, image, _ = _sweep(pairs.image, pairs.world_text, scale, bias, columns_too=False, **options)
         _, _, text, _ = _sweep(pairs.text, pairs.world_image, scale, bias, columns_too=False, **options)
+    if not pairs.has_positives:
+        return SigmoidSums(loss, weight, image, text)
     positives = scale * pairs.positives() + bias
     image.sub_(pairs.text)
     text.sub_(pairs.image)

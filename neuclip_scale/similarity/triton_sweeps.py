@@ -92,6 +92,8 @@ def pair_sigmoids(pairs: PairFeatures, scale: Tensor, bias: Tensor, *, limits: C
     else:
         loss, weight, image, _ = _sigmoid_sweep(sides.image, scale, bias, pairs.offset, False, limits)
         _, _, text, _ = _sigmoid_sweep(sides.text, scale, bias, pairs.offset, False, limits)
+    if not pairs.has_positives:
+        return SigmoidSums(loss, weight, image, text)
     z = scale * pairs.positives() + bias
     own = -torch.sigmoid(-z)  # sigmoid(z) - 1, all digits of it
     image.addcmul_(own[:, None], pairs.text)

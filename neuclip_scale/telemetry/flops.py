@@ -25,15 +25,23 @@ _PAIRS = 2
 class EncoderFlops:
     """FLOPs of one pair through both towers."""
 
-    forward: int
+    image_forward: int
+    text_forward: int
     training: int
     """Forward and backward, nothing computed twice: model FLOPs."""
     recomputed: int
     """Computed again in the backward pass by gradient checkpointing."""
 
-    def executed(self, num_micro_batches: int) -> int:
-        """What a training step runs: gradient caching over several micro-batches adds a forward pass."""
-        return self.training + self.recomputed + (self.forward if num_micro_batches > 1 else 0)
+    @property
+    def forward(self) -> int:
+        """Both towers."""
+        return self.image_forward + self.text_forward
+
+    def executed(self, pairs: int, again: tuple[int, int]) -> int:
+        """What training on `pairs` runs, where gradient caching encodes some pictures and captions `again`."""
+        images, texts = again
+        twice = images * self.image_forward + texts * self.text_forward
+        return pairs * (self.training + self.recomputed) + twice
 
 
 def count_encoder_flops(model: CLIP) -> EncoderFlops:
@@ -59,16 +67,16 @@ def _count(model: CLIP, device: torch.device, checkpointing: bool) -> EncoderFlo
     if checkpointing:
         model.set_grad_checkpointing(False)
     with torch.no_grad():
-        forward = _run(model, images, tokens)
+        forward = _run(model, images, None), _run(model, None, tokens)
     training = _run(model, images, tokens)
     executed = training
     if checkpointing:
         model.set_grad_checkpointing(True)
         executed = _run(model, images, tokens)
-    return EncoderFlops(forward // _PAIRS, training // _PAIRS, (executed - training) // _PAIRS)
+    return EncoderFlops(*(part // _PAIRS for part in (*forward, training, executed - training)))
 
 
-def _run(model: CLIP, images: Tensor, tokens: Tensor) -> int:
+def _run(model: CLIP, images: Tensor | None, tokens: Tensor | None) -> int:
     """FLOPs of a forward pass, and of the backward pass where gradients are enabled."""
     # The counter does not know every fused kernel (the CPU's, for one), but all of this one's products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

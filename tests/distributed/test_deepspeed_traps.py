@@ -35,6 +35,16 @@ def without_boundaries() -> AbstractContextManager[Any]:
     return patch.object(DeepSpeedEngine, "micro_step", lambda self, *, is_last: nullcontext())
 
 
+def kept_graphs_without_a_word() -> AbstractContextManager[Any]:
+    """Only a forward pass tells ZeRO 3 that a backward pass was not the step's first."""
+
+    def micro_step(self: DeepSpeedEngine, *, is_last: bool) -> AbstractContextManager[Any]:
+        self._deepspeed.set_gradient_accumulation_boundary(is_last)
+        return nullcontext()
+
+    return patch.object(DeepSpeedEngine, "micro_step", micro_step)
+
+
 def scalars_in_the_last_pass_only() -> AbstractContextManager[Any]:
     """logit_scale has no part in the backward passes before the last."""
 
@@ -113,6 +123,7 @@ class Trap:
 
 TRAPS = {
     "lost chunks": Trap(without_boundaries, "zero2", MICRO),
+    "kept graphs": Trap(kept_graphs_without_a_word, "zero3", {**MICRO, "train.kept_micro_batches": 2}),
     "stale gradient of a scalar": Trap(scalars_in_the_last_pass_only, "zero3", MICRO),
     "stale gradient of a tower": Trap(one_tower_a_pass, "zero3", {}),
     "clipping": Trap(clipping_left_to_the_caller, "zero2", CLIPPED),

@@ -24,13 +24,17 @@ RUNS: dict[str, Overrides] = {
     "micro clip checkpointing": {
         "train.micro_batch_size": 3, "train.max_grad_norm": 0.5, "model.grad_checkpointing": True,
         "objective.temperature_min": 0.0699, "optim.temperature_learning_rate": 0.05, "optim.ema_decay": 0.5,
+        "objective.exchange": "ring",
     },
-    "siglip": {"objective.name": "siglip", "train.micro_batch_size": 5},
+    "siglip": {"objective.name": "siglip", "objective.exchange": "ring", "train.micro_batch_size": 5},
     "openclip": {
         "objective.name": "openclip", "model.lock": "image", "model.unlocked_layers": 2,
         "optim.image.layer_decay": 0.5, "optim.text.learning_rate_factor": 0.5, "optim.text.weight_decay_factor": 3.0,
     },
-    "fastclip-v3": {"objective.name": "fastclip-v3", "train.micro_batch_size": 5},
+    "fastclip-v3": {
+        "objective.name": "fastclip-v3", "train.micro_batch_size": 2, "train.kept_micro_batches": 2,
+        "train.kept_tower": "text",
+    },
     "queue": {"objective.name": "neuclip-queue", "train.micro_batch_size": 5},
     "exact": {"objective.name": "exact", "model.lock": "text", "optim.ema_decay": 0.5},
 }  # fmt: skip

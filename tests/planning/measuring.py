@@ -20,6 +20,7 @@ KINDS = {
     "c10d::_reduce_scatter_base_": "reduce_scatter",
     "c10d::allreduce_": "all_reduce",
     "c10d::broadcast_": "broadcast",
+    "c10d::send": "send",
     "_c10d_functional::all_reduce": "all_reduce",
 }
 SEEN_EARLIER = 3
@@ -41,6 +42,11 @@ class Watch(TorchDispatchMode):
         self.sent: dict[str, int] = {}
         self.order: list[str] = []
 
+    @property
+    def live(self) -> int:
+        """Bytes of all that is there now and was seen."""
+        return self._bytes
+
     def begin(self) -> None:
         """Forget what was measured; what is live stays."""
         self.peak, self.sent, self.order = 0, {}, []
@@ -60,7 +66,9 @@ class Watch(TorchDispatchMode):
         return result
 
     def _note_collective(self, name: str, sizes: list[int]) -> None:
-        if not name.startswith(("c10d::", "_c10d_functional::")) or "wait" in name or "_wrap" in name:
+        if not name.startswith(("c10d::", "_c10d_functional::")) or any(
+            part in name for part in ("wait", "_wrap", "recv")
+        ):
             return
         kind = KINDS.get(name, name)
         size = max(sizes) if kind in ("all_gather", "reduce_scatter") else sum(sizes)

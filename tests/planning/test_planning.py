@@ -13,7 +13,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from neuclip_scale import cli
-from neuclip_scale.config import ConfigError, Recipe, load_recipe
+from neuclip_scale.config import ConfigError, Recipe, load_recipe, num_micro_batches
 from neuclip_scale.models.building import build_model, plan_model
 from neuclip_scale.planning import (
     GPU_TYPES,
@@ -26,7 +26,7 @@ from neuclip_scale.planning import (
     plan_traffic,
 )
 from neuclip_scale.planning.budget import KNOWN_SETS
-from neuclip_scale.planning.choosing import choose
+from neuclip_scale.planning.choosing import choose, consider
 from neuclip_scale.planning.memory import encoder_trace
 from neuclip_scale.planning.sharding import model_sizes
 from neuclip_scale.planning.tracing import trace_encoders
@@ -158,6 +158,21 @@ def test_the_choice_fits_and_says_what_to_add() -> None:
     hopeless = choose(config, Site(gpu=dataclasses.replace(H100, memory=2**30), world_size=8))
     assert hopeless.best is None
     assert not any(option.fits for option in hopeless.options)
+
+
+def test_what_memory_is_left_keeps_activations() -> None:
+    """Ways that keep some are faster for it, and one micro-batch more would not fit."""
+    config = recipe(**{"train.global_batch_size": 65536, "train.precision": "bf16"})
+    site = Site(gpu=dataclasses.replace(H100, memory=plan_memory(config, 1).device // 8), world_size=1)
+    options = [option for option in choose(config, site).options if option.fits]
+    keeping = [option for option in options if option.config.train.kept_micro_batches]
+    assert options[0] in keeping
+    for option in keeping:
+        without = consider(option.config, site, {"train.kept_micro_batches": 0, "train.kept_tower": ""})
+        assert option.time.encoders < without.time.encoders
+        kept = option.config.train.kept_micro_batches + 1
+        if kept < num_micro_batches(option.config, 1):
+            assert not consider(option.config, site, {"train.kept_micro_batches": kept}).fits
 
 
 def test_tiles_shrink_where_they_are_what_does_not_fit() -> None:

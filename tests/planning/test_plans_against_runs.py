@@ -11,9 +11,9 @@ import pytest
 from measuring import allocated, measure
 from ranks import run_ranks
 
-from neuclip_scale.config import Recipe, load_recipe
+from neuclip_scale.config import Recipe, load_recipe, num_micro_batches
+from neuclip_scale.grad_cache import KeptActivations
 from neuclip_scale.planning import GPU_TYPES, Site, plan_memory, plan_traffic
-from neuclip_scale.planning.sharding import num_micro_batches
 from neuclip_scale.planning.timeline import Work, step_tasks
 
 pytestmark = pytest.mark.distributed
@@ -30,15 +30,20 @@ FSDP2: Case = {"engine.name": "fsdp2"}
 SEVERAL: Case = {"train.micro_batch_size": 8}
 BF16: Case = {"train.precision": "bf16"}
 CHECKPOINTED: Case = {"model.grad_checkpointing": True}
+RING: Case = {"objective.exchange": "ring"}
+KEPT_TEXT: Case = {"train.kept_tower": "text"}
+KEPT_IMAGE: Case = {"train.kept_micro_batches": 1, "train.kept_tower": "image"}
 LOCKED: Case = {"model.lock": "image", "objective.name": "openclip"}
 # By engine and number of ranks.
 CASES: dict[str, tuple[int, list[Case]]] = {
     "ddp": (
         2,
         [
-            SEVERAL | BF16,
+            SEVERAL | BF16 | KEPT_TEXT,
             LOCKED | CHECKPOINTED,
-            *({"objective.name": name} for name in ("siglip", "isogclr", "amorlip", "neuclip-queue")),
+            SEVERAL | RING,
+            *({"objective.name": name} for name in ("isogclr", "amorlip", "neuclip-queue")),
+            *({"objective.name": name} | RING for name in ("siglip", "isogclr", "openclip")),
         ],
     ),
     "fsdp2": (
@@ -46,8 +51,9 @@ CASES: dict[str, tuple[int, list[Case]]] = {
         [
             FSDP2 | BF16 | CHECKPOINTED,
             FSDP2 | SEVERAL | {"engine.fsdp.accumulate_sharded": True, "train.max_grad_norm": 0.5},
-            FSDP2 | SEVERAL | {"engine.fsdp.reshard_after_forward": False},
-            FSDP2 | SEVERAL | LOCKED,
+            FSDP2 | SEVERAL | KEPT_IMAGE,
+            FSDP2 | SEVERAL | LOCKED | {"engine.fsdp.reshard_after_forward": False},
+            FSDP2 | SEVERAL | LOCKED | KEPT_TEXT,
         ],
     ),
     "fsdp2, 2 x 2 ranks": (4, [FSDP2 | {"engine.fsdp.replicas": 2}]),
@@ -55,7 +61,7 @@ CASES: dict[str, tuple[int, list[Case]]] = {
         2,
         [
             zero("zero0"),
-            zero("1") | SEVERAL,
+            zero("1") | SEVERAL | {"train.kept_micro_batches": 2},
             zero("2") | SEVERAL | BF16 | {"optim.image.layer_decay": 0.5},
             zero("3") | LOCKED | BF16,
             zero("3") | SEVERAL,
@@ -112,8 +118,9 @@ def check_order(config: Recipe, world_size: int, order: list[str]) -> None:
     """The timeline starts collectives in the engine's order: FSDP2's one by one; where libraries fill buckets, all of a
     kind between two others as one, and about as many calls.
     """
-    if config.model.lock:
-        return  # its gatherings for nothing are in the traffic, not in the timeline
+    train = config.train
+    if config.model.lock or train.kept_micro_batches or train.kept_tower or config.objective.exchange == "ring":
+        return  # of these the timeline knows what travels and when it is needed, not every call in its order
     planned, is_fsdp2 = planned_order(config, world_size), config.engine.name == "fsdp2"
     assert planned == order if is_fsdp2 else runs(planned) == runs(order), config.engine
     for kind in set(order):
@@ -129,7 +136,8 @@ def planned_order(config: Recipe, world_size: int) -> list[str]:
     """Kinds of the timeline's collectives, those of several calls that are waited for as often."""
     site = Site(gpu=GPU_TYPES["h100"], world_size=world_size, dataset_size=NUM_PAIRS)
     transfers = {transfer.name: transfer for transfer in plan_traffic(config, world_size, NUM_PAIRS)}
-    work = Work(1.0, 1.0, 1.0, 1.0, num_micro_batches(config, world_size))
+    several = num_micro_batches(config, world_size)
+    work = Work(1.0, 1.0, 1.0, 1.0, several, KeptActivations.of(config.train, several))
     found = []
     for task in step_tasks(config, site, list(transfers.values()), work):
         if task.sends:

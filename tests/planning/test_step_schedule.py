@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuclip_scale.config import Recipe, load_recipe
+from neuclip_scale.grad_cache import KeptActivations
 from neuclip_scale.planning import GPU_TYPES, Site, plan_traffic
 from neuclip_scale.planning.links import link_time
 from neuclip_scale.planning.schedule import Schedule, Task, run
@@ -105,6 +106,34 @@ def test_nothing_is_lost_between_traffic_and_timeline(name: str, num_micro: int)
     encoders = (2 if num_micro > 1 else 1) * num_micro * 0.01 + num_micro * 0.02
     assert work.encoders == pytest.approx(encoders)
     assert all(need < place for place, task in enumerate(tasks) for need in task.needs)
+
+
+@pytest.mark.parametrize(("kept", "again"), [((0, "image"), 3 * 0.4), ((2, ""), 1.0), ((1, "text"), 2 * 0.6)])
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3"])
+def test_what_is_kept_is_not_encoded_again(name: str, kept: tuple[int, Any], again: float) -> None:
+    """`again` in forward passes of a micro-batch, of which pictures are six tenths."""
+    sizes = {"train.global_batch_size": 48 * 16, "train.micro_batch_size": 16}
+    fields = {"train.kept_micro_batches": kept[0], "train.kept_tower": kept[1]}
+    config, place = recipe(**WAYS[name], **sizes, **fields), site(network=2e8)
+    work = dataclasses.replace(WORK, num_micro=3, kept=KeptActivations.of(config.train, 3), image_share=0.6)
+    found, tasks = played(config, place, work)
+    assert work.encoders == pytest.approx(3 * 0.03 + again * 0.01)
+    assert found.computing == pytest.approx(work.seconds)
+    for transfer in plan_traffic(config, 16):
+        sent = sum(task.seconds for task in tasks if task.sends == transfer.name)
+        assert sent == pytest.approx(link_time(transfer, place).seconds), transfer.name
+
+
+def test_features_travel_while_the_next_micro_batch_is_encoded() -> None:
+    sizes = {"train.global_batch_size": 48 * 16, "train.micro_batch_size": 16}
+    config, place = recipe(**WAYS["ddp"], **sizes), site()
+    work = dataclasses.replace(WORK, num_micro=3)
+    found, tasks = played(config, place, work)
+    assert sum(task.sends == "features, early" for task in tasks) == 4
+    assert "features, early" not in found.waits
+    assert found.waits["features"] == pytest.approx(
+        next(task.seconds for task in tasks if task.sends == "features"),
+    )
 
 
 def exposed(found: Schedule) -> float:

@@ -23,6 +23,7 @@ from neuclip_scale.similarity import (
     triton_sweeps,
 )
 from neuclip_scale.similarity.chunks import ChunkLimits
+from neuclip_scale.similarity.ring import Block
 from neuclip_scale.similarity.triton_blocks import Blocks
 from neuclip_scale.similarity.triton_chunks import Operands, chunk_sigmoids, chunk_sums
 
@@ -68,6 +69,25 @@ def test_a_scale_for_every_row(world: int, local: slice, dim: int, dtype: torch.
     gradients = triton_sweeps.pair_gradients(pairs, scales, *shifts, exclude_diagonal=True, limits=SMALL)
     expected = (weights @ wide.world_text)[local], (weights.T @ wide.world_image)[local]
     assert_close(gradients, expected, dtype, "gradients")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_another_ranks_block(dtype: torch.dtype) -> None:
+    """No partner in it, and tables of that rank's rows before this one's: against torch's functions, in float64."""
+    mine, theirs = make_pairs(33, slice(0, 33), 24, dtype), make_pairs(33, slice(0, 33), 24, dtype)
+    theirs = PairFeatures.single(theirs.image.flip(0), theirs.text.flip(1))
+    block = Block(mine.image, mine.text, theirs.image, theirs.text, 33, owner=1)
+    wide, scale, bias = block.to(torch.float64), scalar(20.0), scalar(-9.0)
+    sums = triton_sweeps.pair_logsumexp(block, scale, exclude_diagonal=True, limits=SMALL)
+    assert_close(sums, tiled.pair_logsumexp(wide, scale.double(), exclude_diagonal=True), dtype, "sums")
+    tables = ramp(18, 21, 66), ramp(21, 19, 66)
+    gradients = triton_sweeps.pair_gradients(block, scale, *tables, exclude_diagonal=True, limits=SMALL)
+    expected = tiled.pair_gradients(wide, scale.double(), *(t.double() for t in tables), exclude_diagonal=True)
+    assert_close(gradients, expected, dtype, "gradients")
+    found = triton_sweeps.pair_sigmoids(block, scale, bias, limits=SMALL)
+    expected = sigmoid.pair_sigmoids(wide, scale.double(), bias.double())
+    assert_close(found[2:], expected[2:], dtype, "gradients")
+    torch.testing.assert_close(torch.stack(found[:2]).double(), torch.stack(expected[:2]), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -42,9 +42,10 @@ def test_vit_b_32_is_the_formula_and_the_published_figure() -> None:
 
 
 def test_what_a_step_runs() -> None:
-    counted = EncoderFlops(forward=10, training=30, recomputed=7)
-    assert counted.executed(num_micro_batches=1) == 37
-    assert counted.executed(num_micro_batches=2) == 47
+    counted = EncoderFlops(image_forward=10, text_forward=3, training=39, recomputed=7)
+    assert counted.forward == 13
+    assert counted.executed(8, again=(0, 0)) == 8 * 46
+    assert counted.executed(8, again=(6, 4)) == 8 * 46 + 6 * 10 + 4 * 3
 
 
 def test_grad_checkpointing_runs_the_blocks_once_more() -> None:
