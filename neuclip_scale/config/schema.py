@@ -133,8 +133,9 @@ class QueueConfig:
     """Whether older pairs count less, exp(-age/h) with the horizon h that has explained the last batches best."""
     join_batch: bool = True
     """Whether the batch's own negatives stand in one mean with the queue's."""
-    batch_weight: float = 0.0
-    """w in a = log((1 - w) exp(a) + w g), g the mini-batch's estimate: bounds each weight by 1/w."""
+    batch_weight: float = 0.5
+    """w in a = log((1 - w) exp(a) + w g), g the mini-batch's estimate: bounds each weight by 1/w. 0 is the truer
+    normalizer, which trains no better (docs/method.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ def core(num_prototypes: int, restart_every: int) -> dict[str, Options]:
         "u table, later rule": {"name": "fastclip-v3", "gamma_min": 0.0},
         "amortized network": {"name": "amorlip"},
         "NPN": {"name": "neuclip", "npn": {"num_prototypes": num_prototypes, "restart_every": restart_every}},
-        "queue": {"name": "neuclip-queue"},
+        "queue": {"name": "neuclip-queue", "queue": {"batch_weight": 0.0}},
     }
 
 
