@@ -166,7 +166,7 @@ class Trainer:
                 first = f"first {faulty[0].path}: {faulty[0].fault}"
                 logger.message(f"{len(faulty)} damaged shard(s), listed in {skips.path.parent}; {first}")
             if warning := self._temperature_warning():
-                logger.message(warning)
+                logger.message(f"warning: {warning}")
             self._catch_up(logger)
             batches = iter(self.loader)
             stopping = False

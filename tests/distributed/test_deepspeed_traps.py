@@ -21,7 +21,7 @@ from neuclip_scale import distributed
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.engines import deepspeed
 from neuclip_scale.engines.deepspeed import DeepSpeedEngine
-from neuclip_scale.models.clip import CLIP, CLIPOutput
+from neuclip_scale.models.clip import CLIP, CLIPOutput, Towers
 
 pytestmark = pytest.mark.distributed
 
@@ -64,9 +64,9 @@ def one_tower_a_pass() -> Iterator[None]:
     """The towers are run and back-propagated one after the other: the text tower has no part in the first pass."""
     encode, batches = DeepSpeedEngine.encode, []
 
-    def noted(self: DeepSpeedEngine, batch: Batch) -> CLIPOutput:
+    def noted(self: DeepSpeedEngine, batch: Batch, towers: Towers = "both") -> CLIPOutput:
         batches.append(batch)
-        return encode(self, batch)
+        return encode(self, batch, towers)
 
     def backward(
         self: DeepSpeedEngine, output: CLIPOutput, image: Tensor, text: Tensor, scale: Tensor, bias: None = None
