@@ -18,6 +18,9 @@ from neuclip_scale.comparison.sections import Grid, sections, summary_lines
 from neuclip_scale.comparison.text import printable
 from neuclip_scale.files import write_json, write_text
 
+MOST_COLUMNS = 12
+"""Of a table in the terminal; a column for each of many runs would be a character wide."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompareArguments:
@@ -71,7 +74,10 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         for line in section.lines:
             console.print(Text(line))
         for grid in section.grids:
-            console.print(table(grid))
+            if len(grid.columns) > MOST_COLUMNS:
+                console.print(Text(f"{grid.title or section.title}: {len(grid.columns)} columns, see index.html."))
+            else:
+                console.print(table(grid))
 
 
 def table(grid: Grid) -> Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,10 +55,14 @@ def read_runs(paths: Sequence[Path]) -> list[RunFolder]:
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
-    """A printable name per folder: its own, or the path where two have the same."""
-    names = [printable(path.resolve().name) for path in paths]
-    counts = Counter(names)
-    chosen = [name if counts[name] == 1 else printable(str(path)) for name, path in zip(names, paths, strict=True)]
+    """A printable name per folder: of its path's end as much as tells it from the others."""
+    parts = [path.resolve().parts for path in paths]
+    longest = max(map(len, parts), default=1)
+    chosen = []
+    for own in parts:
+        ends = (own[-length:] for length in range(1, longest + 1))
+        end = next((end for end in ends if sum(other[-len(end) :] == end for other in parts) == 1), own)
+        chosen.append(printable(str(Path(*end))))
     return unique(chosen)
 
 

@@ -195,7 +195,17 @@ def test_names_that_are_no_utf8_and_equal_names(tmp_path: Path) -> None:
     runs = [write_run(odd), write_run(tmp_path / "x" / "run"), write_run(tmp_path / "y" / "run")]
     assert compare(*runs, output=tmp_path / "out") == 0
     labels = [run["label"] for run in json.loads((tmp_path / "out/compare.json").read_text("utf-8"))["runs"]]
-    assert labels == ["\\udcff", str(tmp_path / "x" / "run"), str(tmp_path / "y" / "run")]
+    assert labels == ["\\udcff", "x/run", "y/run"]
+
+
+def test_a_table_with_a_column_for_each_of_many_runs_is_left_to_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [write_run(tmp_path / arm / f"seed{seed}", seed=seed) for arm in ("a", "b") for seed in range(7)]
+    assert compare(*runs, output=tmp_path / "out") == 0
+    shown = capsys.readouterr().out
+    assert "columns, see index.html." in shown
+    assert "a/seed0" in shown
 
 
 def test_a_yaml_bomb_is_refused(tmp_path: Path) -> None:
