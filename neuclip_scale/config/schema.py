@@ -135,7 +135,7 @@ class QueueConfig:
     """Whether the batch's own negatives stand in one mean with the queue's."""
     batch_weight: float = 0.5
     """w in a = log((1 - w) exp(a) + w g), g the mini-batch's estimate: bounds each weight by 1/w. 0 is the truer
-    normalizer, which trains no better (docs/method.md)."""
+    normalizer, which has not trained better (docs/method.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
