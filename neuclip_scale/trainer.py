@@ -22,6 +22,7 @@ from neuclip_scale.config import (
     local_batch_size,
     micro_batch_size,
     num_micro_batches,
+    num_steps,
 )
 from neuclip_scale.cost import StepArithmetic
 from neuclip_scale.data.batch import Batch
@@ -94,7 +95,7 @@ class Trainer:
         self.manifest = run_manifest(self.run_dir / "manifest.json", config.data)
         audit = config.data.require_audit
         self.audit = distributed.on_main(lambda: required_audit(audit, self.manifest.fingerprint) if audit else None)
-        self.num_steps = self._count_steps()
+        self.num_steps = num_steps(config, self.manifest.num_samples)
         if start_from is None:
             model.starting_values = pretrained_values(config.model, model)
         self.engine = create_engine(model, config, self.device)
@@ -165,7 +166,7 @@ class Trainer:
             if faulty := self.manifest.faulty_shards:
                 first = f"first {faulty[0].path}: {faulty[0].fault}"
                 logger.message(f"{len(faulty)} damaged shard(s), listed in {skips.path.parent}; {first}")
-            if warning := self._temperature_warning():
+            if warning := out_of_reach(config.objective, self.manifest.num_samples, config.train.global_batch_size):
                 logger.message(f"warning: {warning}")
             self._catch_up(logger)
             batches = iter(self.loader)
@@ -277,25 +278,6 @@ class Trainer:
                 )
 
     # -----------------------------------------------------------------------------------------------------------------
-
-    def _count_steps(self) -> int:
-        train = self.config.train
-        num_steps = train.num_steps or int(train.epochs * self.manifest.num_samples) // train.global_batch_size
-        if num_steps < 1:
-            raise ConfigError(
-                "train.epochs",
-                train.epochs,
-                f"{self.manifest.num_samples} pairs do not fill one batch of {train.global_batch_size}",
-                "Use more epochs, a smaller train.global_batch_size, or train.num_steps.",
-            )
-        return num_steps
-
-    def _temperature_warning(self) -> str:
-        return out_of_reach(
-            self.config.objective,
-            dataset_size=self.manifest.num_samples,
-            global_batch_size=self.config.train.global_batch_size,
-        )
 
     def _normalizer_monitor(self) -> NormalizerMonitor:
         section = self.config.evaluation

@@ -11,6 +11,7 @@ from neuclip_scale.config.checking import (
     local_batch_size,
     micro_batch_size,
     num_micro_batches,
+    num_steps,
     pairs_encoded_again,
 )
 from neuclip_scale.config.errors import ConfigError
@@ -55,6 +56,7 @@ __all__ = [
     "local_batch_size",
     "micro_batch_size",
     "num_micro_batches",
+    "num_steps",
     "pairs_encoded_again",
     "parse",
     "recipe_names",

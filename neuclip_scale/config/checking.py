@@ -32,6 +32,20 @@ def pairs_encoded_again(recipe: Recipe, world_size: int) -> tuple[int, int]:
     return 0 if train.kept_tower == "image" else again, 0 if train.kept_tower == "text" else again
 
 
+def num_steps(recipe: Recipe, num_samples: int) -> int:
+    """Optimizer steps of a run on so many samples; raises `ConfigError` where they do not fill a batch."""
+    train = recipe.train
+    steps = train.num_steps or int(train.epochs * num_samples) // train.global_batch_size
+    if steps < 1:
+        raise ConfigError(
+            "train.epochs",
+            train.epochs,
+            f"{num_samples} pairs do not fill one batch of {train.global_batch_size}",
+            "Use more epochs, a smaller train.global_batch_size, or train.num_steps.",
+        )
+    return steps
+
+
 def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
     """Raise `ConfigError` for values or combinations that cannot be run on `world_size` ranks."""
     _check_ranges(recipe)

@@ -66,7 +66,8 @@ class NormalizerPredictionNetwork(nn.Module):
         """FLOPs of `num_updates` updates (logits and gradient) and one prediction, 2 b m d for each product."""
         return (2 * num_updates + 1) * 2 * num_anchors * self.weight.numel()
 
-    def update(
+    @torch.no_grad()
+    def updates(
         self,
         anchors: Tensor,
         positive_similarity: Tensor,
@@ -77,38 +78,14 @@ class NormalizerPredictionNetwork(nn.Module):
         num_updates: int = 1,
         learning_rate: float = 0.01,
         tile_size: int = 1024,
-    ) -> None:
+    ) -> Iterator[None]:
         """Take `num_updates` AdaGrad steps towards the batch's normalizers (collective, once per update).
+
+        It stops while each gradient travels, so that another network's can be computed: go through it to the end.
 
         anchors [b, d], positive_similarity [b] and log_g [b] are this rank's; the loss is the mean over all ranks'
         anchors. g does not depend on the prototypes, so the B x B similarities behind it are not computed again.
         """
-        for _ in self.updates(
-            anchors,
-            positive_similarity,
-            temperature,
-            log_g,
-            sample_index,
-            num_updates=num_updates,
-            learning_rate=learning_rate,
-            tile_size=tile_size,
-        ):
-            pass
-
-    @torch.no_grad()
-    def updates(
-        self,
-        anchors: Tensor,
-        positive_similarity: Tensor,
-        temperature: Tensor | float,
-        log_g: Tensor,
-        sample_index: Tensor | None = None,
-        *,
-        num_updates: int,
-        learning_rate: float,
-        tile_size: int = 1024,
-    ) -> Iterator[None]:
-        """`update` in pieces: stops while each gradient travels, so that another network's can be computed."""
         target = torch.logaddexp(log_g, log_g.new_tensor(self.log_eps))  # log(eps + g)
         # Neither the anchors nor the prototypes' origins change between updates.
         tiles = self._tiles(anchors, positive_similarity, temperature, sample_index, tile_size)

@@ -165,15 +165,17 @@ OBJECTIVES: dict[str, Callable[[ObjectiveConfig, Problem], Objective]] = {
 }
 
 
+_NEED_ALL_PAIRS = {
+    "neuclip-queue": "compares all pairs of a batch with each rank's part of its queue, so each needs them all",
+    "exact": "holds the features of the whole data set on every rank, beside which a batch's are nothing",
+}
+
+
 def create_objective(section: ObjectiveConfig, problem: Problem) -> Objective:
     """Build the objective a recipe names; raises `ConfigError` for unknown names or a missing data set size."""
     if section.name not in OBJECTIVES:
         raise ConfigError("objective.name", section.name, "no such objective", f"Choose from {', '.join(OBJECTIVES)}.")
-    if section.exchange == "ring" and section.name == "neuclip-queue":
-        raise ConfigError(
-            "objective.exchange",
-            "ring",
-            "neuclip-queue compares all pairs of a batch with each rank's part of its queue, so each needs them all",
-            "Use gather, or another objective.name (neuclip).",
-        )
+    if section.exchange == "ring" and section.name in _NEED_ALL_PAIRS:
+        reason = f"{section.name} {_NEED_ALL_PAIRS[section.name]}"
+        raise ConfigError("objective.exchange", "ring", reason, "Use gather, or another objective.name (neuclip).")
     return OBJECTIVES[section.name](section, problem)

@@ -12,7 +12,7 @@ WITH_RHO = (*_OVER_THE_DATA_SET, *_OVER_THE_BATCH)
 """Objectives whose temperature `rho` holds up."""
 
 
-def out_of_reach(section: ObjectiveConfig, *, dataset_size: int, global_batch_size: int) -> str:
+def out_of_reach(section: ObjectiveConfig, dataset_size: int, global_batch_size: int) -> str:
     """Words of warning where `rho` lets the temperature only fall; empty where it does not.
 
     With p_i the weights of anchor i's negatives, proportional to exp((s_ij - s_ii)/tau), and D the mean of

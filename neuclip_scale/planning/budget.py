@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from neuclip_scale.config import ConfigError, Recipe
+from neuclip_scale.config import num_steps as steps_over
 from neuclip_scale.planning.normalizers import ALL_FEATURES, WORKSPACE, normalizer_items
 from neuclip_scale.planning.sharding import FP32, model_sizes
 from neuclip_scale.planning.site import Site
@@ -38,7 +39,7 @@ def num_steps(config: Recipe, num_pairs: int) -> int:
             "train.num_steps", 0, "the length follows from the data set's size, which is not known here",
             "Give --dataset-size PAIRS, or train.num_steps.",
         )  # fmt: skip
-    return train.num_steps or int(train.epochs * num_pairs) // train.global_batch_size
+    return steps_over(config, num_pairs)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ REGIMES: tuple[Regime, ...] = ("strong", "weak")
 VARIED = (
     "train.global_batch_size",
     "train.micro_batch_size",
+    "train.kept_micro_batches",
+    "train.kept_tower",
     "data.num_streams",
     "engine.name",
     "engine.fsdp.replicas",

@@ -108,6 +108,7 @@ def of_halves() -> float:
     return float((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max())
 
 
-def test_the_queue_says_why_it_cannot() -> None:
-    with pytest.raises(ConfigError, match=r"objective.exchange = 'ring'.*Use gather"):
-        create_loss("neuclip-queue", embed_dim=DIM, exchange="ring")
+@pytest.mark.parametrize("name", ["neuclip-queue", "exact"])
+def test_objectives_that_need_all_pairs_say_why(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"objective.exchange = 'ring'.*{name}.*Use gather"):
+        create_loss(name, embed_dim=DIM, exchange="ring")

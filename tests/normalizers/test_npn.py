@@ -67,14 +67,16 @@ def test_updates_are_torchs_adagrad_and_reach_the_minimiser() -> None:
         dense_loss(weight, npn, anchors, positives, log_g, index, 0.06).backward()
         optimizer.step()
     before = dense_loss(npn.weight, npn, anchors, positives, log_g, index, 0.06)
-    npn.update(anchors, positives, 0.06, log_g, index, num_updates=7, learning_rate=0.05)
+    for _ in npn.updates(anchors, positives, 0.06, log_g, index, num_updates=7, learning_rate=0.05):
+        pass
     torch.testing.assert_close(npn.weight, weight.detach(), rtol=1e-7, atol=1e-9)
     assert dense_loss(npn.weight, npn, anchors, positives, log_g, index, 0.06) < before
 
 
 def test_restart_replaces_prototypes_and_clears_the_accumulator() -> None:
     npn, anchors, positives, log_g, index = setting()
-    npn.update(anchors, positives, 0.06, log_g, index, num_updates=2)
+    for _ in npn.updates(anchors, positives, 0.06, log_g, index, num_updates=2):
+        pass
     assert npn.squares.abs().sum() > 0
     fresh = normalize(torch.randn(11, 5, dtype=torch.float64), dim=1)
     npn.restart(fresh, torch.arange(11))
