@@ -95,7 +95,8 @@ def ensure_process_group(device: torch.device) -> None:
     """Give a single process a group of its own: sharding libraries want one. No communication."""
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        index = device if device.type == "cuda" else None
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=index)
 
 
 def _export_rendezvous(launch: Launch) -> None:

@@ -33,6 +33,7 @@ from neuclip_scale.data.run_manifest import run_manifest
 from neuclip_scale.data.skips import SkipLog, check_bad_fraction
 from neuclip_scale.data.transforms import EvalTransform, TrainTransform
 from neuclip_scale.engines import create_engine
+from neuclip_scale.engines.base import set_matmul_precision
 from neuclip_scale.evaluation.in_training import TrainingEvaluation
 from neuclip_scale.evaluation.normalizer_monitor import NormalizerMonitor
 from neuclip_scale.evaluation.reference_pairs import ReferencePairs
@@ -77,6 +78,7 @@ class Trainer:
         # The hang watch, which names the rank that hangs, comes before the process group's own end.
         patience = max(30.0, config.train.hang_timeout_seconds / 60 + 5)
         self.device = distributed.initialize(config.engine.device, patience)
+        set_matmul_precision(config.train, self.device)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         check_recipe(config, self.world_size)
         check_places(config)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bench_step_gpu
 import bench_turns
 
 PEER, PEER_PARTS = "open_clip", "open_clip, accum_freq"
@@ -20,7 +21,7 @@ PEERS = {PEER: PEER, OURS: PEER, NEUCLIP: PEER, PEER_PARTS: PEER_PARTS, OURS_PAR
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Encoders, loss, backward, clipping and AdamW on a batch in memory; the same towers and batch, fp32."""
+    """Encoders, loss, backward, clipping and AdamW on a batch in memory; the same towers and batch."""
 
     preset: str = "demo"
     """Encoders: open_clip's are built with the same widths, layers and heads."""
@@ -35,7 +36,11 @@ class Step:
     repeats: int = 5
     """Measurements of each contender."""
     contenders: tuple[str, ...] = (PEER, OURS, NEUCLIP, PEER_PARTS, OURS_PARTS)
-    """What to measure, by turns."""
+    """What to measure, by turns; on a GPU a name may end in ", compiled"."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    precision: str = "fp32"
+    """fp32 or bf16 (autocast)."""
     json: str = ""
     """Write every measurement to this file."""
 
@@ -49,47 +54,69 @@ def child(options: Step, contender: str) -> None:
     parts = options.micro_batches if contender in (PEER_PARTS, OURS_PARTS) else 1
     with tempfile.TemporaryDirectory() as folder:
         if contender in (PEER, PEER_PARTS):
-            steps = _open_clip(options, parts)
+            steps = open_clip_steps(options, parts)
         else:
-            steps = _ours(options, parts, "neuclip" if contender == NEUCLIP else "openclip", Path(folder))
+            steps = our_steps(options, parts, "neuclip" if contender == NEUCLIP else "openclip", Path(folder))
         next(steps)  # the optimizer's state, and NeuCLIP's first prototypes
 
-        def run() -> None:
-            for _ in range(options.steps):
-                next(steps)
-
-        result = bench_turns.measured(run)
+        result = bench_turns.measured(lambda: next(steps))
     result |= {name: result[name] / options.steps for name in ("seconds", "cpu_seconds")}
     print(json.dumps(result))
 
 
-def _ours(options: Step, parts: int, objective: str, folder: Path) -> Iterator[Any]:
-    """`Trainer.train_step` on the first batch of the loader."""
+def our_steps(options: Step, parts: int, objective: str, folder: Path, *, compiled: bool = False) -> Iterator[Any]:
+    """`Trainer.train_step` on one batch: first one step, then `options.steps` each time."""
     from neuclip_scale import Trainer, load_recipe
     from neuclip_scale.data.synthetic import write_synthetic_shards
 
     write_synthetic_shards(folder / "shards", options.batch_size, options.batch_size, image_size=40, seed=0)
     settings = {
         "run_dir": str(folder / "run"), "data.train": str(folder / "shards"), "data.num_workers": 0,
-        "data.num_streams": 1, "evaluation.data": "", "evaluation.normalizer_every_steps": 0, "engine.device": "cpu",
-        "model.preset": options.preset, "objective.name": objective, "train.global_batch_size": options.batch_size,
+        "data.num_streams": 1, "evaluation.data": "", "evaluation.normalizer_every_steps": 0,
+        "engine.device": options.device, "model.preset": options.preset, "model.compile": compiled,
+        "objective.name": objective, "train.global_batch_size": options.batch_size,
         "train.micro_batch_size": options.batch_size // parts, "train.num_steps": options.steps + 1,
-        "train.max_grad_norm": 1.0, "train.precision": "fp32",
+        "train.max_grad_norm": 1.0, "train.precision": options.precision,
     }  # fmt: skip
     trainer = Trainer(load_recipe("demo", settings))
-    batch = next(iter(trainer.loader)).batch
+    batch, count = our_batch(trainer, options.batch_size), 1
     while True:
-        yield trainer.train_step(batch)
+        for _ in range(count):
+            float(trainer.train_step(batch).output.loss)  # `fit` reads its numbers after every step
+        yield
+        count = options.steps
 
 
-def _open_clip(options: Step, parts: int) -> Iterator[Any]:
-    """`open_clip_train.train.train_one_epoch` on a loader of one batch, with the optimizer of its main."""
+def our_batch(trainer: Any, size: int) -> Any:
+    """Pictures and captions of noise where the trainer's model is."""
+    import torch
+
+    from neuclip_scale.data.batch import Batch
+
+    model = trainer.engine.module
+    images, tokens = noise(size, model.image_size, model.context_length)
+    return Batch(images, tokens, torch.arange(size), tuple(map(str, range(size)))).to(trainer.device)
+
+
+def noise(size: int, image_size: int, context_length: int) -> tuple[Any, Any]:
+    """Pictures [size, 3, H, W] and tokens [size, L]."""
+    import torch
+
+    tokens = torch.randint(1, 40000, (size, context_length))
+    tokens[:, -1] = 49407
+    return torch.randn(size, 3, image_size, image_size), tokens
+
+
+def open_clip_steps(options: Step, parts: int, *, compiled: bool = False) -> Iterator[Any]:
+    """`open_clip_train.train.train_one_epoch` on one batch, with the optimizer of its main: first an epoch of one step,
+    then of `options.steps` each time.
+    """
     import torch
     from open_clip.loss import ClipLoss
     from open_clip_train.scheduler import cosine_lr
     from open_clip_train.train import train_one_epoch
 
-    model = _open_clip_model(options.preset)
+    model = _open_clip_model(options.preset).to(options.device)
     single = [p for name, p in model.named_parameters() if p.ndim < 2 or "bn" in name or "ln" in name]
     known = set(map(id, single))
     groups = [
@@ -97,18 +124,22 @@ def _open_clip(options: Step, parts: int) -> Iterator[Any]:
         {"params": [p for p in model.parameters() if id(p) not in known], "weight_decay": 0.2},
     ]
     optimizer = torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
+    loader = _OneBatch(model, options, parts)
+    if compiled:
+        model = torch.compile(model)
     arguments = argparse.Namespace(
-        device="cpu", precision="fp32", distill=False, accum_freq=parts, skip_scheduler=False, horovod=False,
+        device=options.device, precision={"fp32": "fp32", "bf16": "amp_bf16"}[options.precision], distill=False,
+        accum_freq=parts, skip_scheduler=False, horovod=False,
         grad_clip_norm=1.0, log_every_n_steps=10**9, rank=0, local_rank=0, world_size=1, wandb=False,
         batch_size=options.batch_size // parts, log_local=False,
     )  # fmt: skip
-    loader = _OneBatch(model, options.batch_size, parts)
     data = {"train": argparse.Namespace(dataloader=loader, set_epoch=lambda epoch: None)}
     schedule = cosine_lr(optimizer, 5e-4, 2, options.steps + 1)
     epoch = 0
     while True:
         yield train_one_epoch(model, data, ClipLoss(), epoch, optimizer, None, schedule, None, arguments)
         epoch += 1
+        loader.repeat(options.steps)
 
 
 def _open_clip_model(name: str) -> Any:
@@ -134,25 +165,28 @@ def _open_clip_model(name: str) -> Any:
 
 
 class _OneBatch:
-    """What `train_one_epoch` needs of a loader: one batch, in parts."""
+    """What `train_one_epoch` needs of a loader: one batch, in parts, some times over."""
 
-    def __init__(self, model: Any, batch_size: int, parts: int) -> None:
-        import torch
+    def __init__(self, model: Any, options: Step, parts: int) -> None:
+        self._size = options.batch_size
+        batch = noise(self._size, model.visual.image_size[0], model.context_length)
+        images, tokens = (each.to(options.device).split(self._size // parts) for each in batch)
+        self._parts = list(zip(images, tokens, strict=True))
+        self.repeat(1)
 
-        self.num_batches, self.num_samples = parts, batch_size
-        size = model.visual.image_size[0]
-        images = torch.randn(batch_size, 3, size, size)
-        tokens = torch.randint(1, 40000, (batch_size, model.context_length))
-        tokens[:, -1] = 49407
-        each = batch_size // parts
-        self._parts = list(zip(images.split(each), tokens.split(each), strict=True))
+    def repeat(self, count: int) -> None:
+        """Make an epoch of `count` steps."""
+        self._count = count
+        self.num_batches, self.num_samples = len(self._parts) * count, self._size * count
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._parts)
+        return iter(self._parts * self._count)
 
 
 def measure(options: Step) -> dict[str, Any]:
     """All contenders by turns; returns what --json holds."""
+    if options.device == "cuda":
+        return bench_step_gpu.measure(options)
     runs = bench_turns.by_turns(__file__, options)
     figures = {"cpu_seconds": "time_ratio", "added_mib": "memory_ratio"}
     return {"rows": bench_turns.compared(runs, PEERS, figures), "runs": runs}
@@ -160,8 +194,11 @@ def measure(options: Step) -> dict[str, Any]:
 
 def show(options: Step, result: dict[str, Any]) -> None:
     """Print the comparison."""
+    if options.device == "cuda":
+        bench_step_gpu.show(options, result)
+        return
     print(
-        f"{options.preset}, B = {options.batch_size}, whole or in {options.micro_batches} parts, fp32, "
+        f"{options.preset}, B = {options.batch_size}, whole or in {options.micro_batches} parts, {options.precision}, "
         f"{options.threads} thread(s), commit {result['commit']}"
     )
     columns = {

@@ -278,7 +278,10 @@ class TrainConfig:
     epochs: float = 0.0
     """Passes over the data, used when num_steps is 0; a last incomplete batch is not taken."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the encoders; losses and normalizers are always fp32."""
+    """Arithmetic of the encoders; features, losses and normalizers are always held in fp32."""
+    matmul_precision: Literal["auto", "highest", "high", "medium"] = "auto"
+    """How a GPU multiplies what is held in fp32, in torch's words: highest (fp32), high (TF32), medium (factors rounded
+    to bf16, sums in fp32). auto: medium where the encoders' own products are no finer, highest with precision=fp32."""
     max_grad_norm: float = 0.0
     """Clip the encoders' gradient to this norm; 0 does not clip."""
     hang_timeout_seconds: float = 2100.0

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuclip_scale.config import ConfigError
@@ -18,6 +19,23 @@ from neuclip_scale.models.batch_norm import has_batch_norm
 from neuclip_scale.models.presets import VisionTransformerConfig
 from neuclip_scale.models.timm_library import import_timm
 from neuclip_scale.models.transformer import LayerNorm, Transformer
+
+
+class PatchEmbedding(nn.Conv2d):
+    """Pictures [N, 3, H, W] to a linear map of each of their patches, [N, patches, width].
+
+    A convolution whose stride is its size, so one matrix product, which GPUs do much faster than they do that
+    convolution's gradient. Name, shape and initial values of its weight are the convolution's.
+    """
+
+    def __init__(self, width: int, patch_size: int) -> None:
+        super().__init__(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        N, channels, height, width = images.shape
+        edge = self.kernel_size[0]
+        patches = images.reshape(N, channels, height // edge, edge, width // edge, edge).permute(0, 2, 4, 1, 3, 5)
+        return F.linear(patches.reshape(N, -1, channels * edge * edge), self.weight.flatten(1))
 
 
 class VisionTransformer(nn.Module):
@@ -48,7 +66,7 @@ class VisionTransformer(nn.Module):
                 f"Use {lower or patch} or {lower + patch}.",
             )
         num_patches = (image_size // patch) ** 2
-        self.conv1 = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
+        self.conv1 = PatchEmbedding(width, patch)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(num_patches + 1, width))
         self.ln_pre = LayerNorm(width)
@@ -66,8 +84,7 @@ class VisionTransformer(nn.Module):
         self.transformer.grad_checkpointing = enable
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.conv1(images.to(self.conv1.weight.dtype))  # [N, width, H/patch, W/patch]
-        x = x.flatten(2).transpose(1, 2)  # [N, num_patches, width]
+        x = self.conv1(images.to(self.conv1.weight.dtype))  # [N, num_patches, width]
         class_token = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)
         x = self.transformer(self.ln_pre(x))

@@ -15,8 +15,8 @@ from neuclip_scale.similarity import triton_kernels as kernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton, as it was imported, runs kernels in Python on any device."""
-SLOT = 16 if INTERPRETED else 64
-"""Smallest edge of a block; see `_store_parts`."""
+SLOT = 16 if INTERPRETED else 128
+"""Smallest edge of a block of kernels that store sums; see `_store_parts`."""
 LARGEST = 256
 """Largest edge of a block."""
 EVEN_BLOCK = 32 if INTERPRETED else 128
@@ -43,8 +43,9 @@ class Blocks(NamedTuple):
 UNTUNED = Blocks(128, 128, 64, 8, 3)
 """Uses half of a Hopper multiprocessor's registers and memory for most kernels, so that one program's exponentials run
 beside another's products."""
-_NARROW = (UNTUNED, UNTUNED._replace(max_registers=128), Blocks(64, 128, 64, 4, 4))
-_WIDE = (Blocks(128, 256, 64, 8, 3), Blocks(256, 128, 64, 8, 3), Blocks(128, 256, 64, 8, 4))
+_NARROW = (UNTUNED, UNTUNED._replace(max_registers=128), UNTUNED._replace(num_warps=4))
+_WIDE = (Blocks(256, 128, 64, 8, 3),)
+_PRODUCT = (Blocks(64, 128, 64, 4, 4), Blocks(128, 256, 64, 8, 4))
 _TUNED_BY = {
     "sums_kernel": ("d", "EXCLUDE", "COLUMNS", "INDIVIDUAL", "PRECISION"),
     "exponentials_kernel": ("d", "INDIVIDUAL", "PRECISION"),
@@ -80,7 +81,9 @@ def tunes(smallest_edge: int) -> bool:
 
 def candidates(name: str, item_size: int) -> tuple[Blocks, ...]:
     """What is measured: wide blocks only where their accumulators leave registers for the rest."""
-    return _NARROW if item_size == 4 or name == "sigmoids_kernel" else _NARROW + _WIDE
+    if item_size == 4 or name == "sigmoids_kernel":
+        return _NARROW
+    return _NARROW + _WIDE + (_PRODUCT if name == "product_kernel" else ())
 
 
 def fixed_block(item_size: int) -> dict[str, int]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from neuclip_scale.similarity.chunks import Chunk, num_splits
-from neuclip_scale.similarity.triton_blocks import EVEN_BLOCK, LARGEST, SLOT, launch
+from neuclip_scale.similarity.triton_blocks import EVEN_BLOCK, INTERPRETED, LARGEST, SLOT, launch
+from neuclip_scale.similarity.triton_kernels import join_kernel
 
 
 class Operands(NamedTuple):
@@ -30,17 +32,34 @@ class Operands(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Of a chunk's rows, and of its columns where asked for."""
+    """Running sums of some rows over all columns so far, and of some columns over all rows; chunks join them."""
 
-    rows: Tensor  # [rows], log-sum-exp
-    means: Tensor | None  # [rows], mean logit under the row's softmax
-    columns: Tensor | None  # [columns], log-sum-exp
+    rows: Tensor  # [rows], log-sum-exp; starts at -inf
+    columns: Tensor | None = None  # [columns], log-sum-exp
+    means: Tensor | None = None  # [rows], mean logit under the row's softmax; starts at 0
+
+    @classmethod
+    def empty(cls, like: Tensor, num_rows: int, num_columns: int | None = None, *, means: bool = False) -> Sums:
+        """Of no entry yet; without columns if there is no number of them."""
+        return cls(
+            like.new_full((num_rows,), -torch.inf),
+            None if num_columns is None else like.new_full((num_columns,), -torch.inf),
+            like.new_zeros(num_rows) if means else None,
+        )
+
+    def of(self, chunk: Chunk) -> Sums:
+        """Those of a chunk's rows and columns, sharing their memory."""
+        return Sums(
+            self.rows[chunk.rows],
+            None if self.columns is None else self.columns[chunk.columns],
+            None if self.means is None else self.means[chunk.rows],
+        )
 
 
-def chunk_sums(operands: Operands, scale: Tensor, diagonal: int, *, exclude_diagonal: bool, columns_too: bool) -> Sums:
-    """Log-sum-exps of scale * left @ right.T; `scale` one element, or [rows], which gives the means too."""
+def join_chunk(sums: Sums, operands: Operands, scale: Tensor, diagonal: int, *, exclude_diagonal: bool) -> None:
+    """Join the chunk's entries scale * left @ right.T to `sums`; `scale` one element, or [rows] for sums with means."""
     num_rows, num_columns = len(operands.left), len(operands.right)
-    individual = scale.numel() > 1
+    individual, columns_too = sums.means is not None, sums.columns is not None
     row_parts = _parts(scale, num_columns, num_rows, -torch.inf)
     mean_parts = torch.zeros_like(row_parts) if individual else row_parts
     column_parts = _parts(scale, num_rows, num_columns, -torch.inf) if columns_too else row_parts
@@ -48,12 +67,26 @@ def chunk_sums(operands: Operands, scale: Tensor, diagonal: int, *, exclude_diag
         "sums_kernel", operands, [scale, row_parts, column_parts, mean_parts], diagonal=diagonal,
         EXCLUDE=exclude_diagonal, COLUMNS=columns_too, INDIVIDUAL=individual, SLOT=SLOT,
     )  # fmt: skip
-    rows = torch.logsumexp(row_parts, 0)
-    means = None
-    if individual:  # a row without entries has no share to divide
-        shares = (row_parts - rows.clamp_min(torch.finfo(rows.dtype).min)).exp_()
-        means = (mean_parts * shares).sum(0)
-    return Sums(rows, means, torch.logsumexp(column_parts, 0) if columns_too else None)
+    if sums.means is not None:
+        _join_means(sums.means, sums.rows, row_parts, mean_parts)
+    join_parts(sums.rows, row_parts)
+    if sums.columns is not None:
+        join_parts(sums.columns, column_parts)
+
+
+def _join_means(means: Tensor, before: Tensor, row_parts: Tensor, mean_parts: Tensor) -> None:
+    """The parts' means and the one before, each weighted with its share of the row's sum."""
+    after = torch.logaddexp(before, torch.logsumexp(row_parts, 0))
+    after = after.clamp_min_(torch.finfo(after.dtype).min)  # a row without entries has no share to divide
+    means *= (before - after).exp_()
+    means += (mean_parts * (row_parts - after).exp_()).sum(0)
+
+
+def join_parts(sums: Tensor, parts: Tensor) -> None:
+    """sums [count] = log-sum-exp of itself and parts [num_parts, count], in one pass over memory."""
+    num_parts, count = parts.shape
+    sizes = {"PARTS": 16, "BLOCK": 16} if INTERPRETED else {"PARTS": 64, "BLOCK": 64}
+    join_kernel[(-(-count // sizes["BLOCK"]),)](sums, parts, num_parts, count, **sizes)
 
 
 def chunk_exponentials(
@@ -85,7 +118,14 @@ def chunk_sigmoids(
 def add_product(
     out: Tensor, weights: Tensor, features: Tensor, precision: str, *, transposed: bool, least_depth: int
 ) -> None:
-    """out [rows, d] += weights @ features, or weights.T @ features where `transposed`; fp32 accumulators."""
+    """out [rows, d] += weights @ features, or weights.T @ features where `transposed`; fp32 accumulators.
+
+    cuBLAS does it for halves, faster than our kernel, where torch lets it add to fp32.
+    """
+    if _by_cublas(out.device, weights.dtype):
+        factor = weights.T if transposed else weights
+        torch.addmm(out, factor, features.to(weights.dtype), out_dtype=torch.float32, out=out)
+        return
     num_rows, d = out.shape
     depth = len(features)
     tiles = -(-num_rows // EVEN_BLOCK) * -(-d // EVEN_BLOCK)
@@ -104,6 +144,24 @@ def add_product(
         out += target.sum(0)
 
 
+def _by_cublas(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `add_product` leaves these weights to cuBLAS, which keeps its own counsel about the order of sums."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return device.type == "cuda" and dtype.itemsize == 2 and not deterministic and _adds_to_fp32(device, dtype)
+
+
+@cache
+def _adds_to_fp32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this torch (2.8 or newer) multiplies `dtype` and adds to fp32."""
+    factor = torch.zeros(16, 16, device=device, dtype=dtype)
+    out = torch.zeros(16, 16, device=device)
+    try:
+        torch.addmm(out, factor, factor, out_dtype=torch.float32, out=out)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
 def _launch_tiles(
     name: str, operands: Operands, tensors: list[Tensor], *strides: int, diagonal: int, **flags: Any
 ) -> None:
@@ -120,4 +178,6 @@ def _launch_tiles(
 def _parts(like: Tensor, num_summed: int, num_kept: int, neutral: float) -> Tensor:
     """Room for a number of each of `num_kept` rows and SLOT columns, to the end of the largest block's last one."""
     slots = -(-num_summed // LARGEST) * (LARGEST // SLOT)
+    if num_summed % LARGEST == 0:  # every block writes all of its slots
+        return like.new_empty((slots, num_kept))
     return like.new_full((slots, num_kept), neutral)

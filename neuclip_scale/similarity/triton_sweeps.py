@@ -24,10 +24,11 @@ from neuclip_scale.similarity.sigmoid import SigmoidSums
 from neuclip_scale.similarity.tiled import RowSums, Shifts
 from neuclip_scale.similarity.triton_chunks import (
     Operands,
+    Sums,
     add_product,
     chunk_exponentials,
     chunk_sigmoids,
-    chunk_sums,
+    join_chunk,
 )
 
 LIMITS = ChunkLimits()
@@ -39,20 +40,25 @@ def pair_logsumexp(
     """See `dispatch.pair_logsumexp`."""
     sides = _operands(pairs)
     if pairs.is_whole:
-        image, text = _sums_sweep(sides.image, scale, 0, exclude_diagonal, True, limits)
-        assert text is not None
-        return image.logsumexp, text
-    image, _ = _sums_sweep(sides.image, scale, pairs.offset, exclude_diagonal, False, limits)
-    rows, _ = _sums_sweep(sides.text, scale, pairs.offset, exclude_diagonal, False, limits)
-    return image.logsumexp, rows.logsumexp
+        sums = Sums.empty(scale, pairs.global_size, pairs.global_size)
+        _sums_sweep(sides.image, sums, scale, 0, exclude_diagonal, limits)
+        assert sums.columns is not None
+        return sums.rows, sums.columns
+    image, text = (Sums.empty(scale, len(side.left)) for side in sides)
+    for side, sums in zip(sides, (image, text), strict=True):
+        _sums_sweep(side, sums, scale, pairs.offset, exclude_diagonal, limits)
+    return image.rows, text.rows
 
 
 def pair_row_sums(pairs: PairFeatures, scales: Tensor, *, limits: ChunkLimits = LIMITS) -> tuple[RowSums, RowSums]:
     """See `dispatch.pair_row_sums`."""
-    sides = _operands(pairs)
-    image, _ = _sums_sweep(sides.image, scales[:, 0].contiguous(), pairs.offset, True, False, limits)
-    text, _ = _sums_sweep(sides.text, scales[:, 1].contiguous(), pairs.offset, True, False, limits)
-    return image, text
+    found = []
+    for operands, of_rows in zip(_operands(pairs), scales.T.contiguous(), strict=True):
+        sums = Sums.empty(of_rows, len(of_rows), means=True)
+        _sums_sweep(operands, sums, of_rows, pairs.offset, True, limits)
+        assert sums.means is not None
+        found.append(RowSums(sums.rows, sums.means))
+    return found[0], found[1]
 
 
 def pair_gradients(
@@ -124,25 +130,14 @@ def _operands(pairs: PairFeatures) -> _Sides:
 
 
 def _sums_sweep(
-    operands: Operands, scale: Tensor, offset: int, exclude_diagonal: bool, columns_too: bool, limits: ChunkLimits
-) -> tuple[RowSums, Tensor | None]:
+    operands: Operands, sums: Sums, scale: Tensor, offset: int, exclude_diagonal: bool, limits: ChunkLimits
+) -> Sums:
+    """Join all entries to `sums`; `scale` one element, or one for each row where the sums have means."""
     num_rows, num_columns = len(operands.left), len(operands.right)
-    rows, means = scale.new_full((num_rows,), -torch.inf), scale.new_zeros(num_rows)
-    columns = scale.new_full((num_columns,), -torch.inf) if columns_too else None
     for chunk in chunks(num_rows, num_columns, offset=offset, height=limits.edge, width=limits.edge):
-        part = chunk_sums(
-            operands.of(chunk), scale if scale.numel() == 1 else scale[chunk.rows], chunk.diagonal,
-            exclude_diagonal=exclude_diagonal, columns_too=columns_too,
-        )  # fmt: skip
-        joined = torch.logaddexp(rows[chunk.rows], part.rows)
-        if part.means is not None:
-            finite = joined.clamp_min(torch.finfo(joined.dtype).min)  # a row of one pair has no entry
-            means[chunk.rows] *= (rows[chunk.rows] - finite).exp()
-            means[chunk.rows] += (part.rows - finite).exp() * part.means
-        rows[chunk.rows] = joined
-        if columns is not None and part.columns is not None:
-            columns[chunk.columns] = torch.logaddexp(columns[chunk.columns], part.columns)
-    return RowSums(rows, means), columns
+        of_rows = scale if sums.means is None else scale[chunk.rows]
+        join_chunk(sums.of(chunk), operands.of(chunk), of_rows, chunk.diagonal, exclude_diagonal=exclude_diagonal)
+    return sums
 
 
 def _gradient_sweep(

@@ -25,7 +25,7 @@ from neuclip_scale.similarity import (
 from neuclip_scale.similarity.chunks import ChunkLimits
 from neuclip_scale.similarity.ring import Block
 from neuclip_scale.similarity.triton_blocks import Blocks
-from neuclip_scale.similarity.triton_chunks import Operands, chunk_sigmoids, chunk_sums
+from neuclip_scale.similarity.triton_chunks import Operands, Sums, chunk_sigmoids, join_chunk
 
 # Whole and as one rank's rows, ragged for every block; d a multiple of the blocks and not.
 PROBLEMS = [(41, slice(0, 41), 32), (37, slice(11, 30), 24), (43, slice(40, 43), 19)]
@@ -52,7 +52,7 @@ def test_one_scale(world: int, local: slice, dim: int, dtype: torch.dtype, exclu
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("world", "local", "dim"), PROBLEMS[:2])
+@pytest.mark.parametrize(("world", "local", "dim"), [*PROBLEMS[:2], (21, slice(7, 8), 16)])
 def test_a_scale_for_every_row(world: int, local: slice, dim: int, dtype: torch.dtype) -> None:
     pairs, scales = make_pairs(world, local, dim, dtype), ramp(5, 40, 2 * world).view(world, 2)
     wide, wide_scales = exact(pairs), scales.double().cpu()
@@ -320,7 +320,8 @@ def test_a_diagonal_outside_the_chunk_excludes_nothing() -> None:
     """What `chunks` gives a kernel for rows whose positives lie 2^31 and more columns away."""
     pairs = make_pairs(20, slice(0, 20), 16)
     operands = Operands(pairs.image, pairs.text, "ieee")
-    sums = chunk_sums(operands, scalar(5.0), 20, exclude_diagonal=True, columns_too=True)
+    sums = Sums.empty(pairs.image, 20, 20)
+    join_chunk(sums, operands, scalar(5.0), 20, exclude_diagonal=True)
     expected = reference.pair_logsumexp(exact(pairs), torch.tensor([5.0]).double(), exclude_diagonal=False)
     assert sums.columns is not None
     assert_close((sums.rows, sums.columns), expected, torch.float32, "sums")

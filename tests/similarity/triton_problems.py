@@ -45,7 +45,7 @@ def ramp(first: float, last: float, count: int) -> Tensor:
 
 def assert_close(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], dtype: torch.dtype, what: str) -> None:
     """Sums lose nothing of halves' products; gradients round each weight, to bf16 for halves."""
-    limit = {"sums": 2e-5, "gradients": 3e-5 if dtype == torch.float32 else 1e-2}[what]
+    limit = {"sums": 4e-5, "gradients": 3e-5 if dtype == torch.float32 else 1e-2}[what]
     assert len(actual) == len(expected)
     for mine, theirs in zip(actual, expected):
         assert mine.dtype == torch.float32

@@ -1,0 +1,149 @@
+"""A training step on a GPU beside open_clip's own trainer: `python tools/bench.py step --device cuda`.
+
+All contenders live in one process and run by turns on batches that wait in the GPU's memory. Times are those of CUDA
+events; memory is the most that a step adds to weights, optimizer state and batch, by torch's allocator.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import bench_step
+
+MEBIBYTE = 1 << 20
+COMPILED = ", compiled"
+"""Ends the names of contenders whose towers torch.compile has compiled."""
+
+
+def measure(options: Any) -> dict[str, Any]:
+    """All contenders by turns; returns what --json holds. Without a GPU it says so and measures nothing."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"rows": [], "needs": "a GPU: none is visible to torch, so nothing was measured"}
+    torch.backends.cuda.matmul.allow_tf32 = True  # as open_clip's main sets it
+    torch.backends.cudnn.benchmark = True
+    runs: dict[str, list[dict[str, float]]] = {}
+    failures: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        steps = {}
+        for name in options.contenders:
+            try:
+                steps[name] = _started(name, options, Path(folder) / str(len(steps)))
+            except torch.cuda.OutOfMemoryError as error:
+                failures[name] = f"out of memory: {str(error).splitlines()[0]}"
+                _forget()
+        for _ in range(options.repeats):
+            for name, each in steps.items():
+                runs.setdefault(name, []).append(_timed(each, options.steps))
+    flops = _useful_flops(options.preset) * options.batch_size
+    return {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "flops_per_step": flops,
+        "rows": [_row(name, runs, options, flops) for name in runs],
+        "runs": runs,
+        "failures": failures,
+    }
+
+
+def _started(name: str, options: Any, folder: Path) -> Iterator[Any]:
+    """A contender's steps, after two that compile and take memory."""
+    import torch
+
+    torch.manual_seed(0)
+    plain = name.removesuffix(COMPILED)
+    compiled = plain != name
+    parts = options.micro_batches if plain in (bench_step.PEER_PARTS, bench_step.OURS_PARTS) else 1
+    if plain in (bench_step.PEER, bench_step.PEER_PARTS):
+        steps = bench_step.open_clip_steps(options, parts, compiled=compiled)
+    else:
+        objective = "neuclip" if plain == bench_step.NEUCLIP else "openclip"
+        steps = bench_step.our_steps(options, parts, objective, folder, compiled=compiled)
+    next(steps)
+    next(steps)
+    return steps
+
+
+def _timed(steps: Iterator[Any], count: int) -> dict[str, float]:
+    import torch
+
+    _forget()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    next(steps)
+    last.record()
+    torch.cuda.synchronize()
+    added = torch.cuda.max_memory_allocated() - before
+    return {"seconds": first.elapsed_time(last) / 1e3 / count, "added_mib": added / MEBIBYTE}
+
+
+def _forget() -> None:
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _useful_flops(preset: str) -> int:
+    """Of a pair, forward and backward, nothing twice."""
+    from neuclip_scale.models.building import create_model
+    from neuclip_scale.models.presets import get_preset
+    from neuclip_scale.telemetry.flops import count_encoder_flops
+
+    return count_encoder_flops(create_model(get_preset(preset))).training
+
+
+def _row(name: str, runs: dict[str, list[dict[str, float]]], options: Any, flops: int) -> dict[str, Any]:
+    import torch
+
+    from neuclip_scale.telemetry.devices import peak_flops
+
+    each = runs[name]
+    seconds = [run["seconds"] for run in each]
+    median = statistics.median(seconds)
+    row: dict[str, Any] = {
+        "contender": name,
+        "seconds": median,
+        "seconds_range": [min(seconds), max(seconds)],
+        "samples_per_second": options.batch_size / median,
+        "added_mib": max(run["added_mib"] for run in each),
+    }
+    if peak := peak_flops(torch.cuda.get_device_name(), options.precision):
+        row |= {"mfu": flops / median / peak, "bound_seconds": flops / peak}
+    plain = name.removesuffix(COMPILED)
+    peer = bench_step.PEERS[plain] + name[len(plain) :]
+    if peer in runs:
+        ratios = [other["seconds"] / run["seconds"] for run, other in zip(each, runs[peer], strict=True)]
+        row |= {"peer": peer, "speed_ratio": statistics.median(ratios), "speed_ratio_range": [min(ratios), max(ratios)]}
+    return row
+
+
+def show(options: Any, result: dict[str, Any]) -> None:
+    """Print the comparison."""
+    if "needs" in result:
+        print(f"step: needs {result['needs']}")
+        return
+    print(
+        f"{options.preset}, B = {options.batch_size}, whole or in {options.micro_batches} parts, {options.precision}, "
+        f"{result['device']}, {result['flops_per_step'] / 1e12:.1f} TFLOPs a step"
+    )
+    print(f"{'':<40}{'time':>11}{'range':>22}{'pairs/s':>10}{'of peer':>9}{'MFU':>7}{'added MiB':>11}")
+    for row in result["rows"]:
+        low, high = row["seconds_range"]
+        ratio, mfu = row.get("speed_ratio"), row.get("mfu")
+        print(
+            f"{row['contender']:<40}{row['seconds'] * 1e3:>8.1f} ms{f'{low * 1e3:.1f} to {high * 1e3:.1f} ms':>22}"
+            f"{row['samples_per_second']:>10.0f}{'-' if ratio is None else f'{ratio:.2f}':>9}"
+            f"{'-' if mfu is None else f'{mfu:.1%}':>7}{row['added_mib']:>11.0f}"
+        )
+    for name, why in result["failures"].items():
+        print(f"{name:<40}{why}")
