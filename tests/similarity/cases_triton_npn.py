@@ -36,14 +36,15 @@ def make(num_anchors: int, num_prototypes: int, d: int, *, own: str = "some", ep
     generator = torch.Generator().manual_seed(num_anchors + num_prototypes + d)
     npn = NormalizerPredictionNetwork(d, num_prototypes, eps)
     npn.weight.copy_(torch.randn(num_prototypes, d, generator=generator))  # of any length
-    npn.squares.copy_(torch.rand(num_prototypes, d, generator=generator) * 1e-5 + 1e-5)
+    npn.squares.copy_(torch.rand(num_prototypes, d, generator=generator) * 1e-2 + 1e-2)
     npn.prototype_index.copy_(torch.randint(num_anchors, (num_prototypes,), generator=generator) + (1 << 40))
     if own == "all":
         npn.prototype_index.fill_(3 + (1 << 40))
     anchors = normalize(torch.randn(num_anchors, d, generator=generator), dim=1)
     index = None if own == "none" else torch.arange(num_anchors, device=DEVICE) + (1 << 40)
-    rest = torch.rand(num_anchors, generator=generator), torch.randn(num_anchors, generator=generator) - 3
-    return Problem(npn.to(DEVICE), anchors.to(DEVICE), *(each.to(DEVICE) for each in rest), index)
+    positives = torch.rand(num_anchors, generator=generator)
+    log_g = npn(anchors, positives, TAU).clamp_min(-9) + torch.randn(num_anchors, generator=generator)
+    return Problem(npn.to(DEVICE), anchors.to(DEVICE), positives.to(DEVICE), log_g.to(DEVICE), index)
 
 
 def move(problem: Problem, limits: Limits, num_updates: int = 3) -> NormalizerPredictionNetwork:
@@ -55,12 +56,12 @@ def move(problem: Problem, limits: Limits, num_updates: int = 3) -> NormalizerPr
         pass
     fresh = FusedBatch(npn, anchors, positives, TAU, index, limits).predict()
     # Its directions are up to date; the interpreter cuts off what a GPU rounds to bf16.
-    limit = 1e-5 if batch.directions.dtype == torch.float32 else 5e-2
+    limit = 1e-5 if batch.directions.dtype == torch.float32 else 0.1
     torch.testing.assert_close(batch.predict(), fresh, rtol=0, atol=limit)
     return npn
 
 
-def check(problem: Problem, limits: Limits, limit: float = 2e-4) -> None:
+def check(problem: Problem, limits: Limits, limit: float = 1e-4) -> None:
     exact, before = problem.double(), problem.npn.weight.double()
     npn = move(problem, limits)
     for _ in exact.npn.updates(*exact[1:3], TAU, *exact[3:], num_updates=3, learning_rate=RATE, tile_size=16):
@@ -71,7 +72,7 @@ def check(problem: Problem, limits: Limits, limit: float = 2e-4) -> None:
     torch.testing.assert_close(npn.squares.double(), squares, rtol=0, atol=limit * float(squares.max()))
     predicted = FusedBatch(npn, *problem[1:3], TAU, problem.index, limits).predict()
     expected = exact.npn(*exact[1:3], TAU, exact.index)
-    torch.testing.assert_close(predicted.double(), expected, rtol=0, atol=10 * limit)
+    torch.testing.assert_close(predicted.double(), expected, rtol=0, atol=3 * limit)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_products_obey_torch_s_matmul_precision(precision: str) -> None:
     try:
         batch = FusedBatch(*problem[:3], TAU, problem.index)
         assert batch.directions.dtype == (torch.bfloat16 if precision == "medium" else torch.float32)
-        check(problem, Limits(), limit=3e-2 if precision == "medium" else 5e-3)
+        check(problem, Limits(), limit=5e-2 if precision == "medium" else 1e-2)
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -140,3 +141,20 @@ def test_the_check_of_a_device_passes_and_would_not(monkeypatch: pytest.MonkeyPa
     descend = FusedBatch.descend
     monkeypatch.setattr(FusedBatch, "descend", lambda self, total, rate, eps: descend(self, total, 0.9 * rate, eps))
     assert "updates of an NPN are off by" in triton_check.disagreement(DEVICE, 64)
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_the_network_takes_the_kernels_where_they_are_chosen(index: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = make(45, 70, 24, own="some" if index else "none"), make(45, 70, 24)
+    monkeypatch.setenv("NEUCLIP_SIMILARITY", "triton")
+    anchors, positives, log_g, sample_index = first[1:]
+    for _ in first.npn.updates(anchors, positives, TAU, log_g, sample_index, num_updates=2, learning_rate=RATE):
+        pass
+    move(second._replace(index=sample_index), Limits(), num_updates=2)
+    assert torch.equal(first.npn.weight, second.npn.weight)
+    predicted = first.npn(anchors, positives, TAU, sample_index)
+    assert torch.equal(predicted, FusedBatch(first.npn, anchors, positives, TAU, sample_index).predict())
+    monkeypatch.setenv("NEUCLIP_SIMILARITY", "torch")
+    theirs = first.npn(anchors, positives, TAU, sample_index)
+    torch.testing.assert_close(predicted, theirs, rtol=0, atol=1e-4)
+    assert not torch.equal(predicted, theirs)  # another order of sums
