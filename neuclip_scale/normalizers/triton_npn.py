@@ -129,7 +129,7 @@ class FusedBatch:
     def _weigh(self, rows: slice, weights: Tensor | None) -> None:
         anchors, own = self.anchors[rows], self.sample_index is not None
         (num_anchors, d), num_prototypes = anchors.shape, self.npn.num_prototypes
-        options = _options(WEIGH, anchors.element_size())
+        options = options_of(WEIGH, anchors.element_size())
         tiles = -(-num_anchors // options["BLOCK_M"]) * -(-num_prototypes // options["BLOCK_N"])
         _launch(
             kernels.weigh_kernel, (tiles,), anchors, self.directions, anchors if weights is None else weights,
@@ -152,7 +152,7 @@ class FusedBatch:
     def _pull(self, rows: slice, weights: Tensor, total: Tensor) -> None:
         """Write, or from the second chunk on add, a chunk's part of the gradient."""
         anchors, (num_prototypes, d) = self.summed[rows], total.shape
-        num_anchors, options = len(anchors), _options(PULL, weights.element_size())
+        num_anchors, options = len(anchors), options_of(PULL, weights.element_size())
         tiles = -(-num_prototypes // options["BLOCK_M"]) * -(-d // options["BLOCK_N"])
         splits = num_splits(tiles, num_anchors, self.limits.split_anchors)
         depth = -(-num_anchors // (splits * EVEN_BLOCK)) * EVEN_BLOCK if splits > 1 else num_anchors
@@ -188,7 +188,8 @@ def _how_multiplied() -> tuple[torch.dtype, str]:
     return torch.float32, "tf32" if wanted == "high" else "tf32x3"
 
 
-def _options(blocks: Blocks, item_size: int) -> dict[str, Any]:
+def options_of(blocks: Blocks, item_size: int) -> dict[str, Any]:
+    """What a product's kernel is compiled with for operands of `item_size` bytes."""
     if INTERPRETED:
         return {"BLOCK_M": FACTOR_BLOCK, "BLOCK_N": FACTOR_BLOCK, "BLOCK_K": EVEN_BLOCK, "UPCAST": True, "GROUP": 8}
     warps = {"num_warps": blocks.num_warps, "num_stages": blocks.num_stages}
