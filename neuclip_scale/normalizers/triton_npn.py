@@ -118,7 +118,7 @@ class FusedBatch:
         rows = 32 if INTERPRETED else max(1, 2048 // block)
         _launch(
             kernels.adagrad_kernel, (-(-num_prototypes // rows),), self.npn.weight, self.npn.squares, total,
-            self.directions, learning_rate, eps, num_prototypes, d, ROWS=rows, BLOCK=block, num_warps=4,
+            self.directions, float(learning_rate), eps, num_prototypes, d, ROWS=rows, BLOCK=block, num_warps=4,
         )  # fmt: skip
 
     def _chunks(self) -> Iterator[slice]:

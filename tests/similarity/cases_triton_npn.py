@@ -16,7 +16,6 @@ from neuclip_scale.normalizers.npn import ADAGRAD_EPS
 from neuclip_scale.normalizers.triton_npn import FusedBatch, Limits, updates
 
 RATE, TAU = 0.01, 0.05
-SMALL = Limits(weight_bytes=32 * 70 * 4, split_anchors=1024)
 
 
 class Problem(NamedTuple):
@@ -89,13 +88,10 @@ def test_updates_and_predictions(sizes: tuple[int, int, int], own: str, eps: flo
     check(make(*sizes, own=own, eps=eps), Limits())
 
 
-@pytest.mark.parametrize("limits", [Limits(weight_bytes=32 * 70 * 4), Limits(split_anchors=32)])
+@pytest.mark.parametrize("limits", [Limits(32 * 33 * 4), Limits(split_anchors=32), Limits(64 * 33 * 4, 32)])
 def test_anchors_in_chunks_and_sums_in_splits(limits: Limits) -> None:
     """Chunks add to what those before have left; splits are added up."""
-    check(make(75, 70, 40), limits)
-    check(make(64, 33, 32), limits)
-    if limits.split_anchors == 32:
-        check(make(96, 33, 32), limits._replace(weight_bytes=64 * 33 * 4))
+    check(make(70, 33, 40), limits)
 
 
 def test_far_logits_neither_overflow_nor_vanish() -> None:
@@ -158,3 +154,19 @@ def test_the_network_takes_the_kernels_where_they_are_chosen(index: bool, monkey
     theirs = first.npn(anchors, positives, TAU, sample_index)
     torch.testing.assert_close(predicted, theirs, rtol=0, atol=1e-4)
     assert not torch.equal(predicted, theirs)  # another order of sums
+
+
+def test_ranks_parts_add_up_to_the_whole() -> None:
+    whole = make(45, 70, 24)
+    totals = []
+    for rows in (slice(0, 45), slice(0, 20), slice(20, 45)):
+        anchors, positives, log_g, index = (each[rows] for each in whole[1:])
+        total = torch.full_like(whole.npn.weight, torch.nan)
+        FusedBatch(whole.npn, anchors, positives, TAU, index).local_gradient(log_g, total, 45)
+        totals.append(total)
+    torch.testing.assert_close(totals[1] + totals[2], totals[0], rtol=0, atol=1e-5 * float(totals[0].abs().max()))
+
+
+@pytest.mark.parametrize("d", [640, 1280])
+def test_wide_embeddings(d: int) -> None:
+    check(make(9, 20, d), Limits())
