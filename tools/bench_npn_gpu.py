@@ -212,4 +212,4 @@ def show(options: Npn, result: dict[str, Any]) -> None:
         speed = (
             f"{row['microseconds']:>8.1f} us{row['tflops']:>6.0f} TFLOP/s" if "microseconds" in row else row["failure"]
         )
-        print(f"  {row['kernel']:<10}{row['precision']:<9}{row['blocks']:<24}{speed}")
+        print(f"  {row['kernel']:<10}{row['precision']:<9}{row['blocks']:<32}{speed}")

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bench_npn import Npn
 
-_FIRST = (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 64, 4, 3), (128, 256, 64, 8, 3), (64, 128, 64, 4, 4)
-BLOCKS = {"weigh": _FIRST, "pull": (*_FIRST, (128, 64, 64, 4, 4))}
-"""Those that run are among them: rows, columns, depth in 2-byte elements, warps, stages."""
+_EITHER = (128, 128, 64, 8, 3, 128), (128, 128, 64, 8, 4, None), (128, 128, 64, 8, 3, None), (64, 128, 64, 4, 4, 128)
+BLOCKS = {
+    "weigh": (*_EITHER, (128, 256, 64, 8, 3, None)),
+    "pull": (*_EITHER, (128, 64, 64, 4, 4, 128), (128, 128, 32, 8, 5, 128)),
+}
+"""Those that run are among them: rows, columns, depth in 2-byte elements, warps, stages, most registers of a thread."""
 REPEATS = 20
 
 
@@ -53,16 +56,16 @@ def _calls(options: Npn, device: Any) -> Iterator[tuple[str, str, float, Callabl
     )
     flops = 2.0 * batch.height * m * d
     kept = triton_npn.WEIGH, triton_npn.PULL, triton_npn.FACTOR_BLOCK
-    for blocks in map(Blocks._make, ((*each, None) for each in BLOCKS["weigh"])):
+    for blocks in map(Blocks._make, BLOCKS["weigh"]):
         triton_npn.WEIGH, triton_npn.FACTOR_BLOCK = blocks, blocks.n
-        yield "weigh", str(tuple(blocks[:5])), flops, lambda: batch._weigh(rows, weights)
+        yield "weigh", str(tuple(blocks)), flops, lambda: batch._weigh(rows, weights)
         triton_npn.WEIGH, triton_npn.FACTOR_BLOCK = kept[0], kept[2]
     batch._weigh(rows, weights)
     yield "factors", "", 0.0, lambda: batch._factors(rows, None, some[rows], 1 / b)
     batch.largest.fill_(1e-3)
-    for blocks in map(Blocks._make, ((*each, None) for each in BLOCKS["pull"])):
+    for blocks in map(Blocks._make, BLOCKS["pull"]):
         triton_npn.PULL = blocks
-        yield "pull", str(tuple(blocks[:5])), flops, lambda: batch._pull(rows, weights, total)
+        yield "pull", str(tuple(blocks)), flops, lambda: batch._pull(rows, weights, total)
         triton_npn.PULL = kept[1]
     total.fill_(1e-3)
     yield "adagrad", "", 0.0, lambda: batch.descend(total, 1e-6, 1e-10)

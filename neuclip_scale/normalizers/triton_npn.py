@@ -22,7 +22,9 @@ from neuclip_scale.similarity.triton_blocks import EVEN_BLOCK, INTERPRETED, Bloc
 if TYPE_CHECKING:
     from neuclip_scale.normalizers.npn import NormalizerPredictionNetwork
 
-WEIGH, PULL = Blocks(128, 128, 64, 8, 3), Blocks(128, 128, 64, 8, 4)
+WEIGH, PULL = Blocks(128, 128, 64, 8, 3, max_registers=128), Blocks(128, 128, 64, 8, 4)
+"""Two programs of `weigh_kernel` fit a Hopper multiprocessor, so that one's exponentials run beside the other's products.
+`pull_kernel` has hardly more programs than there are multiprocessors."""
 FACTOR_BLOCK = 32 if INTERPRETED else WEIGH.n
 """Prototypes whose exponentials are relative to the same logit."""
 _JOINED = 32
@@ -129,7 +131,7 @@ class FusedBatch:
     def _weigh(self, rows: slice, weights: Tensor | None) -> None:
         anchors, own = self.anchors[rows], self.sample_index is not None
         (num_anchors, d), num_prototypes = anchors.shape, self.npn.num_prototypes
-        options = options_of(WEIGH, anchors.element_size())
+        options = options_of(WEIGH, anchors.element_size(), self.precision)
         tiles = -(-num_anchors // options["BLOCK_M"]) * -(-num_prototypes // options["BLOCK_N"])
         _launch(
             kernels.weigh_kernel, (tiles,), anchors, self.directions, anchors if weights is None else weights,
@@ -152,7 +154,7 @@ class FusedBatch:
     def _pull(self, rows: slice, weights: Tensor, total: Tensor) -> None:
         """Write, or from the second chunk on add, a chunk's part of the gradient."""
         anchors, (num_prototypes, d) = self.summed[rows], total.shape
-        num_anchors, options = len(anchors), options_of(PULL, weights.element_size())
+        num_anchors, options = len(anchors), options_of(PULL, weights.element_size(), self.precision)
         tiles = -(-num_prototypes // options["BLOCK_M"]) * -(-d // options["BLOCK_N"])
         splits = num_splits(tiles, num_anchors, self.limits.split_anchors)
         depth = -(-num_anchors // (splits * EVEN_BLOCK)) * EVEN_BLOCK if splits > 1 else num_anchors
@@ -188,11 +190,13 @@ def _how_multiplied() -> tuple[torch.dtype, str]:
     return torch.float32, "tf32" if wanted == "high" else "tf32x3"
 
 
-def options_of(blocks: Blocks, item_size: int) -> dict[str, Any]:
+def options_of(blocks: Blocks, item_size: int, precision: str) -> dict[str, Any]:
     """What a product's kernel is compiled with for operands of `item_size` bytes."""
     if INTERPRETED:
         return {"BLOCK_M": FACTOR_BLOCK, "BLOCK_N": FACTOR_BLOCK, "BLOCK_K": EVEN_BLOCK, "UPCAST": True, "GROUP": 8}
-    warps = {"num_warps": blocks.num_warps, "num_stages": blocks.num_stages}
+    warps: dict[str, int | None] = {"num_warps": blocks.num_warps, "num_stages": blocks.num_stages}
+    if precision != "tf32x3":  # which splits its operands in registers and needs them all
+        warps["maxnreg"] = blocks.max_registers
     return {**blocks.sizes(item_size), **warps, "UPCAST": False, "GROUP": 8}
 
 

@@ -91,7 +91,7 @@ def test_updates_and_predictions(sizes: tuple[int, int, int], own: str, eps: flo
 @pytest.mark.parametrize("limits", [Limits(32 * 33 * 4), Limits(split_anchors=32), Limits(64 * 33 * 4, 32)])
 def test_anchors_in_chunks_and_sums_in_splits(limits: Limits) -> None:
     """Chunks add to what those before have left; splits are added up."""
-    check(make(70, 33, 40), limits)
+    check(make(130, 33, 40), limits)
 
 
 def test_far_logits_neither_overflow_nor_vanish() -> None:
