@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from neuclip_scale.normalizers.npn import NormalizerPredictionNetwork
 
 WEIGH, PULL = Blocks(128, 128, 64, 8, 3, max_registers=128), Blocks(128, 128, 64, 8, 4)
-"""Two programs of `weigh_kernel` fit a Hopper multiprocessor, so that one's exponentials run beside the other's products.
-`pull_kernel` has hardly more programs than there are multiprocessors."""
+"""Two programs of `weigh_kernel` fit a Hopper multiprocessor, so that one's exponentials run beside the other's
+products. `pull_kernel` has hardly more programs than there are multiprocessors."""
 FACTOR_BLOCK = 32 if INTERPRETED else WEIGH.n
 """Prototypes whose exponentials are relative to the same logit."""
 _JOINED = 32

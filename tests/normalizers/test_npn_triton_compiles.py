@@ -70,7 +70,7 @@ def test_products_run_on_tensor_cores_and_load_asynchronously(kernel: str, opera
     else:
         # What is innermost in the anchors' memory, whose stride Triton specializes on.
         innermost = "inner_stride" if operands == "bf16" else "anchor_stride"
-        constants |= {"ADD": True, "FACTOR_BLOCK": triton_npn.FACTOR_BLOCK, innermost: 1}
+        constants |= {"ADD": False, "FACTOR_BLOCK": triton_npn.FACTOR_BLOCK, innermost: 1}
     compiled = compile_for_hopper(kernel, operands, constants, launched)
     assembly = compiled.asm["ptx"]
     assert "wgmma.mma_async" in assembly
