@@ -57,7 +57,7 @@ class Npn:
     micro_batch_size: int = 512
     """On a GPU: pairs that the encoders are timed with, under bf16 autocast; they count B / this times."""
     contenders: tuple[str, ...] = ("torch highest", "triton highest", "torch high", "triton high", "triton medium")
-    """On a GPU: who computes the objective, and torch's precision of fp32 products."""
+    """On a GPU: who computes the NPN, and torch's precision of fp32 products."""
     kernels: bool = False
     """On a GPU: also time each kernel alone, with several blocks, which takes minutes of compiling."""
     peak_tflops: float = 989.0
