@@ -65,6 +65,25 @@ def test_what_is_no_section_is_bad_usage() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_npn_is_measured_torch_beside_triton() -> None:
+    """In Triton's interpreter: what `npn --device cuda` runs on a GPU."""
+    script = """
+import sys
+sys.path.insert(0, "tools")
+import bench_npn, bench_npn_gpu, torch
+small = {"preset": "toy", "batch_size": 32, "num_prototypes": 32, "updates_per_step": 1, "micro_batch_size": 4}
+options = bench_npn.Npn(**small, repeats=1, kernels=True, contenders=("torch highest", "triton high"))
+bench_npn_gpu.show(options, bench_npn_gpu.measure(options, 1000, torch.device("cpu")))
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    for name in ("torch highest", "triton high", "weigh     high", "pull      high", "adagrad   high"):
+        assert f"\n  {name}" in done.stdout
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_kernels_are_measured_beside_their_peers(tmp_path: Path) -> None:
     """In Triton's interpreter: what runs on a GPU, on a batch that a CPU can do."""
     path = tmp_path / "kernels.json"

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import bench_npn_gpu
+
 FP32 = 4
 """Bytes of a number."""
 RANKS = (2, 4, 8, 16, 32, 64)
@@ -50,6 +52,16 @@ class Npn:
     """Model: ranks that share the fast links."""
     measure: bool = True
     """Whether to measure on this machine, beside counting and modelling."""
+    device: str = "cpu"
+    """Where to measure: cpu, or cuda, there torch beside Triton and with all pairs."""
+    micro_batch_size: int = 512
+    """On a GPU: pairs that the encoders are timed with, under bf16 autocast; they count B / this times."""
+    contenders: tuple[str, ...] = ("torch highest", "triton highest", "torch high", "triton high", "triton medium")
+    """On a GPU: who computes the NPN, and torch's precision of fp32 products."""
+    kernels: bool = False
+    """On a GPU: also time each kernel alone, with several blocks, which takes minutes of compiling."""
+    peak_tflops: float = 989.0
+    """On a GPU: of bf16 products, for the bound (H100 SXM)."""
     json: str = ""
     """Write the result to this file."""
 
@@ -123,6 +135,13 @@ def measured_shares(options: Npn, model: Any) -> dict[str, Any]:
         "npn_share": npn / whole,
         "npn_to_encoders": npn / parts["encoders"],
     }
+
+
+def measured_on_gpu(options: Npn, encoder_flops: int) -> dict[str, Any]:
+    """See `bench_npn_gpu`."""
+    import torch
+
+    return bench_npn_gpu.measure(options, encoder_flops, torch.device(options.device))
 
 
 def objective_seconds(options: Npn) -> dict[str, float]:
@@ -255,7 +274,8 @@ def measure(options: Npn) -> dict[str, Any]:
         "embed_dim": options.embed_dim,
         "encoder_flops_per_pair": flops,
         "by_flops": flop_shares(options, flops),
-        "measured": measured_shares(options, model) if options.measure else None,
+        "measured": measured_shares(options, model) if options.measure and options.device == "cpu" else None,
+        "gpu": measured_on_gpu(options, flops) if options.measure and options.device != "cpu" else None,
         "modelled_share": {str(ranks): modelled_share(options, flops, ranks) for ranks in (1, *RANKS)},
         "spreading": [spread(options, ranks) for ranks in RANKS],
     }
@@ -274,6 +294,8 @@ def show(options: Npn, result: dict[str, Any]) -> None:
     print(f"  NPN : encoders = 1 : {flops['encoders']['flops'] / flops['npn']['flops']:.1f}")
     if measured is not None:
         show_measured(options, measured)
+    if result["gpu"] is not None:
+        bench_npn_gpu.show(options, result["gpu"])
     print(
         f"\nmodelled on GPUs: encoders {o.encoder_tflops:g} and NPN {o.npn_tflops:g} TFLOP/s, memory "
         f"{o.memory_gbytes:g}, node {o.node_gbytes:g}, network {o.network_gbytes:g} GB/s,\n{o.latency_us:g} us an "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuclip_scale import distributed
+from neuclip_scale.normalizers.npn_choosing import choose
 
 ADAGRAD_EPS = 1e-10
 
@@ -55,9 +56,13 @@ class NormalizerPredictionNetwork(nn.Module):
         tile_size: int = 1024,
     ) -> Tensor:
         """Predict a for anchors [b, d] with s_ii [b] -> [b]; with `sample_index` [b] they skip their own prototypes."""
+        if choose(self.weight).name == "triton":
+            from neuclip_scale.normalizers.triton_npn import FusedBatch
+
+            return FusedBatch(self, anchors, positive_similarity, temperature, sample_index).predict()
         directions = F.normalize(self.weight, dim=1)
         out = torch.empty_like(positive_similarity)
-        for tile in self._tiles(anchors, positive_similarity, temperature, sample_index, tile_size):
+        for tile in self.tiles(anchors, positive_similarity, temperature, sample_index, tile_size):
             tile.multiply(directions)
             out[tile.rows] = self._predict(tile.exponentiate() + tile.shift)
         return out
@@ -86,15 +91,23 @@ class NormalizerPredictionNetwork(nn.Module):
         anchors [b, d], positive_similarity [b] and log_g [b] are this rank's; the loss is the mean over all ranks'
         anchors. g does not depend on the prototypes, so the B x B similarities behind it are not computed again.
         """
-        target = torch.logaddexp(log_g, log_g.new_tensor(self.log_eps))  # log(eps + g)
+        target = self._predict(log_g)  # log(eps + g)
+        if choose(self.weight).name == "triton":
+            from neuclip_scale.normalizers import triton_npn
+
+            batch = triton_npn.FusedBatch(self, anchors, positive_similarity, temperature, sample_index)
+            yield from triton_npn.updates(
+                self, batch, target, num_updates=num_updates, learning_rate=learning_rate, eps=ADAGRAD_EPS
+            )
+            return
         # Neither the anchors nor the prototypes' origins change between updates.
-        tiles = self._tiles(anchors, positive_similarity, temperature, sample_index, tile_size)
+        tiles = self.tiles(anchors, positive_similarity, temperature, sample_index, tile_size)
         for _ in range(num_updates):
-            gradient, finish = self._gradient(tiles, target)
+            gradient = self.local_gradient(tiles, target, target.shape[0] * distributed.world_size())
+            finish = distributed.start_all_reduce_sum(gradient)
             yield
             finish()
-            self.squares.addcmul_(gradient, gradient)
-            self.weight.addcdiv_(gradient, self.squares.sqrt().add_(ADAGRAD_EPS), value=-learning_rate)
+            self.descend(gradient, learning_rate)
 
     @torch.no_grad()
     def gradient(
@@ -113,13 +126,12 @@ class NormalizerPredictionNetwork(nn.Module):
 
         `target` [b] is log(eps + g).
         """
-        tiles = self._tiles(anchors, positive_similarity, temperature, sample_index, tile_size)
-        gradient, finish = self._gradient(tiles, target)
-        finish()
-        return gradient
+        tiles = self.tiles(anchors, positive_similarity, temperature, sample_index, tile_size)
+        gradient = self.local_gradient(tiles, target, target.shape[0] * distributed.world_size())
+        return distributed.all_reduce_sum(gradient)
 
-    def _gradient(self, tiles: list[Tile], target: Tensor) -> tuple[Tensor, Callable[[], None]]:
-        """The gradient, whose sum over ranks is under way, and what waits for it."""
+    def local_gradient(self, tiles: list[Tile], target: Tensor, num_anchors: int) -> Tensor:
+        """This rank's part of `gradient`, of a mean over `num_anchors`."""
         norms = self.weight.norm(dim=1, keepdim=True)
         directions = self.weight / norms
         total = torch.zeros_like(self.weight)
@@ -129,11 +141,17 @@ class NormalizerPredictionNetwork(nn.Module):
             predicted = self._predict(log_mean)
             # q_ik is an exponential of the tile times a factor of its row, which the [t, d] anchors take up.
             factor = (1 - (target[tile.rows] - predicted).exp()) * (tile.largest + tile.shift - predicted).exp()
+            # With eps = 0 an anchor whose prototypes are all its own predicts -inf.
+            factor.masked_fill_(log_mean == -torch.inf, 0.0)
             total.addmm_(tile.logits.T, factor[:, None] * tile.anchors)
-        total /= target.shape[0] * distributed.world_size()
+        total /= num_anchors
         total -= directions * (total * directions).sum(1, keepdim=True)
-        total.div_(norms)
-        return total, distributed.start_all_reduce_sum(total)
+        return total.div_(norms)
+
+    def descend(self, gradient: Tensor, learning_rate: float) -> None:
+        """One step of AdaGrad."""
+        self.squares.addcmul_(gradient, gradient)
+        self.weight.addcdiv_(gradient, self.squares.sqrt().add_(ADAGRAD_EPS), value=-learning_rate)
 
     @torch.no_grad()
     def restart(
@@ -153,7 +171,7 @@ class NormalizerPredictionNetwork(nn.Module):
         if reset_accumulator:
             self.squares.zero_()
 
-    def _tiles(
+    def tiles(
         self,
         anchors: Tensor,
         positive_similarity: Tensor,
@@ -177,7 +195,8 @@ class NormalizerPredictionNetwork(nn.Module):
 
     def _predict(self, log_mean: Tensor) -> Tensor:
         """log(eps + exp(log_mean))."""
-        return torch.logaddexp(log_mean, log_mean.new_tensor(self.log_eps))
+        # new_tensor would copy from the host's memory, which waits for a GPU.
+        return torch.logaddexp(log_mean, log_mean.new_full((), self.log_eps))
 
 
 class Tile:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -44,16 +45,30 @@ def choose(pairs: PairFeatures) -> Choice:
 
 @cache
 def _choose(wanted: str, device: torch.device, dtype: torch.dtype, dim: int) -> Choice:
-    if wanted not in ("auto", "torch", "triton"):
-        raise ValueError(f"{VARIABLE}={wanted}: no such implementation. Choose auto, torch or triton.")
-    choice = decide(wanted, device, dtype, dim)
+    choice = decide(check_name(wanted), device, dtype, dim)
     kind = f"{str(dtype).removeprefix('torch.')} features of width {dim} on {device}"
     log.info("similarities of %s: %s (%s)", kind, choice.name, choice.reason)
     return choice
 
 
-def decide(wanted: str, device: torch.device, dtype: torch.dtype, dim: int) -> Choice:
-    """See `choose`; looks at the device and tries Triton on it each time."""
+def check_name(wanted: str) -> str:
+    """`wanted`, if it may be given as `NEUCLIP_SIMILARITY`."""
+    if wanted not in ("auto", "torch", "triton"):
+        raise ValueError(f"{VARIABLE}={wanted}: no such implementation. Choose auto, torch or triton.")
+    return wanted
+
+
+def decide(
+    wanted: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    dim: int,
+    failure: Callable[[torch.device, torch.dtype, int], str] | None = None,
+) -> Choice:
+    """See `choose`; looks at the device and tries Triton on it each time.
+
+    `failure` says what is wrong with the kernels there, and is empty where nothing is: by default, with those here.
+    """
     if wanted == "torch":
         return Choice("torch", f"{VARIABLE}=torch")
     impossible = _impossible(device, dtype)
@@ -63,7 +78,7 @@ def decide(wanted: str, device: torch.device, dtype: torch.dtype, dim: int) -> C
         return Choice("triton", f"{VARIABLE}=triton")
     if device.type != "cuda":
         return Choice("torch", f"Triton is for GPUs, not for {device.type}")
-    doubtful = impossible or _doubtful(device, dim) or _failure(device, dtype, dim)
+    doubtful = impossible or _doubtful(device, dim) or (failure or _failure)(device, dtype, dim)
     return Choice("torch", doubtful) if doubtful else Choice("triton", "it passed its check on this device")
 
 
@@ -92,10 +107,19 @@ def _doubtful(device: torch.device, dim: int) -> str:
 
 def _failure(device: torch.device, dtype: torch.dtype, dim: int) -> str:
     """What is wrong with Triton on this device; empty where its results are torch's."""
-    try:
+
+    def check() -> str:
         from neuclip_scale.similarity.triton_check import disagreement
 
         return disagreement(device, dtype, dim)
+
+    return tried(check)
+
+
+def tried(check: Callable[[], str]) -> str:
+    """What a check of Triton's kernels has found, or that they do not run."""
+    try:
+        return check()
     except Exception as error:  # whatever a compiler or driver raises: a run must not end for want of a faster kernel
         log.warning("Triton's kernels do not run here; torch takes their place", exc_info=True)
         return f"Triton's kernels do not run here ({type(error).__name__})"

@@ -1,0 +1,214 @@
+"""The NPN's share of an iteration on one GPU, torch beside Triton: `python tools/bench.py npn --device cuda`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import bench_npn_kernels
+
+if TYPE_CHECKING:
+    from bench_npn import Npn
+
+MEBIBYTE = 1 << 20
+PASSES = {"highest": 6, "high": 2, "medium": 1}
+"""Time of one fp32 product on tensor cores, in bf16 products: 3xTF32, TF32, operands rounded to bf16."""
+
+
+def measure(options: Npn, encoder_flops: int, device: Any) -> dict[str, Any]:
+    """Encoders and optimizer, and the NPN at full size once for each contender, by turns.
+
+    The rest of the objective is left out of the iteration (`bench.py kernels` has it): the share is a bit too large.
+    """
+    import torch
+
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return {"needs": "a GPU: none is visible to torch, so nothing was measured on one"}
+    encoders, optimizer = _encoder_steps(options, device)
+    rounds = options.batch_size / options.micro_batch_size
+    shared = {
+        "encoders": rounds * _median(options, encoders, device),
+        "optimizer": _median(options, optimizer, device),
+    }
+    torch.cuda.empty_cache()
+    work = {name: _contender(options, device) for name in options.contenders}
+    runs: dict[str, list[dict[str, float]]] = {}
+    for repeat in range(options.repeats + 1):  # the first compiles
+        for name, step in work.items():
+            with _path(name):
+                run = _timed(step, device)
+            if repeat:
+                runs.setdefault(name, []).append(run)
+    flops = _npn_flops(options)
+    return {
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "shared_ms": shared,
+        "encoder_tflops": encoder_flops * options.batch_size / shared["encoders"] / 1e9,
+        "npn_tflop": flops / 1e12,
+        "rows": [_row(name, runs[name], shared, flops, options) for name in work],
+        "runs": runs,
+        "kernels": bench_npn_kernels.measure(options, device) if options.kernels else [],
+    }
+
+
+def _row(
+    name: str, runs: list[dict[str, float]], shared: dict[str, float], flops: float, options: Npn
+) -> dict[str, Any]:
+    times = [run["milliseconds"] for run in runs]
+    npn, bound = statistics.median(times), flops * PASSES[name.split()[1]] / options.peak_tflops / 1e9
+    iteration = sum(shared.values()) + npn
+    return {
+        "contender": name,
+        "npn_ms": npn,
+        "npn_ms_range": [min(times), max(times)],
+        "npn_added_mib": max(run["added_mib"] for run in runs),
+        "bound_ms": bound,
+        "share_of_bound": bound / npn,
+        "iteration_ms": iteration,
+        "npn_share": npn / iteration,
+    }
+
+
+def _npn_flops(options: Npn) -> float:
+    """Products of a step's updates and predictions, both sides."""
+    products = 2 * (2 * options.updates_per_step + 1)
+    return products * 2.0 * options.batch_size * options.num_prototypes * options.embed_dim
+
+
+def _encoder_steps(options: Npn, device: Any) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Forward and backward of a micro-batch under bf16 autocast, and AdamW's step."""
+    import torch
+
+    from neuclip_scale.config import OptimConfig
+    from neuclip_scale.models.building import create_model
+    from neuclip_scale.models.presets import get_preset
+    from neuclip_scale.optim import create_optimizer
+
+    model = create_model(get_preset(options.preset)).to(device)
+    optimizer = create_optimizer(model, OptimConfig())
+    pairs = options.micro_batch_size
+    images = torch.randn(pairs, 3, model.image_size, model.image_size, device=device)
+    tokens = torch.randint(1, 400, (pairs, model.context_length), device=device)
+
+    def encode() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            output = model(images, tokens)
+        (output.image_features.sum() + output.text_features.sum()).backward()
+
+    return encode, optimizer.step
+
+
+def _contender(options: Npn, device: Any) -> Callable[[], None]:
+    """A step's updates of both sides and their predictions, as the objective calls them."""
+    import torch
+    from bench_npn import make_objective
+    from torch.nn.functional import normalize
+
+    from neuclip_scale.similarity import PairFeatures
+
+    generator = torch.Generator(device).manual_seed(0)
+    size = (options.batch_size, options.embed_dim)
+    image = normalize(torch.randn(size, device=device, generator=generator), dim=1)
+    noise = torch.randn(size, device=device, generator=generator) / options.embed_dim**0.5
+    pairs = PairFeatures.single(image, normalize(image + noise, dim=1))
+    objective = make_objective(options).to(device)
+    for npn, others in ((objective.image_npn, pairs.text), (objective.text_npn, pairs.image)):
+        rows = torch.arange(options.num_prototypes, device=device) % options.batch_size
+        npn.restart(others[rows], rows)
+    scale, index = torch.full((1,), 1 / 0.07, device=device), torch.arange(options.batch_size, device=device)
+    positives, log_g = pairs.positives(), torch.full(size[:1], -6.0, device=device)
+    sides = [(objective.image_npn, pairs.image), (objective.text_npn, pairs.text)]
+    rate, tile_size = objective.section.learning_rate, objective.tile_size
+
+    def step() -> None:
+        updates = [
+            npn.updates(
+                anchors, positives, 1 / scale, log_g, index,
+                num_updates=options.updates_per_step, learning_rate=rate, tile_size=tile_size,
+            )
+            for npn, anchors in sides
+        ]  # fmt: skip
+        for _ in itertools.zip_longest(*updates):
+            pass
+        for npn, anchors in sides:
+            npn(anchors, positives, 1 / scale, index, tile_size=tile_size)
+
+    return step
+
+
+@contextmanager
+def _path(contender: str) -> Iterator[None]:
+    """Have the similarities and the NPN computed as a contender's name says: `triton high`."""
+    import torch
+
+    path, precision = contender.split()
+    before = os.environ.get("NEUCLIP_SIMILARITY"), torch.get_float32_matmul_precision()
+    os.environ["NEUCLIP_SIMILARITY"] = path
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        os.environ.pop("NEUCLIP_SIMILARITY")
+        if before[0] is not None:
+            os.environ["NEUCLIP_SIMILARITY"] = before[0]
+        torch.set_float32_matmul_precision(before[1])
+
+
+def _median(options: Npn, action: Callable[[], Any], device: Any) -> float:
+    _timed(action, device)
+    return statistics.median(_timed(action, device)["milliseconds"] for _ in range(options.repeats))
+
+
+def _timed(action: Callable[[], Any], device: Any) -> dict[str, float]:
+    """Milliseconds of one call, and the most memory that it added."""
+    import torch
+
+    if device.type != "cuda":
+        began = time.perf_counter()
+        action()
+        return {"milliseconds": (time.perf_counter() - began) * 1e3, "added_mib": 0.0}
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    action()
+    last.record()
+    torch.cuda.synchronize()
+    added = torch.cuda.max_memory_allocated() - before
+    return {"milliseconds": first.elapsed_time(last), "added_mib": added / MEBIBYTE}
+
+
+def show(options: Npn, result: dict[str, Any]) -> None:
+    """Print what was measured on a GPU."""
+    if "needs" in result:
+        print(f"\nNPN on a GPU: needs {result['needs']}")
+        return
+    shared = result["shared_ms"]
+    print(
+        f"\nmeasured on {result['name']}: encoders under bf16 autocast, micro-batches of {options.micro_batch_size}, "
+        f"{shared['encoders']:.1f} ms ({result['encoder_tflops']:.0f} TFLOP/s), AdamW {shared['optimizer']:.2f} ms\n"
+        f"NPN: {2 * options.updates_per_step} updates, 2 predictions, {result['npn_tflop']:.2f} TFLOPs; bound: at "
+        f"{options.peak_tflops:g} TFLOP/s in bf16, half of it for TF32 (high), a sixth for 3xTF32 (highest).\n"
+        "iteration: encoders, AdamW and NPN"
+    )
+    heads = f"{'NPN':>11}{'range':>18}{'bound':>11}{'of it':>7}{'iteration':>12}{'NPN':>7}{'MiB':>6}"
+    print(f"  {'':<16}{heads}")
+    for row in result["rows"]:
+        low, high = row["npn_ms_range"]
+        print(
+            f"  {row['contender']:<16}{row['npn_ms']:>8.2f} ms{f'{low:.2f} to {high:.2f}':>18}"
+            f"{row['bound_ms']:>8.2f} ms{row['share_of_bound']:>7.0%}"
+            f"{row['iteration_ms']:>9.1f} ms{row['npn_share']:>7.2%}{row['npn_added_mib']:>6.0f}"
+        )
+    for row in result["kernels"]:
+        speed = (
+            f"{row['microseconds']:>8.1f} us{row['tflops']:>6.0f} TFLOP/s" if "microseconds" in row else row["failure"]
+        )
+        print(f"  {row['kernel']:<10}{row['precision']:<9}{row['blocks']:<32}{speed}")
