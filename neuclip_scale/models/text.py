@@ -65,11 +65,9 @@ def reset_text_parameters(parts: TextTransformerParts) -> None:
 def encode_tokens(parts: TextTransformerParts, tokens: Tensor) -> Tensor:
     """CLIP's text features of `tokens` [N, L], L at most the context length: [N, embed_dim]."""
     x = parts.token_embedding(tokens) + parts.positional_embedding[: tokens.shape[1]]  # [N, L, width]
-    x = parts.transformer(x)
     # The end token has the largest id of the vocabulary, and under the causal mask only it has seen the whole
     # text.
-    end = tokens.argmax(dim=-1)
-    x = x[torch.arange(len(x), device=x.device), end]  # [N, width]
+    x = parts.transformer(x, tokens.argmax(dim=-1))  # [N, width]
     return parts.ln_final(x) @ parts.text_projection
 
 

@@ -25,8 +25,19 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+At = int | Tensor | None
+"""A token of each sequence: its place, one place for each [N], or None for all tokens."""
+
+
+def tokens_at(x: Tensor, at: At) -> Tensor:
+    """Those tokens of x [N, L, width]: [N, width], or x itself."""
+    if at is None:
+        return x
+    return x[:, at] if isinstance(at, int) else x[torch.arange(len(x), device=x.device), at]
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention, [N, L, width] -> [N, L, width].
+    """Multi-head self-attention, [N, L, width] -> [N, L, width]; `at` one token of each sequence, [N, width].
 
     Parameter names, shapes and initial values are those of `nn.MultiheadAttention`, which open_clip uses:
     Glorot uniform for the joint query, key and value matrix, zero biases, PyTorch's default for the output
@@ -49,7 +60,9 @@ class Attention(nn.Module):
         nn.init.zeros_(self.in_proj_bias)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, at: At = None) -> Tensor:
+        if at is not None:
+            return self._of_one(x, at)
         N, L, width = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [N, L, 3 width]
         q, k, v = qkv.view(N, L, 3, self.heads, width // self.heads).permute(
@@ -57,6 +70,22 @@ class Attention(nn.Module):
         )  # each [N, heads, L, width/heads]
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out_proj(y.transpose(1, 2).reshape(N, L, width))
+
+    def _of_one(self, x: Tensor, at: int | Tensor) -> Tensor:
+        """One query for each sequence, so a product of queries less and hardly any attention."""
+        N, L, width = x.shape
+        (q_weight, kv_weight), (q_bias, kv_bias) = (
+            part.split([width, 2 * width]) for part in (self.in_proj_weight, self.in_proj_bias)
+        )
+        q = F.linear(tokens_at(x, at), q_weight, q_bias).view(N, self.heads, 1, width // self.heads)
+        k, v = F.linear(x, kv_weight, kv_bias).view(N, L, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mask = None
+        if self.causal:
+            last = at if isinstance(at, int) else at[:, None]
+            seen = torch.arange(L, device=x.device) <= last  # [L] or [N, L]
+            mask = seen.expand(N, L)[:, None, None]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(y.reshape(N, width))
 
 
 class MLP(nn.Module):
@@ -73,7 +102,7 @@ class MLP(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Attention, then a perceptron, each normed before, dropped out after, and added back.
+    """Attention, then a perceptron, each normed before, dropped out after, and added back; `at` as in `Attention`.
 
     `scaled_for` layers, if given, the matrices start as in CLIP's text tower (Radford et al. 2021, section 2.5 and its
     released code): normal, attention input width ** -0.5, perceptron input (2 width) ** -0.5, and both that write to
@@ -101,16 +130,17 @@ class ResidualAttentionBlock(nn.Module):
             nn.init.normal_(self.mlp.c_fc.weight, std=(2 * self.width) ** -0.5)
             nn.init.normal_(self.mlp.c_proj.weight, std=to_residual)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attn(self.ln_1(x)))
+    def forward(self, x: Tensor, at: At = None) -> Tensor:
+        x = tokens_at(x, at) + self.dropout(self.attn(self.ln_1(x), at))
         return x + self.dropout(self.mlp(self.ln_2(x)))
 
 
 class Transformer(nn.Module):
-    """A stack of `layers` residual attention blocks, [N, L, width] -> [N, L, width].
+    """A stack of `layers` residual attention blocks, [N, L, width] -> [N, L, width]; `at` as in `Attention`.
 
-    `scaled` gives the blocks the initial values of CLIP's text tower. With `grad_checkpointing` set, only the
-    blocks' inputs are kept for the backward pass and each block is run again there, with the same dropout.
+    For one token the last block computes nothing for the others but their keys and values, a sixth of its products.
+    `scaled` gives the blocks the initial values of CLIP's text tower. With `grad_checkpointing` set, only the blocks'
+    inputs are kept for the backward pass and each block is run again there, with the same dropout.
     """
 
     def __init__(
@@ -131,10 +161,12 @@ class Transformer(nn.Module):
             ResidualAttentionBlock(width, heads, **options, scaled_for=layers if scaled else 0) for _ in range(layers)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.resblocks:
+    def forward(self, x: Tensor, at: At = None) -> Tensor:
+        last = len(self.resblocks) - 1
+        for number, block in enumerate(self.resblocks):
+            where = at if number == last else None
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=True)
+                x = checkpoint(block, x, where, use_reentrant=False, preserve_rng_state=True)
             else:
-                x = block(x)
+                x = block(x, where)
         return x

@@ -87,8 +87,7 @@ class VisionTransformer(nn.Module):
         x = self.conv1(images.to(self.conv1.weight.dtype))  # [N, num_patches, width]
         class_token = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)
-        x = self.transformer(self.ln_pre(x))
-        return self.ln_post(x[:, 0]) @ self.proj
+        return self.ln_post(self.transformer(self.ln_pre(x), 0)) @ self.proj
 
 
 class TimmTower(nn.Module):

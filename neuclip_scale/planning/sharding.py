@@ -195,7 +195,7 @@ def model_sizes(config: Recipe) -> ModelSizes:
 @lru_cache(maxsize=32)
 def _model_sizes(section: ModelConfig, with_bias: bool, optim: OptimConfig) -> ModelSizes:
     model = planned(section, with_bias)
-    low = {id(p) for part in model.modules() if isinstance(part, LOW_MODULES) for p in part.parameters(recurse=False)}
+    low = {id(p) for part in model.modules() if type(part) in LOW_MODULES for p in part.parameters(recurse=False)}
     in_blocks = {id(p) for block in model.blocks() for p in block.parameters()}
     root = [p for p in model.parameters() if id(p) not in in_blocks]
     return ModelSizes(
@@ -210,7 +210,7 @@ def _model_sizes(section: ModelConfig, with_bias: bool, optim: OptimConfig) -> M
     )
 
 
-# DeepSpeed's default of torch_autocast.lower_precision_safe_modules.
+# DeepSpeed's default of torch_autocast.lower_precision_safe_modules; it does not take their subclasses.
 LOW_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 

@@ -19,6 +19,26 @@ def test_attention_equals_pytorchs(causal: bool) -> None:
     torch.testing.assert_close(ours(x), theirs(x, x, x, attn_mask=mask, need_weights=False)[0])
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("causal", "at"), [(False, 0), (True, 2), (False, [3, 0, 4]), (True, [3, 0, 4])])
+def test_one_token_of_each_sequence_is_what_all_would_give(
+    causal: bool, at: int | list[int], checkpointing: bool
+) -> None:
+    torch.manual_seed(0)
+    model = Transformer(16, 3, 2, causal=causal).double()
+    model.grad_checkpointing = checkpointing
+    places, direction = torch.tensor([at] * 3 if isinstance(at, int) else at), torch.randn(3, 16).double()
+    found = []
+    for one in (False, True):
+        x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
+        y = model(x, at if isinstance(at, int) else places) if one else model(x)[torch.arange(3), places]
+        model.zero_grad()
+        (y * direction).sum().backward()
+        found.append([y, x.grad, *(parameter.grad.clone() for parameter in model.parameters())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-9)
+
+
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="width = 10: not a multiple of heads = 3"):
         Attention(10, 3, causal=False)

@@ -182,7 +182,7 @@ def test_tiles_shrink_where_they_are_what_does_not_fit() -> None:
     choice = choose(config, Site(gpu=tight, world_size=1))
     assert not choice.recipe.fits
     assert choice.best is not None
-    assert choice.best.overrides["objective.tile_size"] <= 1024
+    assert choice.best.overrides["objective.tile_size"] <= 4096
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
