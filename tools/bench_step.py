@@ -134,7 +134,7 @@ def open_clip_steps(options: Step, parts: int, *, compiled: bool = False) -> Ite
         batch_size=options.batch_size // parts, log_local=False,
     )  # fmt: skip
     data = {"train": argparse.Namespace(dataloader=loader, set_epoch=lambda epoch: None)}
-    schedule = cosine_lr(optimizer, 5e-4, 2, options.steps + 1)
+    schedule = cosine_lr(optimizer, 5e-4, 2, 1000)
     epoch = 0
     while True:
         yield train_one_epoch(model, data, ClipLoss(), epoch, optimizer, None, schedule, None, arguments)
