@@ -1,12 +1,10 @@
 """Runs a function on real gloo ranks, each a process of its own.
 
-A server imports torch and the trainer once, and each rank is forked from it: a new group starts in a tenth of a second
-instead of several. Such a process also ends without the interpreter's teardown (see `distributed.end_rank`).
+Each is forked from a server (`forking`), and ends without the interpreter's teardown (see `distributed.end_rank`).
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import socket
@@ -17,8 +15,9 @@ from typing import Any
 
 import torch
 import torch.multiprocessing
+from forking import preload_training
 
-multiprocessing.set_forkserver_preload(["neuclip_scale.trainer", "torch._dynamo", "torch.utils.tensorboard"])
+preload_training()
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

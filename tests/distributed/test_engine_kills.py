@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import socket
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forking import FORKSERVER, preload, preload_deepspeed, preload_training
 from kill_helpers import newest_of_intact, rest_of, was_interrupted
 
 from neuclip_scale import checkpoint, distributed
@@ -24,9 +24,9 @@ from neuclip_scale.models.presets import Preset, TextTransformerConfig, VisionTr
 
 pytestmark = pytest.mark.distributed
 
-FORKSERVER = multiprocessing.get_context("forkserver")
-# deepspeed starts threads when it is imported, but its import is most of a rank's start.
-FORKSERVER.set_forkserver_preload(["neuclip_scale.trainer", "torch._dynamo", "deepspeed", __name__])
+preload_training()
+preload_deepspeed()
+preload(__name__)
 WORLD_SIZE, KILLS = 2, 12  # and 40 of a single process in test_checkpoint_kills.py
 
 # 25,000 parameters, so that a save takes milliseconds: most of its time is then between the files.

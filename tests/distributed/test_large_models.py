@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import preload_deepspeed
 from ranks import run_ranks
 
 from neuclip_scale import distributed
@@ -16,6 +17,7 @@ from neuclip_scale.config import load_recipe
 from neuclip_scale.data.synthetic import write_synthetic_shards
 from neuclip_scale.planning import plan_memory
 
+preload_deepspeed()
 pytestmark = pytest.mark.distributed
 WORLD_SIZE = 2
 

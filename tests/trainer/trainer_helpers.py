@@ -15,15 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forking import FORKSERVER, preload_training
 
 from neuclip_scale.config import Recipe, load_recipe
 
-# One server imports torch and the models (seconds); each process a test needs is then forked from it at once.
-FORKSERVER = multiprocessing.get_context("forkserver")
-# The first optimizer of a process imports torch._dynamo, which alone takes 3 s.
-FORKSERVER.set_forkserver_preload(
-    ["neuclip_scale.trainer", "neuclip_scale.commands.train", "torch._dynamo", "torch.utils.tensorboard"]
-)
+preload_training()
 
 MEASURED = ("data_time", "step_time", "samples_per_second", "samples_per_second_per_gpu", "peak_memory_bytes")
 """What metrics.jsonl holds of the machine, not of the run."""
