@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,15 +15,14 @@ from typing import Any
 import torch
 import torch.multiprocessing
 from forking import preload_training
+from ports import free_ports
 
 preload_training()
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Call `function(*arguments)` on every rank of a new gloo group; returns what each rank returned."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(
             _rank,

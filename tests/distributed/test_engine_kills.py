@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 from forking import FORKSERVER, preload, preload_deepspeed, preload_training
 from kill_helpers import newest_of_intact, rest_of, was_interrupted
+from ports import free_ports
 
 from neuclip_scale import checkpoint, distributed
 from neuclip_scale.config import Recipe, load_recipe
@@ -88,9 +88,7 @@ def train_and_save(rank: int, port: int, folder: Path, recipe: Recipe, reports: 
 
 
 def start_ranks(folder: Path, recipe: Recipe) -> tuple[list[Any], Connection]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     reader, writer = FORKSERVER.Pipe(duplex=False)
     ranks = [
         FORKSERVER.Process(target=train_and_save, args=(rank, port, folder, recipe, writer))

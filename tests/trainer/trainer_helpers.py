@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 from forking import FORKSERVER, preload_training
+from ports import free_ports
 
 from neuclip_scale.config import Recipe, load_recipe
 
@@ -133,9 +133,8 @@ def start(argv: list[str], output: Path) -> Started:
 
 def start_ranks(world_size: int, function: Callable[..., Any], given: tuple[Any, ...], output: Path) -> list[Started]:
     """Start `function(*given)` as the ranks of one gloo group, as torchrun would."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(world_size)}
+    (port,) = free_ports(1)
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
     return [
         Started(function, given, output.with_suffix(f".{rank}"), {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(world_size)
