@@ -41,9 +41,12 @@ def train(folder: str, more: dict[str, Any]) -> dict[str, int]:
     return {"parameters": sum(part.nbytes for part in trainer.engine.parts().values())}
 
 
-@pytest.mark.parametrize("preset", ["ViT-L-14", "ViT-H-14"])
 @pytest.mark.parametrize(
-    "engine", [{"engine.name": "fsdp2"}, {"engine.name": "deepspeed", "engine.deepspeed.config": "zero3"}]
+    ("preset", "engine"),
+    [
+        ("ViT-H-14", {"engine.name": "fsdp2"}),
+        ("ViT-L-14", {"engine.name": "deepspeed", "engine.deepspeed.config": "zero3"}),
+    ],
 )
 def test_they_start_step_and_save(tmp_path: Path, preset: str, engine: dict[str, str]) -> None:
     write_synthetic_shards(tmp_path / "shards", num_samples=8, samples_per_shard=4, image_size=224, seed=1)
