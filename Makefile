@@ -49,8 +49,6 @@ demo: setup  ## Train on real clip art for ten minutes, evaluate, and compare ME
 	done
 	$(BIN)/neuclip report $(DEMO_RUNS) --output runs/demo-report
 
-# Some images forbid it: each of some hundred processes would then compile the whole package for itself.
-test: export PYTHONDONTWRITEBYTECODE :=
 test: setup lint  ## Run every check: ruff, mypy and the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
