@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 METHODS ?= neuclip
 DEMO_ARGS ?=
-# Files of tests side by side; one file's tests share what is slow to make.
-PYTEST_ARGS ?= -n logical --maxprocesses 4 --dist loadfile
+# Files of tests side by side; one file's tests share what is slow to make. tests/conftest.py has them begin in order.
+PYTEST_ARGS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 BENCH_ARGS ?= small
 # Of reproduce-datacomp: SCALE is demo, demo-small, small, medium, large or xlarge; SET, if given, one of the paper's sets.
 SCALE ?= demo

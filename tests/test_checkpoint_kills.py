@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from forking import FORKSERVER, preload
 from kill_helpers import newest_of_intact, rest_of, was_interrupted
 
 from neuclip_scale.checkpoint import load_checkpoint, save_checkpoint
 
-# One server imports torch (seconds); each process a test needs is then forked from it at once.
-FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["neuclip_scale.checkpoint", __name__])
+preload("neuclip_scale.checkpoint", __name__)
 
 
 def save_in_a_loop(folder: Path, step: int, finished: Connection) -> None:

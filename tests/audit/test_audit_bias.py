@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from tiny_spark import TINY_SPARK
 
 from neuclip_scale.audit.addresses import top_level_domain
 from neuclip_scale.audit.bias import Bias, measure_bias
@@ -325,11 +326,8 @@ def spark() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
         builder = pyspark.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
-        # Compiling each small query would take most of the time.
-        builder = builder.config("spark.sql.codegen.wholeStage", "false").config("spark.sql.shuffle.partitions", "1")
-        builder = builder.config("spark.sql.codegen.factoryMode", "NO_CODEGEN").config(
-            "spark.sql.adaptive.enabled", "false"
-        )
+        for setting in (*TINY_SPARK, "spark.sql.shuffle.partitions=1", "spark.sql.codegen.factoryMode=NO_CODEGEN"):
+            builder = builder.config(*setting.split("=", 1))
         session = builder.getOrCreate()
         yield ibis.pyspark.connect(session)
         session.stop()

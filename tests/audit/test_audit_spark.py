@@ -13,13 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from planted_world import PlantedWorld
-
-# Tiny data: what plans and compiles queries costs more than what runs them.
-SETTINGS = (
-    "spark.sql.shuffle.partitions=2",
-    "spark.sql.codegen.wholeStage=false",
-    "spark.sql.adaptive.enabled=false",
-)
+from tiny_spark import TINY_SPARK
 
 
 def audit(world: PlantedWorld, output: Path, *more: str) -> dict[str, Any]:
@@ -36,7 +30,7 @@ def test_spark_and_duckdb_report_the_same(two_downloads: PlantedWorld, tmp_path:
         pytest.skip("needs the extra `spark`")
     if shutil.which("java") is None:
         pytest.skip("no java on PATH")
-    settings = [f"--spark-conf={setting}" for setting in SETTINGS]
+    settings = [f"--spark-conf={setting}" for setting in (*TINY_SPARK, "spark.sql.shuffle.partitions=2")]
     spark = ["--engine", "spark", "--master", "local-cluster[2,1,1024]", *settings]
     found = audit(two_downloads, tmp_path / "spark", *spark)
     expected = audit(two_downloads, tmp_path / "duckdb")

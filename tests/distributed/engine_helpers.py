@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forking import preload_deepspeed
 
 from neuclip_scale import distributed
 from neuclip_scale.config import load_recipe
 
+preload_deepspeed()
 STEPS = 3
 
 Overrides = dict[str, Any]

@@ -1,15 +1,12 @@
 """Runs a function on real gloo ranks, each a process of its own.
 
-A server imports torch and the trainer once, and each rank is forked from it: a new group starts in a tenth of a second
-instead of several. Such a process also ends without the interpreter's teardown (see `distributed.end_rank`).
+Each is forked from a server (`forking`), and ends without the interpreter's teardown (see `distributed.end_rank`).
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
-import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +14,15 @@ from typing import Any
 
 import torch
 import torch.multiprocessing
+from forking import preload_training
+from ports import free_ports
 
-multiprocessing.set_forkserver_preload(["neuclip_scale.trainer", "torch._dynamo", "torch.utils.tensorboard"])
+preload_training()
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Call `function(*arguments)` on every rank of a new gloo group; returns what each rank returned."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(
             _rank,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
-import socket
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from forking import FORKSERVER, preload, preload_deepspeed, preload_training
 from kill_helpers import newest_of_intact, rest_of, was_interrupted
+from ports import free_ports
 
 from neuclip_scale import checkpoint, distributed
 from neuclip_scale.config import Recipe, load_recipe
@@ -24,9 +24,9 @@ from neuclip_scale.models.presets import Preset, TextTransformerConfig, VisionTr
 
 pytestmark = pytest.mark.distributed
 
-FORKSERVER = multiprocessing.get_context("forkserver")
-# deepspeed starts threads when it is imported, but its import is most of a rank's start.
-FORKSERVER.set_forkserver_preload(["neuclip_scale.trainer", "torch._dynamo", "deepspeed", __name__])
+preload_training()
+preload_deepspeed()
+preload(__name__)
 WORLD_SIZE, KILLS = 2, 12  # and 40 of a single process in test_checkpoint_kills.py
 
 # 25,000 parameters, so that a save takes milliseconds: most of its time is then between the files.
@@ -88,9 +88,7 @@ def train_and_save(rank: int, port: int, folder: Path, recipe: Recipe, reports: 
 
 
 def start_ranks(folder: Path, recipe: Recipe) -> tuple[list[Any], Connection]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     reader, writer = FORKSERVER.Pipe(duplex=False)
     ranks = [
         FORKSERVER.Process(target=train_and_save, args=(rank, port, folder, recipe, writer))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -95,22 +97,30 @@ def test_steps_counted_by_group_travel(folder: str) -> None:
 CHAIN = ["ddp, 2 ranks", "zero3, 2 ranks", "fsdp2, 2 x 2 ranks", "zero1, 2 ranks", "zero2, 4 ranks", "fsdp2, 1 rank"]
 
 
+def train_until(folder: str, run: str, more: Overrides, last: int) -> dict[str, Any]:
+    """`train`, which gets SIGTERM in step `last`, and so saves and ends after it."""
+    from neuclip_scale.trainer import Trainer
+
+    whole = Trainer.train_step
+
+    def train_step(self: Trainer, *given: Any) -> Any:
+        if self.run_state.step + 1 == last:
+            signal.raise_signal(signal.SIGTERM)
+        return whole(self, *given)
+
+    with patch.object(Trainer, "train_step", train_step):
+        return train(folder, run, more)
+
+
 def test_a_run_goes_on_under_another_engine_and_number_of_ranks(folder: str) -> None:
     """Six steps, each under another engine, end where one process ends; moments and step counts travel too."""
-    more = {
-        "train.num_steps": len(CHAIN),
-        "checkpoint.every_steps": 1,
-        "checkpoint.keep": 20,
-        "train.micro_batch_size": 6,
-    }
+    more = {"train.num_steps": len(CHAIN), "checkpoint.keep": 20, "train.micro_batch_size": 6}
     expected = train(folder, "unbroken", more)
     for number, label in enumerate(CHAIN, start=1):
         world_size, engine = ENGINES[label]
-        (result, *_) = run_ranks(world_size, train, folder, "chain", more | engine)
-        saved = sorted(Path(folder, "chain", "checkpoints").glob("step_*"))
-        assert len(saved) == len(CHAIN)
-        for path in saved[number:]:
-            shutil.rmtree(path)
+        (result, *_) = run_ranks(world_size, train_until, folder, "chain", more | engine, number)
+        saved = sorted(path.name for path in Path(folder, "chain", "checkpoints").glob("step_*"))
+        assert saved == [f"step_{step:09d}" for step in range(1, number + 1)]
     assert_same(result, expected, weights=2e-5, losses=1e-5)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import preload_deepspeed
 from ranks import run_ranks
 
 from neuclip_scale import distributed
@@ -16,6 +17,7 @@ from neuclip_scale.config import load_recipe
 from neuclip_scale.data.synthetic import write_synthetic_shards
 from neuclip_scale.planning import plan_memory
 
+preload_deepspeed()
 pytestmark = pytest.mark.distributed
 WORLD_SIZE = 2
 
@@ -39,9 +41,12 @@ def train(folder: str, more: dict[str, Any]) -> dict[str, int]:
     return {"parameters": sum(part.nbytes for part in trainer.engine.parts().values())}
 
 
-@pytest.mark.parametrize("preset", ["ViT-L-14", "ViT-H-14"])
 @pytest.mark.parametrize(
-    "engine", [{"engine.name": "fsdp2"}, {"engine.name": "deepspeed", "engine.deepspeed.config": "zero3"}]
+    ("preset", "engine"),
+    [
+        ("ViT-H-14", {"engine.name": "fsdp2"}),
+        ("ViT-L-14", {"engine.name": "deepspeed", "engine.deepspeed.config": "zero3"}),
+    ],
 )
 def test_they_start_step_and_save(tmp_path: Path, preset: str, engine: dict[str, str]) -> None:
     write_synthetic_shards(tmp_path / "shards", num_samples=8, samples_per_shard=4, image_size=224, seed=1)

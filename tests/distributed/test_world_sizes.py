@@ -141,6 +141,10 @@ def test_a_run_goes_on_with_another_number_of_ranks(folder: Path, single: dict[s
         assert digests == [s["batch_digest"] for s in expected["steps"]]
 
 
+def all_drop_in_gradients() -> dict[str, list[torch.Tensor]]:
+    return {objective: drop_in_gradients(objective) for objective in OBJECTIVES}
+
+
 def drop_in_gradients(objective: str) -> list[torch.Tensor]:
     """Gradients after DDP's averaging, for a linear model on this rank's rows."""
     from torch.nn.functional import normalize
@@ -179,7 +183,9 @@ def drop_in_gradients(objective: str) -> list[torch.Tensor]:
 
 @pytest.mark.distributed
 def test_drop_in_losses_give_ddp_the_global_gradient() -> None:
-    for objective in OBJECTIVES:
-        expected = drop_in_gradients(objective)
-        for gradients in run_ranks(2, drop_in_gradients, objective):
-            torch.testing.assert_close(gradients, expected, rtol=1e-6, atol=1e-9)
+    expected = all_drop_in_gradients()
+    for gradients in run_ranks(2, all_drop_in_gradients):
+        for objective in OBJECTIVES:
+            torch.testing.assert_close(
+                gradients[objective], expected[objective], rtol=1e-6, atol=1e-9, msg=lambda m, o=objective: f"{o}: {m}"
+            )

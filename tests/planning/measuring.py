@@ -144,7 +144,7 @@ def _allocated(folder: str, overrides: Mapping[str, Any]) -> int:
     from neuclip_scale.trainer import Trainer
 
     run_dir = Path(folder) / f"run{next(_numbers)}"
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         trainer = Trainer(load_recipe("demo", {**overrides, "run_dir": str(run_dir)}))
         batches = iter(trainer.loader)
         for number in range(2):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import preload_deepspeed
 from measuring import allocated, measure
 from ranks import run_ranks
 
@@ -16,6 +17,7 @@ from neuclip_scale.grad_cache import KeptActivations
 from neuclip_scale.planning import GPU_TYPES, Site, plan_memory, plan_traffic
 from neuclip_scale.planning.timeline import Work, step_tasks
 
+preload_deepspeed()
 pytestmark = pytest.mark.distributed
 
 NUM_PAIRS = 50

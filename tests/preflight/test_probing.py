@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import free_ports
+from ports import free_ports
 
 from neuclip_scale.data.synthetic import write_synthetic_shards
 

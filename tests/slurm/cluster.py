@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 from keeper import kill_all
+from ports import free_ports
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"}
@@ -236,19 +237,3 @@ def _device(path: Path) -> Path:
     except PermissionError:
         path.touch()
     return path
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on, below those that the kernel gives to outgoing connections."""
-    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    found: list[int] = []
-    while len(found) < count:
-        port = 10_000 + secrets.randbelow(max(1000, min(first, 32_768) - 10_000))
-        with socket.socket() as probe:
-            try:
-                probe.bind(("0.0.0.0", port))
-            except OSError:
-                continue
-        if port not in found:
-            found.append(port)
-    return found

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster import free_ports, lacking, until
+from cluster import lacking, until
+from ports import free_ports
 
 _TESTS = """
 import sys, time
@@ -39,7 +40,8 @@ def folder() -> Iterator[Path]:
 
 def test_nothing_survives_killed_tests(folder: Path) -> None:
     """Neither daemons, nor the processes of a job, which have left their parents long ago."""
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{_TESTS}"]
+    helpers = list(map(str, Path(__file__).parents[:2]))
+    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {helpers}\n{_TESTS}"]
     with subprocess.Popen([*command, str(folder)], stdout=subprocess.PIPE, text=True) as tests:
         assert tests.stdout is not None
         if tests.stdout.readline() != "ready\n":

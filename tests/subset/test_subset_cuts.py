@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from subset_helpers import row_of, select, uid_of, uids, write_pool
+from tiny_spark import TINY_SPARK
 
 from neuclip_scale.queries.engines import Engine, EngineOptions
 from neuclip_scale.subset import ClipScoreFilter, Columns
@@ -140,7 +141,7 @@ def test_spark_finds_the_same_cut(engine: Engine, tmp_path: Path) -> None:
     scores = np.where(np.arange(count) % 100 == 7, np.nan, np.round(random.normal(0.2, 0.05, count), 3)).tolist()
     names = [uid_of(number).upper() for number in range(count)]
     path = write_scores(tmp_path / "0.parquet", scores, names)
-    plain = ("spark.sql.shuffle.partitions=1", "spark.sql.codegen.wholeStage=false", "spark.sql.adaptive.enabled=false")
+    plain = ("spark.sql.shuffle.partitions=1", *TINY_SPARK)
     each = ClipScoreFilter("l14", 0.3)
     with Engine(EngineOptions("spark", master="local[1]", spark_conf=plain), tmp_path / "spark") as spark:
         found = find_cut(spark, [path], each, Columns())

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -15,15 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forking import FORKSERVER, preload_training
+from ports import free_ports
 
 from neuclip_scale.config import Recipe, load_recipe
 
-# One server imports torch and the models (seconds); each process a test needs is then forked from it at once.
-FORKSERVER = multiprocessing.get_context("forkserver")
-# The first optimizer of a process imports torch._dynamo, which alone takes 3 s.
-FORKSERVER.set_forkserver_preload(
-    ["neuclip_scale.trainer", "neuclip_scale.commands.train", "torch._dynamo", "torch.utils.tensorboard"]
-)
+preload_training()
 
 MEASURED = ("data_time", "step_time", "samples_per_second", "samples_per_second_per_gpu", "peak_memory_bytes")
 """What metrics.jsonl holds of the machine, not of the run."""
@@ -137,9 +133,8 @@ def start(argv: list[str], output: Path) -> Started:
 
 def start_ranks(world_size: int, function: Callable[..., Any], given: tuple[Any, ...], output: Path) -> list[Started]:
     """Start `function(*given)` as the ranks of one gloo group, as torchrun would."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(world_size)}
+    (port,) = free_ports(1)
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
     return [
         Started(function, given, output.with_suffix(f".{rank}"), {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(world_size)
