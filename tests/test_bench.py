@@ -83,6 +83,35 @@ bench_npn_gpu.show(options, bench_npn_gpu.measure(options, 1000, torch.device("c
         assert f"\n  {name}" in done.stdout
 
 
+def test_steps_are_measured_in_one_process() -> None:
+    """On a CPU: what `step --device cuda` runs on a GPU."""
+    script = """
+import sys
+sys.path.insert(0, "tools")
+import bench_step, bench_step_gpu
+contenders = ("open_clip", "ours, openclip", "open_clip, accum_freq", "ours, openclip, micro-batches", "ours, neuclip")
+small = {"preset": "toy", "batch_size": 8, "micro_batches": 2, "steps": 1, "repeats": 2, "precision": "bf16"}
+options = bench_step.Step(**small, contenders=contenders)
+result = bench_step_gpu.measure(options)
+assert [len(runs) for runs in result["runs"].values()] == [2] * 5, result
+ratios = {row["contender"]: row.get("peer") for row in result["rows"]}
+assert ratios["ours, neuclip"] == "open_clip", ratios
+assert ratios["ours, openclip, micro-batches"] == "open_clip, accum_freq", ratios
+bench_step_gpu.show(options, result)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "toy, B = 8, whole or in 2 parts, bf16, cpu" in done.stdout
+    assert [line for line in done.stdout.splitlines() if line.startswith("ours, neuclip ")]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_steps_on_a_gpu_need_one() -> None:
+    done = bench("step", "--device", "cuda")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "step: needs a GPU: none is visible to torch, so nothing was measured"
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_kernels_are_measured_beside_their_peers(tmp_path: Path) -> None:
     """In Triton's interpreter: what runs on a GPU, on a batch that a CPU can do."""

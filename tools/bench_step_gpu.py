@@ -1,7 +1,8 @@
 """A training step on a GPU beside open_clip's own trainer: `python tools/bench.py step --device cuda`.
 
 All contenders live in one process and run by turns on batches that wait in the GPU's memory. Times are those of CUDA
-events; memory is the most that a step adds to weights, optimizer state and batch, by torch's allocator.
+events; memory is the most that a step adds to weights, optimizer state and batch, by torch's allocator. On a CPU, which
+`measure` takes too, it only shows that this works.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import gc
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ def measure(options: Any) -> dict[str, Any]:
     """All contenders by turns; returns what --json holds. Without a GPU it says so and measures nothing."""
     import torch
 
-    if not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         return {"rows": [], "needs": "a GPU: none is visible to torch, so nothing was measured"}
     torch.backends.cuda.matmul.allow_tf32 = True  # as open_clip's main sets it
     torch.backends.cudnn.benchmark = True
@@ -40,10 +42,10 @@ def measure(options: Any) -> dict[str, Any]:
                 _forget()
         for _ in range(options.repeats):
             for name, each in steps.items():
-                runs.setdefault(name, []).append(_timed(each, options.steps))
+                runs.setdefault(name, []).append(_timed(each, options))
     flops = _useful_flops(options.preset) * options.batch_size
     return {
-        "device": torch.cuda.get_device_name(),
+        "device": _name(options),
         "torch": torch.__version__,
         "flops_per_step": flops,
         "rows": [_row(name, runs, options, flops) for name in runs],
@@ -70,10 +72,14 @@ def _started(name: str, options: Any, folder: Path) -> Iterator[Any]:
     return steps
 
 
-def _timed(steps: Iterator[Any], count: int) -> dict[str, float]:
+def _timed(steps: Iterator[Any], options: Any) -> dict[str, float]:
     import torch
 
     _forget()
+    if options.device != "cuda":
+        began = time.perf_counter()
+        next(steps)
+        return {"seconds": (time.perf_counter() - began) / options.steps, "added_mib": 0.0}
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -83,14 +89,21 @@ def _timed(steps: Iterator[Any], count: int) -> dict[str, float]:
     last.record()
     torch.cuda.synchronize()
     added = torch.cuda.max_memory_allocated() - before
-    return {"seconds": first.elapsed_time(last) / 1e3 / count, "added_mib": added / MEBIBYTE}
+    return {"seconds": first.elapsed_time(last) / 1e3 / options.steps, "added_mib": added / MEBIBYTE}
 
 
 def _forget() -> None:
     import torch
 
     gc.collect()
-    torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _name(options: Any) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
 
 
 def _useful_flops(preset: str) -> int:
@@ -103,8 +116,6 @@ def _useful_flops(preset: str) -> int:
 
 
 def _row(name: str, runs: dict[str, list[dict[str, float]]], options: Any, flops: int) -> dict[str, Any]:
-    import torch
-
     from neuclip_scale.telemetry.devices import peak_flops
 
     each = runs[name]
@@ -117,7 +128,7 @@ def _row(name: str, runs: dict[str, list[dict[str, float]]], options: Any, flops
         "samples_per_second": options.batch_size / median,
         "added_mib": max(run["added_mib"] for run in each),
     }
-    if peak := peak_flops(torch.cuda.get_device_name(), options.precision):
+    if peak := peak_flops(_name(options), options.precision):
         row |= {"mfu": flops / median / peak, "bound_seconds": flops / peak}
     plain = name.removesuffix(COMPILED)
     peer = bench_step.PEERS[plain] + name[len(plain) :]
