@@ -74,7 +74,11 @@ def budget_table(plan: RunPlan) -> Table:
     factors = FACTORS[matmul_precision(plan.shown.config.train)]
     rows = [
         ("encoders", f"{time.encoders:,.3f} s", arithmetic),
-        ("similarities, normalizers", f"{time.objective:,.3f} s", f"{time.objective_flops / 1e12:,.2f} TFLOP, {factors}"),
+        (
+            "similarities, normalizers",
+            f"{time.objective:,.3f} s",
+            f"{time.objective_flops / 1e12:,.2f} TFLOP, {factors}",
+        ),
         ("update", f"{time.update:,.3f} s", "by memory or PCIe"),
         ("waiting for the network", f"{time.communication + time.exposed:,.3f} s", hidden),
         ("step", f"{time.seconds:,.3f} s", f"MFU {time.mfu:.1%}"),

@@ -1,4 +1,4 @@
-"""What computes similarities and the NPN on a GPU, as far as a plan asks: Triton's kernels, or torch where they do not go.
+"""What computes similarities and the NPN on a GPU, as far as a plan asks: Triton's kernels, or torch elsewhere.
 
 Sizes are those of `similarity.choosing` and `normalizers.triton_npn`, which cannot be imported where Triton is not.
 """

@@ -79,26 +79,29 @@ def normalizer_items(
 
 
 def _workspace(config: Recipe, d: int, world_size: int, dataset_size: int, device: str) -> tuple[int, str]:
-    """Bytes that the estimate needs while it is made. Before it stand the batch's own sums."""
-    section, b, B = config.objective, local_batch_size(config, world_size), config.train.global_batch_size
-    edge = largest_tile(config, device)
-    sums, how = _sums(config, b, d, device)
+    """Bytes that the estimate needs while it is made, or the batch's own sums before it."""
+    b = local_batch_size(config, world_size)
+    return max(_sums(config, b, d, device), _estimate(config, b, d, world_size, dataset_size, device))
+
+
+def _estimate(config: Recipe, b: int, d: int, world_size: int, dataset_size: int, device: str) -> tuple[int, str]:
+    section, edge = config.objective, largest_tile(config, device)
     if section.name == "neuclip" and by_triton(d, device):
-        return max(sums, npn_bytes(config, section.npn, b, d)), "both NPNs' updates, and a chunk of exponentials"
+        return npn_bytes(config, section.npn, b, d), "both NPNs' updates, and a chunk of exponentials"
     if section.name == "neuclip":
         m, tile = section.npn.num_prototypes, min(edge, b)
         masks = b * m if section.npn.exclude_own else 0
         update = FP32 * (4 * m * d + tile * m + b * d + tile * d) + masks
-        return max(sums, update), f"an NPN's update: [{m}, {d}] four times, tiles of [{tile}, {m}]"
+        return update, f"an NPN's update: [{m}, {d}] four times, tiles of [{tile}, {m}]"
     if section.name == "neuclip-queue":
         size = planned_objective(config, d, dataset_size).queue.size  # type: ignore[union-attr]
         wide = min(edge, math.ceil(size / world_size))  # type: ignore[arg-type,operator]
-        rows = min(edge, B)
-        return max(sums, FP32 * (rows * wide + rows * d) + rows * wide), f"tiles of [{rows}, {wide}]"
+        rows = min(edge, config.train.global_batch_size)
+        return FP32 * (rows * wide + rows * d) + rows * wide, f"tiles of [{rows}, {wide}]"
     if section.name == "exact":
         wide = min(edge, dataset_size)
-        return max(sums, FP32 * (3 * b * wide)), f"[{b}, {wide}] three times"
-    return sums, how
+        return FP32 * (3 * b * wide), f"[{b}, {wide}] three times"
+    return 0, ""
 
 
 def _sums(config: Recipe, b: int, d: int, device: str) -> tuple[int, str]:
