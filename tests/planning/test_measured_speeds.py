@@ -130,6 +130,16 @@ def test_what_has_everything_together_gives_one_speed_for_all() -> None:
     assert read_measured([share, gpu]).normalizer == read_measured([share]).normalizer
 
 
+@pytest.mark.parametrize(("section", "normalizer"), [("npn/update", 500.0), ("normalizers/table", None)])
+def test_a_run_without_an_npn_says_nothing_of_it(section: str, normalizer: float | None, tmp_path: Path) -> None:
+    sections = {name: {"seconds": 1.0} for name in ("encode", "backward", "objective", section)}
+    cost = {"sections": sections, "hardware_flops": 4000, "objective_flops": 2000}
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps({"cost": cost, "samples_seen": 1, "world_size": 2, "recipe": "r", "device": "d"}))
+    measured = read_measured([path])
+    assert (measured.encoders, measured.objective, measured.normalizer) == (1000.0, 500.0, normalizer)
+
+
 def test_kernels_give_the_objectives_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     import bench_kernels
