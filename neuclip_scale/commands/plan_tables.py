@@ -7,12 +7,15 @@ from typing import cast
 
 from rich.table import Table
 
+from neuclip_scale.config import matmul_precision
 from neuclip_scale.planning.choosing import Choice, Option
 from neuclip_scale.planning.links import seconds_of
 from neuclip_scale.planning.memory import MemoryPlan
 from neuclip_scale.planning.parts import MOMENTS, Moment
 from neuclip_scale.planning.report import RunPlan, arguments
 from neuclip_scale.planning.site import Site
+
+FACTORS = {"medium": "factors in bf16", "high": "TF32", "highest": "fp32, in 3xTF32"}
 
 
 def memory_table(plan: MemoryPlan) -> Table:
@@ -68,9 +71,14 @@ def budget_table(plan: RunPlan) -> Table:
         arithmetic += f", and {time.starting:,.3f} s in which the host starts operations too slowly"
     travels, waits = 1000 * time.hidden, 1000 * time.exposed
     hidden = f"{waits:,.1f} ms for gradients and parameters, which travel {travels:,.1f} ms beside the encoders"
+    factors = FACTORS[matmul_precision(plan.shown.config.train)]
     rows = [
         ("encoders", f"{time.encoders:,.3f} s", arithmetic),
-        ("similarities, normalizers", f"{time.objective:,.3f} s", f"{time.objective_flops / 1e12:,.2f} TFLOP in fp32"),
+        (
+            "similarities, normalizers",
+            f"{time.objective:,.3f} s",
+            f"{time.objective_flops / 1e12:,.2f} TFLOP, {factors}",
+        ),
         ("update", f"{time.update:,.3f} s", "by memory or PCIe"),
         ("waiting for the network", f"{time.communication + time.exposed:,.3f} s", hidden),
         ("step", f"{time.seconds:,.3f} s", f"MFU {time.mfu:.1%}"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from neuclip_scale.config.errors import ConfigError
-from neuclip_scale.config.schema import DataConfig, Recipe
+from neuclip_scale.config.schema import DataConfig, Recipe, TrainConfig
 
 
 def local_batch_size(recipe: Recipe, world_size: int) -> int:
@@ -16,6 +17,13 @@ def local_batch_size(recipe: Recipe, world_size: int) -> int:
 def micro_batch_size(recipe: Recipe, world_size: int) -> int:
     """Pairs encoded at a time on one rank."""
     return recipe.train.micro_batch_size or local_batch_size(recipe, world_size)
+
+
+def matmul_precision(section: TrainConfig) -> Literal["highest", "high", "medium"]:
+    """How a GPU multiplies what is held in fp32, `auto` resolved."""
+    if section.matmul_precision != "auto":
+        return section.matmul_precision
+    return "highest" if section.precision == "fp32" else "medium"
 
 
 def num_micro_batches(recipe: Recipe, world_size: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from neuclip_scale import distributed
-from neuclip_scale.config import TrainConfig
+from neuclip_scale.config import TrainConfig, matmul_precision
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.engines.averaging import AVERAGE, WeightAverage
 from neuclip_scale.models.clip import CLIP, CLIPOutput, Towers
@@ -183,10 +183,7 @@ def set_matmul_precision(section: TrainConfig, device: torch.device) -> None:
     """Tell torch how a GPU multiplies fp32 numbers in this process: see `train.matmul_precision`."""
     if device.type != "cuda":
         return
-    precision = section.matmul_precision
-    if precision == "auto":
-        precision = "highest" if section.precision == "fp32" else "medium"
-    torch.set_float32_matmul_precision(precision)
+    torch.set_float32_matmul_precision(matmul_precision(section))
 
 
 def inputs(batch: Batch, towers: Towers) -> tuple[Tensor | None, Tensor | None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuclip_scale.config import ConfigError, Recipe, local_batch_size, micro_batch_size, num_micro_batches
+from neuclip_scale.planning.kernels import has_tiles
 from neuclip_scale.planning.memory import GIB, MemoryPlan, plan_memory
 from neuclip_scale.planning.sharding import model_sizes
 from neuclip_scale.planning.site import Site
@@ -161,7 +162,7 @@ def _with_kept_activations(config: Recipe, site: Site, option: Option) -> Option
 
 def _with_tiles(config: Recipe, site: Site, overrides: Overrides) -> tuple[Overrides, bool]:
     """The overrides, with smaller tiles where these are what does not fit; and whether all fits then."""
-    tile = config.objective.tile_size
+    tile = config.objective.tile_size if has_tiles(config, model_sizes(config).embed_dim) else SMALLEST_TILE
     while True:
         memory = plan_memory(with_values(config, overrides), site.world_size, site.dataset_size)
         fits = not _problem(memory, site)

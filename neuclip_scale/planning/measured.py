@@ -20,7 +20,10 @@ LARGEST_SIZE = 10**9
 FORMS = {"InfoNCE": "openclip", "margin": "fastclip-v3", "SigLIP": "siglip"}
 """Forms of `bench.py kernels`: the objective whose FLOPs they are."""
 ENCODER_SECTIONS = ("encode", "replay", "backward")
-OBJECTIVE_SECTIONS = ("objective", "npn/", "normalizers/", "similarities/")
+NPN_SECTIONS = "npn/"
+OBJECTIVE_SECTIONS = ("objective", NPN_SECTIONS, "normalizers/", "similarities/")
+NPN_ROWS = ("triton medium", "triton high", "triton highest", "torch medium", "torch high", "torch highest")
+"""Contenders of `bench.py npn --device cuda`, those of a bf16 recipe first."""
 REMEDY = "Give a run's summary.json, or what `tools/bench.py kernels|loss|npn|step --json` wrote."
 
 
@@ -32,6 +35,7 @@ def read_measured(paths: Sequence[Path]) -> Measured:
         found = Measured(
             encoders=found.encoders or each.encoders,
             objective=found.objective or each.objective,
+            normalizer=found.normalizer or each.normalizer,
             update=found.update or each.update,
             told=(*found.told, *each.told),
         )
@@ -86,6 +90,10 @@ class _Fields:
         """Without what would break a line of a terminal."""
         return "".join(c for c in str(self._document)[:80] if c.isprintable())
 
+    def has(self, name: str) -> bool:
+        """Whether any section's name begins so."""
+        return isinstance(self._document, Mapping) and any(each.startswith(name) for each in self._document)
+
     def seconds_of(self, names: tuple[str, ...]) -> float:
         """Sum over the sections whose names begin so."""
         sections = self._document if isinstance(self._document, Mapping) else {}
@@ -102,9 +110,11 @@ def _summary(document: Mapping[str, Any], path: Path) -> Measured:
     encoders, objective = (cost["sections"].seconds_of(names) for names in (ENCODER_SECTIONS, OBJECTIVE_SECTIONS))
     where = f"a run of {fields['recipe'].text()} on {world_size} x {fields['device'].text()}"
     waits = ", what its ranks waited for each other included" if world_size > 1 else ""
+    speed = cost["objective_flops"].number() / world_size / objective
     return Measured(
         encoders=cost["hardware_flops"].number() / world_size / encoders,
-        objective=cost["objective_flops"].number() / world_size / objective,
+        objective=speed,
+        normalizer=speed if cost["sections"].has(NPN_SECTIONS) else None,
         told=(f"encoders and objective: {path}, {where}{waits}",),
     )
 
@@ -115,27 +125,52 @@ def _npn(document: Mapping[str, Any], path: Path) -> Measured:
     options, parts, flops = fields["options"], fields["measured"]["parts"], fields["by_flops"]
     objective = parts.seconds_of(OBJECTIVE_SECTIONS)
     preset = options["preset"].text()
+    speed = (flops["similarities"]["flops"].number() + flops["npn"]["flops"].number()) / objective
     return Measured(
         encoders=flops["encoders"]["flops"].number() / parts["encoders"]["seconds"].number(),
-        objective=(flops["similarities"]["flops"].number() + flops["npn"]["flops"].number()) / objective,
+        objective=speed,
+        normalizer=speed,
         update=parts["optimizer"]["seconds"].number() / _trained(preset, path),
         told=(f"encoders, objective and update: {path}, {preset} on {fields['machine']['cpu'].text()}",),
+    )
+
+
+def _npn_on_gpu(document: Mapping[str, Any], path: Path) -> Measured:
+    """`bench.py npn --device cuda`: the NPN beside AdamW, which has updated all of the preset."""
+    fields = _Fields(document, path)
+    gpu, preset, size = fields["gpu"], fields["options"]["preset"].text(), fields["options"]["batch_size"].size()
+    row = _row(document["gpu"], path, *NPN_ROWS)
+    seconds = _Fields(row, path, "gpu.rows")["npn_ms"].number() / 1000
+    name = gpu["name"].text()
+    return Measured(
+        normalizer=fields["by_flops"]["npn"]["flops"].number() / seconds,
+        update=gpu["shared_ms"]["optimizer"].number() / 1000 / _trained(preset, path),
+        told=(f"NPN and update: {path}, {row['contender']} with B = {size:,}, AdamW of {preset} on {name}",),
     )
 
 
 def _step(document: Mapping[str, Any], path: Path) -> Measured:
     """`bench.py step`: a whole step of ours, all of whose time counts as the encoders'."""
     fields = _Fields(document, path)
-    options, preset = fields["options"], fields["options"]["preset"].text()
-    row = _row(document, path, "ours, openclip")
-    pairs = options["batch_size"].size()
+    cpu = fields["machine"]["cpu"].text()
+    return _whole_step(fields, _row(document, path, "ours, openclip"), "cpu_seconds", path, cpu)
+
+
+def _step_on_gpu(document: Mapping[str, Any], path: Path) -> Measured:
+    """`bench.py step --device cuda`: with compiled towers where these were measured."""
+    row = _row(document, path, "ours, openclip, compiled", "ours, openclip")
+    fields = _Fields(document, path)
+    return _whole_step(fields, row, "seconds", path, fields["device"].text())
+
+
+def _whole_step(fields: _Fields, row: Mapping[str, Any], key: str, path: Path, device: str) -> Measured:
     from neuclip_scale.planning.timing import encoder_flops
 
+    preset, pairs = fields["options"]["preset"].text(), fields["options"]["batch_size"].size()
     flops = encoder_flops(_model(preset, path)).training * pairs
-    told = (
-        f"encoders: {path}, whole steps of {preset} on {fields['machine']['cpu'].text()}, objective and update included"
-    )
-    return Measured(encoders=flops / _Fields(row, path, "rows")["cpu_seconds"].number(), told=(told,))
+    how = ", compiled" if row["contender"].endswith("compiled") else ""
+    told = f"encoders: {path}, whole steps of {preset}{how} on {device}, objective and update included"
+    return Measured(encoders=flops / _Fields(row, path, "rows")[key].number(), told=(told,))
 
 
 def _kernels(document: Mapping[str, Any], path: Path) -> Measured:
@@ -167,7 +202,9 @@ def _objective(fields: _Fields, path: Path, name: str, seconds: float, device: s
     with torch.device("meta"):
         objective = create_objective(ObjectiveConfig(name=name), problem)  # type: ignore[arg-type]
     flops = objective.flops(BatchShape(size, size, d))
-    return Measured(objective=flops / seconds, told=(f"objective: {path}, {name} with B = {size:,} on {device}",))
+    speed = flops / seconds
+    told = f"objective: {path}, {name} with B = {size:,} on {device}"
+    return Measured(objective=speed, normalizer=speed if name == "neuclip" else None, told=(told,))
 
 
 def _row(document: Mapping[str, Any], path: Path, *names: str) -> Mapping[str, Any]:
@@ -202,14 +239,25 @@ def _has(*keys: str) -> Callable[[Mapping[str, Any]], bool]:
     return lambda document: all(isinstance(document, Mapping) and key in document for key in keys)
 
 
+def _has_gpu_rows(document: Mapping[str, Any]) -> bool:
+    gpu = document.get("gpu")
+    return "by_flops" in document and isinstance(gpu, Mapping) and "rows" in gpu
+
+
+def _is_step_on_gpu(document: Mapping[str, Any]) -> bool:
+    return _options_have("micro_batches")(document) and str(document["options"].get("device")).startswith("cuda")
+
+
 def _options_have(key: str) -> Callable[[Mapping[str, Any]], bool]:
     return lambda document: isinstance(document.get("options"), Mapping) and key in document["options"]
 
 
 _READERS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Callable[[Mapping[str, Any], Path], Measured]], ...] = (
     (_has("cost", "samples_seen"), _summary),
+    (_has_gpu_rows, _npn_on_gpu),
     (_has("measured", "by_flops"), _npn),
     (_options_have("forms"), _kernels),
+    (_is_step_on_gpu, _step_on_gpu),
     (_options_have("micro_batches"), _step),
     (_options_have("chunk_size"), _loss),
 )

@@ -18,6 +18,7 @@ from neuclip_scale.config import (
 from neuclip_scale.grad_cache import KeptActivations
 from neuclip_scale.models.clip import Towers
 from neuclip_scale.planning.gradients import gradient_items
+from neuclip_scale.planning.kernels import by_triton, similarity_bytes
 from neuclip_scale.planning.normalizers import largest_tile, normalizer_items
 from neuclip_scale.planning.parts import MOMENTS, PASSES, MemoryItem, Moment
 from neuclip_scale.planning.sharding import (
@@ -227,8 +228,6 @@ def _first_encoding(config: Recipe, low_blocks: bool, world_size: int) -> tuple[
 
 def _features(config: Recipe, d: int, world_size: int, device: str) -> list[MemoryItem]:
     b, B = local_batch_size(config, world_size), config.train.global_batch_size
-    edge = largest_tile(config, device)
-    tile, wide = min(edge, b), min(edge, b if config.objective.exchange == "ring" else B)
     num_micro = num_micro_batches(config, world_size)
     after: tuple[Moment, ...] = tuple(moment for moment in MOMENTS if moment not in ("encode", "normalizers"))
     states = RANDOM_STATE * num_micro if num_micro > 1 else 0
@@ -236,13 +235,7 @@ def _features(config: Recipe, d: int, world_size: int, device: str) -> list[Memo
     found = [
         MemoryItem("gradient cache", FP32 * 2 * b * d, states, how),
         MemoryItem("feature gradients", FP32 * 2 * b * d, 0, f"[{b}, {d}], two sides", after),
-        MemoryItem(
-            "similarity tiles",
-            FP32 * (2 * tile * wide + tile * d + 3 * b * d),
-            0,
-            f"two of [{tile}, {wide}] at a time, and the rows' gradients before they are joined",
-            ("similarities",),
-        ),
+        _similarities(config, b, d, device),
     ]
     if world_size > 1 and config.objective.exchange == "ring":
         size = FP32 * 2 * b * d
@@ -255,3 +248,18 @@ def _features(config: Recipe, d: int, world_size: int, device: str) -> list[Memo
             size = FP32 * 2 * world_size * micro_batch_size(config, world_size) * d
             found.insert(2, MemoryItem("arriving features", size, 0, "a micro-batch's, of all ranks", ("encode",)))
     return found
+
+
+def _similarities(config: Recipe, b: int, d: int, device: str) -> MemoryItem:
+    """Triton adds to the gradients in place; torch makes those of a tile's rows first."""
+    wide = b if config.objective.exchange == "ring" else config.train.global_batch_size
+    if by_triton(d, device):
+        rounded, weights = similarity_bytes(config, b, wide, d)
+        blocks = FP32 * 2 * b * d if config.objective.exchange == "ring" else 0
+        how = "a chunk of weights" + (", features rounded to bf16" if rounded else "")
+        return MemoryItem("similarity chunk", rounded + weights + blocks, 0, how, ("similarities",))
+    edge = largest_tile(config, device)
+    tile, wide = min(edge, b), min(edge, wide)
+    size = FP32 * (2 * tile * wide + tile * d + 3 * b * d)
+    how = f"two of [{tile}, {wide}] at a time, and the rows' gradients before they are joined"
+    return MemoryItem("similarity tiles", size, 0, how, ("similarities",))

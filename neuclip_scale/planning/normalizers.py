@@ -10,6 +10,7 @@ from neuclip_scale.config import Recipe, local_batch_size
 from neuclip_scale.normalizers import DatasetFeatures
 from neuclip_scale.objectives import Objective, create_objective
 from neuclip_scale.objectives.registry import Problem
+from neuclip_scale.planning.kernels import by_triton, npn_bytes, similarity_bytes
 from neuclip_scale.planning.parts import MemoryItem
 from neuclip_scale.similarity.tiled import LARGEST_TILE_ON_CPU
 
@@ -73,26 +74,41 @@ def normalizer_items(
     if config.objective.name == "exact":
         size = FP32 * 2 * embed_dim * dataset_size
         items.append(MemoryItem(ALL_FEATURES, size, 0, f"[{dataset_size}, {embed_dim}], two sides"))
-    workspace, how = _workspace(config, embed_dim, world_size, dataset_size, largest_tile(config, device))
+    workspace, how = _workspace(config, embed_dim, world_size, dataset_size, device)
     return [*items, MemoryItem(WORKSPACE, workspace, 0, how, ("normalizers",))]
 
 
-def _workspace(config: Recipe, d: int, world_size: int, dataset_size: int, edge: int) -> tuple[int, str]:
-    """Bytes that the estimate needs while it is made. Before it stand the batch's own sums, which take two tiles."""
-    section, b, B = config.objective, local_batch_size(config, world_size), config.train.global_batch_size
-    tile = min(edge, b)
-    sums = FP32 * (2 * tile * min(edge, B) + tile * d)
+def _workspace(config: Recipe, d: int, world_size: int, dataset_size: int, device: str) -> tuple[int, str]:
+    """Bytes that the estimate needs while it is made, or the batch's own sums before it."""
+    b = local_batch_size(config, world_size)
+    return max(_sums(config, b, d, device), _estimate(config, b, d, world_size, dataset_size, device))
+
+
+def _estimate(config: Recipe, b: int, d: int, world_size: int, dataset_size: int, device: str) -> tuple[int, str]:
+    section, edge = config.objective, largest_tile(config, device)
+    if section.name == "neuclip" and by_triton(d, device):
+        return npn_bytes(config, section.npn, b, d), "both NPNs' updates, and a chunk of exponentials"
     if section.name == "neuclip":
-        m = section.npn.num_prototypes
+        m, tile = section.npn.num_prototypes, min(edge, b)
         masks = b * m if section.npn.exclude_own else 0
         update = FP32 * (4 * m * d + tile * m + b * d + tile * d) + masks
-        return max(sums, update), f"an NPN's update: [{m}, {d}] four times, tiles of [{tile}, {m}]"
+        return update, f"an NPN's update: [{m}, {d}] four times, tiles of [{tile}, {m}]"
     if section.name == "neuclip-queue":
         size = planned_objective(config, d, dataset_size).queue.size  # type: ignore[union-attr]
         wide = min(edge, math.ceil(size / world_size))  # type: ignore[arg-type,operator]
-        rows = min(edge, B)
-        return max(sums, FP32 * (rows * wide + rows * d) + rows * wide), f"tiles of [{rows}, {wide}]"
+        rows = min(edge, config.train.global_batch_size)
+        return FP32 * (rows * wide + rows * d) + rows * wide, f"tiles of [{rows}, {wide}]"
     if section.name == "exact":
         wide = min(edge, dataset_size)
-        return max(sums, FP32 * (3 * b * wide)), f"[{b}, {wide}] three times"
-    return sums, "the batch's sums, two tiles at a time"
+        return FP32 * (3 * b * wide), f"[{b}, {wide}] three times"
+    return 0, ""
+
+
+def _sums(config: Recipe, b: int, d: int, device: str) -> tuple[int, str]:
+    """Of the batch's own sums; through Triton, a number of each row and block of columns is far less than a tile."""
+    ring, B = config.objective.exchange == "ring", config.train.global_batch_size
+    if by_triton(d, device):
+        return similarity_bytes(config, b, b if ring else B, d)[0], "the batch's sums, features rounded to bf16"
+    edge = largest_tile(config, device)
+    tile = min(edge, b)
+    return FP32 * (2 * tile * min(edge, B) + tile * d), "the batch's sums, two tiles at a time"

@@ -13,8 +13,8 @@ from neuclip_scale.planning.memory import GIB
 from neuclip_scale.planning.site import Site, check_assumptions
 
 UNVALIDATED = (
-    "Bytes of live tensors are held against measurements on CPUs (10 %), bytes sent against gloo (exactly); "
-    "allowances, times, energy and prices follow from stated assumptions and were not measured on GPUs."
+    "Bytes of live tensors are held against measurements on CPUs (10 %) and on one GPU, bytes sent against gloo "
+    "(exactly); allowances, times, energy and prices follow from stated assumptions and were not measured."
 )
 
 

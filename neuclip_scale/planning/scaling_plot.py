@@ -62,7 +62,9 @@ def draw(documents: Sequence[Mapping[str, Any]]) -> bytes:
             lines = [line for line in document["lines"] if line["regime"] == regime]
             _panel(panel, lines, colours, styles)
             panel.set_title(_escape(f"{document['recipe']}, {regime}: {_told(document, regime)}"), fontsize=10)
-    figure.suptitle("calculated, not measured", fontsize=9, color="#666666")
+    measured = all(document.get("measured") for document in documents)
+    told = "calculated from speeds measured on one GPU" if measured else "calculated, not measured"
+    figure.suptitle(told, fontsize=9, color="#666666")
     figure.legend(handles=_keys(colours, styles), loc="outside lower center", ncols=5, fontsize=8)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)

@@ -11,11 +11,11 @@ from neuclip_scale.planning.scaling import STOPS, Line, Point, ScalingPlan
 from neuclip_scale.planning.sweep import INTERCONNECTS
 
 CALCULATED = "calculated: a roofline of arithmetic and links and a simulated step"
-NOT_MEASURED = f"{CALCULATED}; nothing was measured on GPUs"
+NOT_MEASURED = f"{CALCULATED}; nothing was measured on these GPUs"
 CAUSES = {
     "encoders": "the encoders' second forward pass",
     "starting operations": "operations too small for the GPU, which the host starts too slowly",
-    "objective": "similarities and normalizers, which grow with the whole batch",
+    "objective": "similarities, which grow with the whole batch, and the NPN, whose kernels are as many for few pairs",
     "update": "the update, which does not shrink with the batch",
     "features": "the features' all-gather",
     "sample indices": "the indices' all-gather",

@@ -1,4 +1,4 @@
-"""Where a run is to be, and what is assumed about it: nothing here was measured by this project."""
+"""Where a run is to be, and what is assumed about it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,14 @@ class Assumptions:
 
     compute: float = 0.4
     """Share of the GPU's peak at which the encoders' products run."""
-    objective_compute: float = 0.6
-    """Share of its fp32 peak at which those of similarities and normalizers run."""
+    objective_compute: float = 0.4
+    """Share at which those of similarities run of the peak of their precision (train.matmul_precision): bf16's, half of
+    it for TF32, a sixth for 3xTF32."""
+    npn_compute: float = 0.15
+    """Share of the bf16 peak at which the NPN runs with factors in bf16; in TF32 it takes 1.14, in 3xTF32 2.3 times as
+    long."""
+    npn_launch_us: float = 58.0
+    """Least microseconds of each of the NPN's kernels, 84 of them with ten updates: the host starts no more."""
     memory: float = 0.7
     """Share of its memory bandwidth that element-wise work reaches."""
     interconnect: float = 0.7
@@ -55,7 +61,9 @@ class Measured:
     encoders: float | None = None
     """FLOP/s of the encoders as they are run."""
     objective: float | None = None
-    """FLOP/s of similarities and normalizers."""
+    """FLOP/s of similarities, and of normalizers that are no NPN."""
+    normalizer: float | None = None
+    """FLOP/s of the NPN's updates and predictions (`NeuCLIP.estimate_flops`)."""
     update: float | None = None
     """Seconds of the optimizer for each trained element that a rank updates."""
     told: tuple[str, ...] = ()
@@ -119,6 +127,7 @@ def check_assumptions(assume: Assumptions) -> None:
         "hop_us",
         "network_hop_us",
         "operation_us",
+        "npn_launch_us",
         "overhead",
         "node_watts_per_gpu",
         "host_gib",

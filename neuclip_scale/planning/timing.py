@@ -7,21 +7,15 @@ from functools import lru_cache
 
 from neuclip_scale.config import ModelConfig, Recipe, local_batch_size, num_micro_batches, pairs_encoded_again
 from neuclip_scale.grad_cache import KeptActivations
-from neuclip_scale.objectives.exact import Exact
-from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue
 from neuclip_scale.planning.links import seconds_of
 from neuclip_scale.planning.memory import encoder_trace
-from neuclip_scale.planning.normalizers import planned_objective
+from neuclip_scale.planning.objective import objective_time
 from neuclip_scale.planning.schedule import run
 from neuclip_scale.planning.sharding import FP32, model_sizes, planned, sharding_of
 from neuclip_scale.planning.site import Site
 from neuclip_scale.planning.timeline import Work, step_tasks
 from neuclip_scale.planning.traffic import Transfer, plan_traffic
-from neuclip_scale.similarity import BatchShape
 from neuclip_scale.telemetry.flops import EncoderFlops, count_encoder_flops
-
-_TILE_PASSES = 16
-"""Times an entry of the similarities is read or written, over both directions' sums and gradients."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ def plan_time(config: Recipe, site: Site, transfers: list[Transfer] | None = Non
     if transfers is None:
         transfers = plan_traffic(config, W, site.dataset_size)
     flops = encoder_flops(config.model)
-    objective_flops, objective = _objective(config, site, flops)
+    objective_flops, objective = objective_time(config, site, flops.forward, _encoder_rate(config, site))
     forward, backward, arithmetic = _passes(config, site, flops)
     several = num_micro_batches(config, W)
     work = Work(
@@ -101,7 +95,7 @@ def plan_time(config: Recipe, site: Site, transfers: list[Transfer] | None = Non
 def _passes(config: Recipe, site: Site, flops: EncoderFlops) -> tuple[float, float, float]:
     """Seconds of a micro-batch's forward and backward pass, and what the whole step's arithmetic alone takes."""
     n, b = num_micro_batches(config, site.world_size), local_batch_size(config, site.world_size)
-    rate = site.measured.encoders or site.gpu.peak(config.train.precision) * site.assume.compute
+    rate = _encoder_rate(config, site)
     trace = encoder_trace(config.model, config.train.precision, config.engine.name == "fsdp2")
     start = site.assume.operation_us * 1e-6
     forward = b * flops.forward / rate / n
@@ -111,26 +105,15 @@ def _passes(config: Recipe, site: Site, flops: EncoderFlops) -> tuple[float, flo
     return max(forward, floors[0] * start), max(backward, floors[1] * start), arithmetic
 
 
+def _encoder_rate(config: Recipe, site: Site) -> float:
+    """FLOP/s of the encoders as they are run."""
+    return site.measured.encoders or site.gpu.peak(config.train.precision) * site.assume.compute
+
+
 @lru_cache(maxsize=32)
 def encoder_flops(section: ModelConfig) -> EncoderFlops:
     """FLOPs of a pair, once for each model."""
     return count_encoder_flops(planned(section, False))
-
-
-def _objective(config: Recipe, site: Site, flops: EncoderFlops) -> tuple[int, float]:
-    sizes, B, W = model_sizes(config), config.train.global_batch_size, site.world_size
-    shape = BatchShape(local_batch_size(config, W), B, sizes.embed_dim)
-    objective = planned_objective(config, sizes.embed_dim, site.dataset_size)
-    count, entries = objective.flops(shape), _TILE_PASSES * shape.local_size * B
-    if isinstance(objective, NeuCLIPQueue):  # planned as on one rank
-        queue = objective.estimate_flops(shape)
-        count += queue // W - queue
-    if isinstance(objective, Exact):  # planned without its encoder
-        count += flops.forward * site.dataset_size // objective.refresh_every
-    if site.measured.objective:
-        return count, count / site.measured.objective
-    arithmetic = count / (site.gpu.peak("fp32") * site.assume.objective_compute)
-    return count, max(arithmetic, FP32 * entries / (site.gpu.bandwidth * site.assume.memory))
 
 
 def _update(config: Recipe, site: Site) -> float:

@@ -21,7 +21,8 @@ BENCHMARKS = ROOT / "docs" / "benchmarks"
 
 
 def site(**changes: Any) -> Site:
-    return Site(gpu=GPU_TYPES["h100"], world_size=1, assume=Assumptions(operation_us=0.0), **changes)
+    assume = Assumptions(operation_us=0.0, npn_launch_us=0.0)
+    return Site(gpu=GPU_TYPES["h200"], world_size=1, assume=assume, **changes)
 
 
 def test_a_run_planned_from_its_own_summary_takes_its_own_seconds(folder: str, tmp_path: Path) -> None:
@@ -74,6 +75,71 @@ def test_losses_and_steps_give_one_speed_each() -> None:
     assert plan_time(config, site(measured=both)).encoders == pytest.approx(ours)
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides", "row"),
+    [
+        ("step_b16_h200", {"model.preset": "ViT-B-16"}, "ours, openclip, compiled"),
+        ("step_l14_h200", {"model.preset": "ViT-L-14"}, "ours, openclip, compiled"),
+        ("step_b16_h200", {"model.preset": "ViT-B-16"}, "ours, openclip"),
+    ],
+)
+def test_a_step_on_a_gpu_gives_the_encoders_of_its_own_size(
+    name: str, overrides: dict[str, Any], row: str, tmp_path: Path
+) -> None:
+    document = json.loads((BENCHMARKS / f"{name}.json").read_bytes())
+    kept = [each for each in document["rows"] if row.endswith("compiled") or "compiled" not in each["contender"]]
+    path = tmp_path / "step.json"
+    path.write_text(json.dumps({**document, "rows": kept}))
+    measured = read_measured([path])
+    sizes = {"train.global_batch_size": document["options"]["batch_size"], "data.num_streams": 1}
+    config = load_recipe("demo", {"train.precision": "bf16", **sizes, **overrides})
+    (seconds,) = (each["seconds"] for each in kept if each["contender"] == row)
+    assert plan_time(config, site(measured=measured)).encoders == pytest.approx(seconds)
+    assert (measured.objective, measured.normalizer, measured.update) == (None, None, None)
+    assert "NVIDIA H200" in measured.told[0]
+    assert ("compiled" in measured.told[0]) == row.endswith("compiled")
+
+
+def test_the_npn_on_a_gpu_has_a_speed_of_its_own() -> None:
+    npn, kernels = BENCHMARKS / "npn_h200.json", BENCHMARKS / "kernels_h200.json"
+    document = json.loads(npn.read_bytes())
+    rows = {row["contender"]: row["npn_ms"] / 1000 for row in document["gpu"]["rows"]}
+    config = load_recipe("demo", {
+        "model.preset": "ViT-B-32", "objective.npn.num_prototypes": 4096, "objective.npn.updates_per_step": 10,
+        "train.global_batch_size": 4096, "data.num_streams": 1, "train.precision": "bf16",
+    })  # fmt: skip
+    measured = read_measured([npn, kernels])
+    time = plan_time(config, site(measured=measured))
+    (loss,) = (row for row in json.loads(kernels.read_bytes())["rows"] if row["contender"] == "InfoNCE triton")
+    # Of B = 65,536 pairs; similarities grow with the square.
+    assert time.objective == pytest.approx(rows["triton medium"] + loss["milliseconds"] / 1000 / 256)
+    assert time.update == pytest.approx(document["gpu"]["shared_ms"]["optimizer"] / 1000)
+    assert measured.encoders is None
+    assert "triton medium with B = 4,096" in measured.told[0]
+    # Losses alone say nothing of the NPN, which stays assumed.
+    assumed = plan_time(config, site()).objective - plan_time(config, site(measured=read_measured([kernels]))).objective
+    assert abs(assumed) < 0.1 * rows["triton medium"]
+
+
+def test_what_has_everything_together_gives_one_speed_for_all() -> None:
+    share, loss, kernels = (BENCHMARKS / f"{name}.json" for name in ("npn_share", "loss_cpu", "kernels_h200"))
+    for path in (share, loss):
+        assert read_measured([path]).normalizer == read_measured([path]).objective
+        assert read_measured([kernels, path]).objective != read_measured([kernels, path]).normalizer
+    gpu = BENCHMARKS / "npn_h200.json"
+    assert read_measured([share, gpu]).normalizer == read_measured([share]).normalizer
+
+
+@pytest.mark.parametrize(("section", "normalizer"), [("npn/update", 500.0), ("normalizers/table", None)])
+def test_a_run_without_an_npn_says_nothing_of_it(section: str, normalizer: float | None, tmp_path: Path) -> None:
+    sections = {name: {"seconds": 1.0} for name in ("encode", "backward", "objective", section)}
+    cost = {"sections": sections, "hardware_flops": 4000, "objective_flops": 2000}
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps({"cost": cost, "samples_seen": 1, "world_size": 2, "recipe": "r", "device": "d"}))
+    measured = read_measured([path])
+    assert (measured.encoders, measured.objective, measured.normalizer) == (1000.0, 500.0, normalizer)
+
+
 def test_kernels_give_the_objectives_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     import bench_kernels
@@ -103,6 +169,8 @@ def test_the_first_file_counts() -> None:
 
 
 NPN = json.loads((BENCHMARKS / "npn_share.json").read_bytes())
+NPN_ON_GPU = json.loads((BENCHMARKS / "npn_h200.json").read_bytes())
+STEP_ON_GPU = json.loads((BENCHMARKS / "step_b16_h200.json").read_bytes())
 LOSS = json.loads((BENCHMARKS / "loss_cpu.json").read_bytes())
 
 
@@ -130,6 +198,14 @@ def changed(document: Any, path: str, value: Any) -> Any:
             changed(NPN, "measured.parts", {"encoders": {"seconds": 1}, "optimizer": {"seconds": 1}}),
             "no time of objective",
         ),
+        (changed(NPN_ON_GPU, "gpu.rows", []), "has no row of 'triton medium'"),
+        (changed(NPN_ON_GPU, "gpu.rows", [{"contender": "torch high"}]), "has no gpu.rows.npn_ms"),
+        (changed(NPN_ON_GPU, "gpu.shared_ms.optimizer", -1), "gpu.shared_ms.optimizer is -1"),
+        (changed(NPN_ON_GPU, "gpu.shared_ms", 3), "has no gpu.shared_ms.optimizer"),
+        (changed(NPN_ON_GPU, "gpu", {"needs": "a GPU"}), "has no measured.parts"),
+        (changed(STEP_ON_GPU, "rows", []), "has no row of 'ours, openclip, compiled'"),
+        (changed(STEP_ON_GPU, "rows", [{"contender": "ours, openclip", "cpu_seconds": 1}]), "has no rows.seconds"),
+        (changed(STEP_ON_GPU, "options.preset", "ViT-Z"), "'ViT-Z' is no preset"),
         (changed(LOSS, "rows", 3), "has no row of"),
         (changed(LOSS, "rows", [{"contender": "neuclip"}]), "has no rows.cpu_seconds"),
         (changed(LOSS, "options.batch_size", 1e300), "not a whole number"),

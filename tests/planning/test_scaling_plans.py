@@ -162,7 +162,7 @@ def test_the_command_prints_writes_and_draws(tmp_path: Path, capsys: pytest.Capt
     printed = capsys.readouterr().out
     assert "strong scaling (4,096 pairs a step)" in printed
     assert "8 x 200 Gb/s InfiniBand a node" in printed  # four lines: every point is told
-    assert "nothing was measured on GPUs" in printed
+    assert "nothing was measured on these GPUs" in printed
     written = json.loads(path.read_bytes())
     assert [(each["regime"], each["engine"]) for each in written["lines"]] == [
         (regime, engine) for regime in ("strong", "weak") for engine in ("ddp", "zero3")
