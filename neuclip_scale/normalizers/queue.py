@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +55,16 @@ class EmbeddingQueue(nn.Module):
         # -1: an empty slot
         self.register_buffer("index", torch.full((owned,), -1, dtype=torch.int64), persistent=False)
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+        self._pushed: int | None = 0
+        """The same number on the host, where sizes come from; None until it is read after loading."""
+        self.register_load_state_dict_post_hook(lambda module, keys: setattr(module, "_pushed", None))
+
+    @property
+    def num_pushed(self) -> int:
+        """Pairs pushed so far; reading it waits for the device once after loading a checkpoint."""
+        if self._pushed is None:
+            self._pushed = int(self.pushed)
+        return self._pushed
 
     @torch.no_grad()
     def sums(
@@ -67,16 +78,16 @@ class EmbeddingQueue(nn.Module):
         weights = self._weights(horizons.to(positives))
         image = self._sweep(pairs.world_image, self.text, positives, scale, world_index, weights, tile_size)
         text = self._sweep(pairs.world_text, self.image, positives, scale, world_index, weights, tile_size)
-        partial = torch.stack([image, text, self._counted(world_index, weights, tile_size)], 1)  # [B, 3, H]
+        partial = torch.stack([image, text, self._counted(world_index, weights)], 1)  # [B, 3, H]
         partial = distributed.all_gather_rows(partial).view(self.world_size, *partial.shape)
         partial = pairs.local_rows(partial.transpose(0, 1))  # [b, W, 3, H]
         return QueueSums(torch.logsumexp(partial[:, :, :2], 1), partial[:, :, 2].sum(1))
 
     def _weights(self, horizons: Tensor) -> Tensor:
         """w of this rank's slots in use, [M/W, H]."""
-        filled = min(int(self.pushed), self.size)  # until the queue has filled once, its first slots are in use
+        filled = min(self.num_pushed, self.size)  # until the queue has filled once, its first slots are in use
         slots = torch.arange(self.rank, max(filled, self.rank), self.world_size, device=horizons.device)
-        younger = (self.pushed - 1 - slots) % self.size
+        younger = (self.num_pushed - 1 - slots) % self.size
         return torch.exp(-younger.to(horizons)[:, None] / horizons)
 
     def _sweep(
@@ -104,27 +115,31 @@ class EmbeddingQueue(nn.Module):
                 total[rows] = torch.logaddexp(total[rows], part.log_().add_(largest).sub_(offset[:, None]))
         return total
 
-    def _counted(self, world_index: Tensor, weights: Tensor, tile_size: int) -> Tensor:
-        """sum_q w_q over this rank's slots but each anchor's own, [B, H]."""
-        counted = weights.sum(0).repeat(world_index.shape[0], 1)
-        used = self.index[: weights.shape[0]]
-        for first in range(0, world_index.shape[0], tile_size):
-            rows, columns = (world_index[first : first + tile_size, None] == used).nonzero(as_tuple=True)
-            counted.index_add_(0, rows + first, weights[columns], alpha=-1)
-        return counted.clamp_min_(0)  # what is left of nothing may round below it
+    def _counted(self, world_index: Tensor, weights: Tensor) -> Tensor:
+        """sum_q w_q over this rank's slots but each anchor's own, [B, H].
+
+        Own ones by bisection in the sorted indices: no [B, M/W] mask, and no number of matches that the host must know.
+        """
+        used, order = self.index[: weights.shape[0]].sort()
+        below = torch.zeros(weights.shape[0] + 1, weights.shape[1], dtype=torch.float64, device=weights.device)
+        torch.cumsum(weights[order], 0, dtype=torch.float64, out=below[1:])  # differences of sums need the digits
+        first, last = (torch.searchsorted(used, world_index, right=right) for right in (False, True))
+        # What is left of nothing may round below it.
+        return (below[-1] - (below[last] - below[first])).clamp_min_(0).to(weights.dtype)
 
     @torch.no_grad()
     def push(self, pairs: PairFeatures, world_index: Tensor) -> None:
         """Overwrite the oldest entries with all ranks' pairs. No communication: every rank has them already."""
-        newest = slice(-min(self.size, pairs.global_size), None)
-        count = world_index[newest].shape[0]
-        slots = (self.pushed + torch.arange(count, device=self.index.device)) % self.size
-        mine = slots % self.world_size == self.rank
-        places = slots[mine] // self.world_size
-        self.image[places] = pairs.world_image[newest][mine].to(self.image)
-        self.text[places] = pairs.world_text[newest][mine].to(self.text)
-        self.index[places] = world_index[newest][mine]
+        count = min(self.size, pairs.global_size)
+        slots = (self.num_pushed + np.arange(count)) % self.size
+        mine = np.flatnonzero(slots % self.world_size == self.rank)  # on the host, which so waits for no device
+        newest = torch.from_numpy(pairs.global_size - count + mine).to(self.index.device, non_blocking=True)
+        places = torch.from_numpy(slots[mine] // self.world_size).to(self.index.device, non_blocking=True)
+        image, text = pairs.world_rows(newest)
+        self.image[places], self.text[places] = image.to(self.image), text.to(self.text)
+        self.index[places] = world_index[newest]
         self.pushed += count
+        self._pushed = self.num_pushed + count
 
     def flops(self, shape: BatchShape, num_horizons: int) -> int:
         """FLOPs of `sums` on one rank with a full queue: two products of 2 B (M/W) (d + H)."""

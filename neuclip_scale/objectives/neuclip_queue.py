@@ -66,10 +66,12 @@ class NeuCLIPQueue(MarginObjective):
             world_index = self.samples_seen + torch.arange(pairs.global_size, device=pairs.image.device)
         sums = self.queue.sums(pairs, scale, world_index, self.horizon.horizons, tile_size=self.tile_size)
         past, known = sums.log_means()
-        best = self.horizon.best
-        rows = join_with_batch(sums, batch_rows, pairs.global_size)[..., best]
+        best = self.horizon.best.reshape(1)  # a place that stays on the device
+        rows = join_with_batch(sums, batch_rows, pairs.global_size).index_select(-1, best)
         if not self.join_batch:  # an empty queue has no mean: the batch stands in
-            rows = torch.where(known[:, None, best], past[..., best], rows)
+            known_best = known.index_select(-1, best)[:, None]
+            rows = torch.where(known_best, past.index_select(-1, best), rows)
+        rows = rows.squeeze(-1)
         if self.batch_weight:
             w = self.batch_weight
             rows = torch.logaddexp(rows + math.log1p(-w), batch_rows + math.log(w)) if w < 1 else batch_rows
@@ -77,7 +79,7 @@ class NeuCLIPQueue(MarginObjective):
         if self.training:
             self._judge(self.add_eps(past), known.all(1), batch_rows)
             self.queue.push(pairs, world_index)
-        horizon = self.horizon.horizons[best].clamp_max(self.queue.size)
+        horizon = self.horizon.horizons.index_select(0, best).squeeze(0).clamp_max(self.queue.size)
         return rows, all_gather_rows(rows), {"normalizer/horizon": horizon}
 
     def _judge(self, past: Tensor, known: Tensor, batch_rows: Tensor) -> None:

@@ -46,17 +46,13 @@ def inside(event: Any, name: str) -> bool:
 
 
 @pytest.mark.parametrize("micro_batch_size", [0, 4])
-@pytest.mark.parametrize("name", ["openclip", "siglip", "neuclip", "fastclip-v3", "fastclip-v2", "rgcl-g"])
+@pytest.mark.parametrize(
+    "name", ["openclip", "siglip", "neuclip", "fastclip-v3", "fastclip-v2", "rgcl-g", "neuclip-queue"]
+)
 def test_no_step_waits(name: str, micro_batch_size: int, shards: Path, runs: Path) -> None:
     options = {"model.preset": "toy", "objective.name": name, "objective.gamma_min": 0.2}
     options |= {"train.micro_batch_size": micro_batch_size, "train.max_grad_norm": 1.0, "optim.ema_decay": 0.9}
     assert waits(Trainer(recipe(shards, runs / "run", **options))) == {}
-
-
-def test_the_queue_waits_for_its_horizon_only(shards: Path, runs: Path) -> None:
-    """Which horizon is best decides how much is multiplied; the number does not grow with model or batch."""
-    found = waits(Trainer(recipe(shards, runs / "run", **{"model.preset": "toy", "objective.name": "neuclip-queue"})))
-    assert found["aten::_local_scalar_dense"] + found["aten::nonzero"] <= 8
 
 
 def test_a_wait_would_be_seen(shards: Path, runs: Path) -> None:
