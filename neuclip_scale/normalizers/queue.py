@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from neuclip_scale import distributed
+from neuclip_scale.normalizers.queue_choosing import choose
+from neuclip_scale.normalizers.rounded import Rounded
 from neuclip_scale.similarity import BatchShape, PairFeatures
 
 LEAST_WEIGHT = 1e-3
@@ -57,6 +59,7 @@ class EmbeddingQueue(nn.Module):
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
         self._pushed: int | None = 0
         """The same number on the host, where sizes come from; None until it is read after loading."""
+        self._rounded_image, self._rounded_text = Rounded(), Rounded()  # empty but for Triton's bf16 products
         self.register_load_state_dict_post_hook(lambda module, keys: setattr(module, "_pushed", None))
 
     @property
@@ -75,22 +78,29 @@ class EmbeddingQueue(nn.Module):
         `scale` is 1/tau, one element. Both sides leave out the same entries. One all-gather of [B, 3 H].
         """
         positives = pairs.world_positives()
-        weights = self._weights(horizons.to(positives))
-        image = self._sweep(pairs.world_image, self.text, positives, scale, world_index, weights, tile_size)
-        text = self._sweep(pairs.world_text, self.image, positives, scale, world_index, weights, tile_size)
+        weights = self.weights_of(horizons.to(positives))
+        if choose(self.image).name == "triton":
+            from neuclip_scale.normalizers.triton_queue import FusedSums
+
+            fused = FusedSums(positives, scale, world_index, self.index, weights)
+            image = fused.log_sums(pairs.world_image, self.text, self._rounded_text)
+            text = fused.log_sums(pairs.world_text, self.image, self._rounded_image)
+        else:
+            image = self.sweep(pairs.world_image, self.text, positives, scale, world_index, weights, tile_size)
+            text = self.sweep(pairs.world_text, self.image, positives, scale, world_index, weights, tile_size)
         partial = torch.stack([image, text, self._counted(world_index, weights)], 1)  # [B, 3, H]
         partial = distributed.all_gather_rows(partial).view(self.world_size, *partial.shape)
         partial = pairs.local_rows(partial.transpose(0, 1))  # [b, W, 3, H]
         return QueueSums(torch.logsumexp(partial[:, :, :2], 1), partial[:, :, 2].sum(1))
 
-    def _weights(self, horizons: Tensor) -> Tensor:
+    def weights_of(self, horizons: Tensor) -> Tensor:
         """w of this rank's slots in use, [M/W, H]."""
         filled = min(self.num_pushed, self.size)  # until the queue has filled once, its first slots are in use
         slots = torch.arange(self.rank, max(filled, self.rank), self.world_size, device=horizons.device)
         younger = (self.num_pushed - 1 - slots) % self.size
         return torch.exp(-younger.to(horizons)[:, None] / horizons)
 
-    def _sweep(
+    def sweep(
         self,
         anchors: Tensor,
         negatives: Tensor,
@@ -100,7 +110,7 @@ class EmbeddingQueue(nn.Module):
         weights: Tensor,
         tile_size: int,
     ) -> Tensor:
-        """log sum_q w_q exp(scale (x_i . q - s_ii)) over this rank's slots, [B, H]."""
+        """log sum_q w_q exp(scale (x_i . q - s_ii)) over this rank's slots by torch, [B, H]; `weights` are `weights_of`."""
         total = positives.new_full((anchors.shape[0], weights.shape[1]), -torch.inf)
         for first in range(0, anchors.shape[0], tile_size):
             rows = slice(first, first + tile_size)
@@ -136,7 +146,8 @@ class EmbeddingQueue(nn.Module):
         newest = torch.from_numpy(pairs.global_size - count + mine).to(self.index.device, non_blocking=True)
         places = torch.from_numpy(slots[mine] // self.world_size).to(self.index.device, non_blocking=True)
         image, text = pairs.world_rows(newest)
-        self.image[places], self.text[places] = image.to(self.image), text.to(self.text)
+        self._rounded_image.write(self.image, places, image.to(self.image))
+        self._rounded_text.write(self.text, places, text.to(self.text))
         self.index[places] = world_index[newest]
         self.pushed += count
         self._pushed = self.num_pushed + count

@@ -76,7 +76,7 @@ class FusedBatch:
         limits: Limits = LIMITS,
     ) -> None:
         """`anchors` [b, d] fp32, and what else `NormalizerPredictionNetwork.updates` takes."""
-        dtype, self.precision = _how_multiplied()
+        dtype, self.precision = how_multiplied()
         self.npn, self.limits = npn, limits
         self.anchors = anchors.to(dtype).contiguous()
         # Tensor cores take fp32 with the summed dimension innermost only.
@@ -182,7 +182,7 @@ class FusedBatch:
         return (len(origins) - own).clamp_min_(1).to(self.scale.dtype).log_()
 
 
-def _how_multiplied() -> tuple[torch.dtype, str]:
+def how_multiplied() -> tuple[torch.dtype, str]:
     """Dtype of the operands and Triton's precision for `torch.set_float32_matmul_precision`: see `triton_sweeps`."""
     wanted = torch.get_float32_matmul_precision()
     if wanted == "medium":
