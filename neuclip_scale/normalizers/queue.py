@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neuclip_scale import distributed
+from neuclip_scale.normalizers.own_entries import OwnEntries
 from neuclip_scale.normalizers.queue_choosing import choose
 from neuclip_scale.normalizers.rounded import Rounded
 from neuclip_scale.similarity import BatchShape, PairFeatures
@@ -79,16 +80,17 @@ class EmbeddingQueue(nn.Module):
         """
         positives = pairs.world_positives()
         weights = self.weights_of(horizons.to(positives))
+        own = OwnEntries(self.index[: len(weights)], world_index)
         if choose(self.image).name == "triton":
             from neuclip_scale.normalizers.triton_queue import FusedSums
 
-            fused = FusedSums(positives, scale, world_index, self.index, weights)
+            fused = FusedSums(positives, scale, own, weights)
             image = fused.log_sums(pairs.world_image, self.text, self._rounded_text)
             text = fused.log_sums(pairs.world_text, self.image, self._rounded_image)
         else:
             image = self.sweep(pairs.world_image, self.text, positives, scale, world_index, weights, tile_size)
             text = self.sweep(pairs.world_text, self.image, positives, scale, world_index, weights, tile_size)
-        partial = torch.stack([image, text, self._counted(world_index, weights)], 1)  # [B, 3, H]
+        partial = torch.stack([image, text, own.sums_of_others(weights)], 1)  # [B, 3, H]
         partial = distributed.all_gather_rows(partial).view(self.world_size, *partial.shape)
         partial = pairs.local_rows(partial.transpose(0, 1))  # [b, W, 3, H]
         return QueueSums(torch.logsumexp(partial[:, :, :2], 1), partial[:, :, 2].sum(1))
@@ -124,18 +126,6 @@ class EmbeddingQueue(nn.Module):
                 part = logits.sub_(largest).exp_() @ weights[columns]
                 total[rows] = torch.logaddexp(total[rows], part.log_().add_(largest).sub_(offset[:, None]))
         return total
-
-    def _counted(self, world_index: Tensor, weights: Tensor) -> Tensor:
-        """sum_q w_q over this rank's slots but each anchor's own, [B, H].
-
-        Own ones by bisection in the sorted indices: no [B, M/W] mask, and no number of matches that the host must know.
-        """
-        used, order = self.index[: weights.shape[0]].sort()
-        below = torch.zeros(weights.shape[0] + 1, weights.shape[1], dtype=torch.float64, device=weights.device)
-        torch.cumsum(weights[order], 0, dtype=torch.float64, out=below[1:])  # differences of sums need the digits
-        first, last = (torch.searchsorted(used, world_index, right=right) for right in (False, True))
-        # What is left of nothing may round below it.
-        return (below[-1] - (below[last] - below[first])).clamp_min_(0).to(weights.dtype)
 
     @torch.no_grad()
     def push(self, pairs: PairFeatures, world_index: Tensor) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.normalizers import triton_queue_kernels as kernels
+from neuclip_scale.normalizers.own_entries import OwnEntries
 from neuclip_scale.normalizers.rounded import Rounded
 from neuclip_scale.normalizers.triton_npn import how_multiplied, options_of
 from neuclip_scale.similarity.triton_blocks import EVEN_BLOCK, Blocks
@@ -35,21 +36,15 @@ LIMITS = Limits()
 
 
 class FusedSums:
-    """What both sides of a step's sums share: the anchors' indices, s_ii and the entries' weights."""
+    """What both sides of a step's sums share: s_ii, which entries are an anchor's own, and the entries' weights."""
 
     def __init__(
-        self,
-        positives: Tensor,
-        scale: Tensor,
-        world_index: Tensor,
-        queue_index: Tensor,
-        weights: Tensor,
-        limits: Limits = LIMITS,
+        self, positives: Tensor, scale: Tensor, own: OwnEntries, weights: Tensor, limits: Limits = LIMITS
     ) -> None:
-        """`positives` and `world_index` are [B], `queue_index` [M/W], `weights` [K, H] those of its first K slots."""
+        """`positives` are [B], `weights` [K, H] and `own` those of the queue's first K slots, `scale` one element."""
         self.dtype, self.precision = how_multiplied()
         self.positives, self.scale = positives.contiguous(), scale.reshape(1).to(positives)
-        self.world_index, self.queue_index = world_index.to(torch.int64).contiguous(), queue_index
+        self.anchor_codes, self.entry_codes = own.codes()
         (self.num_entries, self.num_horizons), self.limits = weights.shape, limits
         self.table = _table(weights)
 
@@ -81,7 +76,7 @@ class FusedSums:
         assert num_anchors * d < 1 << 31
         _launch(
             kernels.strip_kernel, (-(-num_anchors // options["BLOCK_M"]) * len(sums),), anchors, negatives, self.table,
-            sums, largest, self.scale, self.world_index, self.queue_index, num_anchors, self.num_entries, d, depth,
+            sums, largest, self.scale, self.anchor_codes, self.entry_codes, num_anchors, self.num_entries, d, depth,
             COLUMNS=self.table.shape[1], RESTS=self.dtype != torch.bfloat16, EVEN=d % EVEN_BLOCK == 0,
             PRECISION=self.precision, **options,
         )  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import normalize
 
 from neuclip_scale.normalizers import triton_queue
+from neuclip_scale.normalizers.own_entries import OwnEntries
 from neuclip_scale.normalizers.queue import EmbeddingQueue
 from neuclip_scale.normalizers.rounded import Rounded
 from neuclip_scale.similarity.pairs import PairFeatures
@@ -38,12 +39,13 @@ def disagreement(device: torch.device, dim: int) -> str:
     scale, index = torch.full((1,), _SCALE, device=device), torch.arange(_ANCHORS, device=device)
     horizons = torch.tensor([4.0, 32.0, 256.0, torch.inf], device=device)
     positives, weights = pairs.world_positives(), queue.weights_of(horizons)
-    sums = triton_queue.FusedSums(positives, scale, index, queue.index, weights, triton_queue.Limits(programs=4))
-    for what, anchors, entries, wide in (
+    own_entries = OwnEntries(queue.index[: len(weights)], index)
+    sums = triton_queue.FusedSums(positives, scale, own_entries, weights, triton_queue.Limits(programs=4))
+    for what, anchors, theirs, wide in (
         ("image", pairs.world_image, queue.text, exact.text),
         ("text", pairs.world_text, queue.image, exact.image),
     ):
-        found = sums.log_sums(anchors, entries, Rounded())
+        found = sums.log_sums(anchors, theirs, Rounded())
         expected = exact.sweep(
             anchors.double(), wide, positives.double(), scale.double(), index,
             exact.weights_of(horizons.double()), _ANCHORS,

@@ -20,7 +20,7 @@ from neuclip_scale.similarity.triton_kernels import LN2, LOG2E, _similarities
 
 @triton.jit
 def strip_kernel(
-    anchors, negatives, table, sums, largest, scale, world_index, queue_index,
+    anchors, negatives, table, sums, largest, scale, anchor_codes, entry_codes,
     num_anchors, num_entries, d, strip_entries,
     COLUMNS: tl.constexpr, RESTS: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
@@ -35,23 +35,23 @@ def strip_kernel(
     strip, block_m = tl.program_id(0) // blocks_m, tl.program_id(0) % blocks_m
     rows, within = block_m * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     horizons = tl.arange(0, COLUMNS)
+    own = tl.load(anchor_codes + rows, mask=rows < num_anchors, other=-1)
     to_powers = tl.load(scale) * LOG2E
     top = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_M, COLUMNS), tl.float32)
     begin = strip * strip_entries
     block = negatives + begin.to(tl.int64) * d  # a long queue has more numbers than 32 bits count
     for start in range(begin, min(begin + strip_entries, num_entries), BLOCK_N):
-        there = within < num_entries - start
-        origin = tl.load(queue_index + start + within, mask=there, other=0)
+        left = num_entries - start
+        # Past the end the tile repeats entries, which neither weigh anything nor are larger than all others.
+        codes = tl.load(entry_codes + start + within % left)
         weights_at = table + (start + within)[:, None] * COLUMNS + horizons[None, :]
-        weights = tl.load(weights_at, mask=there[:, None], other=0.0)
+        weights = tl.load(weights_at, mask=(within < left)[:, None], other=0.0)
         tile = _similarities(
-            anchors, block, rows, within, num_anchors, num_entries - start, d, d, d,
+            anchors, block, rows, within, num_anchors, left, d, d, d,
             BLOCK_M, BLOCK_N, BLOCK_K, EVEN, PRECISION, UPCAST,
         )  # fmt: skip
-        mine = tl.load(world_index + rows, mask=rows < num_anchors, other=0)
-        counted = there[None, :] & (mine[:, None] != origin[None, :])
-        tile = tl.where(counted, tile * to_powers, -float("inf"))
+        tile = tl.where(own[:, None] == codes[None, :], -float("inf"), tile * to_powers)
         higher = tl.maximum(top, tl.max(tile, 1))
         finite = tl.where(higher == -float("inf"), 0.0, higher)
         terms = tl.exp2(tile - finite[:, None])

@@ -4,69 +4,30 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import pytest
+from hopper import SHARED_MEMORY, compile_for_hopper, launch_options, stack_bytes
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets in this process"),
 ]
-SHARED_MEMORY = 227 * 1024
 SPILLED = 64
 """Bytes of a thread that may leave the registers: a few addresses and masks after the loop, but no operand. Which do
 depends on Triton's version: none with 3.8, 40 bytes in one form with 3.6."""
-NUMBERS = ("learning_rate", "eps", "log_eps", "share")
-INDICES = ("sample_index", "prototype_index")
-
-
-def compile_for_hopper(name: str, operands: str, constants: dict[str, Any], options: dict[str, int]) -> Any:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from neuclip_scale.normalizers import triton_kernels
-
-    kernel = getattr(triton_kernels, name)
-    signature, values, attributes = {}, {}, {}
-    for place, argument in enumerate(kernel.arg_names):
-        if argument in constants:
-            signature[argument], values[(place,)] = "constexpr", constants[argument]
-            continue
-        size = argument == "d" or argument.startswith(("num_", "split_")) or argument.endswith("_stride")
-        of = operands if argument in ("anchors", "directions", "weights") else "fp32"
-        kind = "fp32" if argument in NUMBERS else "*i64" if argument in INDICES else f"*{of}"
-        signature[argument] = "i32" if size else kind
-        if argument not in NUMBERS:
-            attributes[(place,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature=signature, constexprs=values, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-
-
-def stack_bytes(compiled: Any) -> int:
-    """Local memory of a thread in the machine code: arrays, and registers that were spilled."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
-    return sum(map(int, re.findall(r"(?:STACK|LOCAL):(\d+)", done.stdout)))
+KINDS = dict.fromkeys(("learning_rate", "eps", "log_eps", "share"), "fp32")
+KINDS |= dict.fromkeys(("sample_index", "prototype_index"), "*i64")
 
 
 @pytest.mark.parametrize(("operands", "precision"), [("bf16", "ieee"), ("fp32", "tf32"), ("fp32", "tf32x3")])
 @pytest.mark.parametrize("kernel", ["weigh_kernel", "pull_kernel"])
 def test_products_run_on_tensor_cores_and_load_asynchronously(kernel: str, operands: str, precision: str) -> None:
-    from neuclip_scale.normalizers import triton_npn
+    from neuclip_scale.normalizers import triton_kernels, triton_npn
 
     blocks = triton_npn.WEIGH if kernel == "weigh_kernel" else triton_npn.PULL
     options = triton_npn.options_of(blocks, 2 if operands == "bf16" else 4, precision)
-    launched = {name: options.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in options}
+    launched = launch_options(options)
     constants = {**options, "EVEN": True, "PRECISION": precision}
     if kernel == "weigh_kernel":
         constants |= {"OWN": True, "STORE": True}
@@ -74,7 +35,8 @@ def test_products_run_on_tensor_cores_and_load_asynchronously(kernel: str, opera
         # What is innermost in the anchors' memory, whose stride Triton specializes on.
         innermost = "inner_stride" if operands == "bf16" else "anchor_stride"
         constants |= {"ADD": False, "FACTOR_BLOCK": triton_npn.FACTOR_BLOCK, innermost: 1}
-    compiled = compile_for_hopper(kernel, operands, constants, launched)
+    kinds = KINDS | dict.fromkeys(("anchors", "directions", "weights"), f"*{operands}")
+    compiled = compile_for_hopper(getattr(triton_kernels, kernel), kinds, constants, launched)
     assembly = compiled.asm["ptx"]
     assert "wgmma.mma_async" in assembly
     # Both operands come in 16-byte pieces.
@@ -93,7 +55,10 @@ def test_products_run_on_tensor_cores_and_load_asynchronously(kernel: str, opera
     ],
 )
 def test_the_rest_stays_in_registers(kernel: str, constants: dict[str, Any]) -> None:
-    compiled = compile_for_hopper(kernel, "fp32", constants, {"num_warps": 4, "num_stages": 3})
+    from neuclip_scale.normalizers import triton_kernels
+
+    options = {"num_warps": 4, "num_stages": 3}
+    compiled = compile_for_hopper(getattr(triton_kernels, kernel), KINDS, constants, options)
     assert stack_bytes(compiled) == 0
 
 

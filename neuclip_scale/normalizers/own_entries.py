@@ -1,0 +1,32 @@
+"""Which entries of a queue are an anchor's own: by sorting and bisection, so that no host waits for a number of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class OwnEntries:
+    """The entries of an anchor's sample index stand next to each other in sorted order: no [B, K] mask."""
+
+    def __init__(self, entry_index: Tensor, world_index: Tensor) -> None:
+        """Sample indices of the entries [K] and of the anchors [B], int64."""
+        self._entry_index = entry_index
+        self._sorted, self._order = entry_index.sort()
+        self._first, self._last = (
+            torch.searchsorted(self._sorted, world_index, right=right) for right in (False, True)
+        )  # [B]
+
+    def sums_of_others(self, weights: Tensor) -> Tensor:
+        """sum_q w_q over all entries but each anchor's own, for `weights` [K, H] -> [B, H]."""
+        count, num_horizons = weights.shape
+        below = torch.zeros(count + 1, num_horizons, dtype=torch.float64, device=weights.device)
+        # Differences of sums need the digits.
+        torch.cumsum(weights[self._order], 0, dtype=torch.float64, out=below[1:])
+        # What is left of nothing may round below it.
+        return (below[-1] - (below[self._last] - below[self._first])).clamp_min_(0).to(weights.dtype)
+
+    def codes(self) -> tuple[Tensor, Tensor]:
+        """Indices in 32 bits, which agree where the sample indices do: of anchors [B], -1 if none does; of entries [K]."""
+        anchors = torch.where(self._last > self._first, self._first, -1).to(torch.int32)
+        return anchors, torch.searchsorted(self._sorted, self._entry_index, out_int32=True)
