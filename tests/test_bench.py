@@ -83,6 +83,28 @@ bench_npn_gpu.show(options, bench_npn_gpu.measure(options, 1000, torch.device("c
         assert f"\n  {name}" in done.stdout
 
 
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_queue_is_measured_torch_beside_triton() -> None:
+    """In Triton's interpreter: what `npn --device cuda` runs on a GPU beside the NPN."""
+    script = """
+import sys
+sys.path.insert(0, "tools")
+import bench_npn, bench_queue_gpu, torch
+small = {"preset": "toy", "batch_size": 32, "queue_size": 100, "repeats": 1, "kernels": True}
+options = bench_npn.Npn(**small, contenders=("torch highest", "triton high", "triton medium"))
+result = bench_queue_gpu.measure(options, torch.device("cpu"))
+assert [len(result["runs"][name]) for name in options.contenders] == [1, 1, 1], result
+bench_queue_gpu.show(options, result)
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    for name in ("torch highest", "triton high", "triton medium", "strip     triton high", "strip     triton medium"):
+        assert f"\n  {name}" in done.stdout
+    assert done.stdout.count("TFLOP/s") == 2 * 6
+
+
 def test_steps_are_measured_in_one_process() -> None:
     """On a CPU: what `step --device cuda` runs on a GPU."""
     script = """

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import bench_npn_gpu
+import bench_queue_gpu
 
 FP32 = 4
 """Bytes of a number."""
@@ -58,6 +59,8 @@ class Npn:
     """On a GPU: pairs that the encoders are timed with, under bf16 autocast; they count B / this times."""
     contenders: tuple[str, ...] = ("torch highest", "triton highest", "torch high", "triton high", "triton medium")
     """On a GPU: who computes the NPN, and torch's precision of fp32 products."""
+    queue_size: int = 65536
+    """On a GPU: M, pairs in the queue of neuclip-queue, whose sums are timed beside the NPN; 0 leaves them out."""
     kernels: bool = False
     """On a GPU: also time each kernel alone, with several blocks, which takes minutes of compiling."""
     peak_tflops: float = 989.0
@@ -142,6 +145,13 @@ def measured_on_gpu(options: Npn, encoder_flops: int) -> dict[str, Any]:
     import torch
 
     return bench_npn_gpu.measure(options, encoder_flops, torch.device(options.device))
+
+
+def queue_on_gpu(options: Npn) -> dict[str, Any]:
+    """See `bench_queue_gpu`."""
+    import torch
+
+    return bench_queue_gpu.measure(options, torch.device(options.device))
 
 
 def objective_seconds(options: Npn) -> dict[str, float]:
@@ -276,6 +286,7 @@ def measure(options: Npn) -> dict[str, Any]:
         "by_flops": flop_shares(options, flops),
         "measured": measured_shares(options, model) if options.measure and options.device == "cpu" else None,
         "gpu": measured_on_gpu(options, flops) if options.measure and options.device != "cpu" else None,
+        "queue": queue_on_gpu(options) if options.measure and options.device != "cpu" and options.queue_size else None,
         "modelled_share": {str(ranks): modelled_share(options, flops, ranks) for ranks in (1, *RANKS)},
         "spreading": [spread(options, ranks) for ranks in RANKS],
     }
@@ -296,6 +307,8 @@ def show(options: Npn, result: dict[str, Any]) -> None:
         show_measured(options, measured)
     if result["gpu"] is not None:
         bench_npn_gpu.show(options, result["gpu"])
+    if result["queue"] is not None:
+        bench_queue_gpu.show(options, result["queue"])
     print(
         f"\nmodelled on GPUs: encoders {o.encoder_tflops:g} and NPN {o.npn_tflops:g} TFLOP/s, memory "
         f"{o.memory_gbytes:g}, node {o.node_gbytes:g}, network {o.network_gbytes:g} GB/s,\n{o.latency_us:g} us an "

@@ -112,7 +112,7 @@ class EmbeddingQueue(nn.Module):
         weights: Tensor,
         tile_size: int,
     ) -> Tensor:
-        """log sum_q w_q exp(scale (x_i . q - s_ii)) over this rank's slots by torch, [B, H]; `weights` are `weights_of`."""
+        """log sum_q w_q exp(scale (x_i . q - s_ii)) over this rank's slots by torch, [B, H]; `weights` [K, H]."""
         total = positives.new_full((anchors.shape[0], weights.shape[1]), -torch.inf)
         for first in range(0, anchors.shape[0], tile_size):
             rows = slice(first, first + tile_size)

@@ -1,7 +1,8 @@
 """A queue's sums through its Triton kernels. Imported only where Triton runs: see `queue_choosing`.
 
-Two launches for each side and no wait of the host. Beside a bf16 copy of the anchors there are one sum for each strip of
-the queue, anchor and horizon, of some `LIMITS.programs` programs, and nothing of [B, K].
+Two launches for each side and no wait of the host. Of [B, K] nothing is in memory: for each strip of the queue, anchor
+and horizon there is one sum, and strips are as few as keep `LIMITS.programs` programs at work. For bf16 products there
+is a bf16 copy of the queue (`Rounded`): rounding it as it is read would take the tensor cores' loads through registers.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Limits(NamedTuple):
     """Sizes that spread the work."""
 
     programs: int = 1024
-    """At least so many run, where the queue is long enough: some four for each place of an H100 or H200."""
+    """About so many run, where the queue is long enough: some four for each place of an H100 or H200."""
 
 
 LIMITS = Limits()

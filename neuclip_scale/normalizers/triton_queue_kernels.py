@@ -1,9 +1,9 @@
 """Triton kernels of the queue's sums. Imported only where they run: see `queue_choosing`.
 
-`strip_kernel` walks an anchor block through a strip of the queue, several hundred entries or more, and leaves one sum for
-every horizon; `join_kernel` joins the strips. Exponentials go to the tensor cores a second time, against the entries'
-weights, from the registers that they are in: for that they are bf16, and so are the weights, each as a number and what
-rounding took from it. Each output element has one program: no atomics, the same bits every time.
+`strip_kernel` takes a block of anchors through a strip of the queue, block by block of entries, and leaves one sum for
+every horizon, relative to the anchor's largest logit in the strip; `join_kernel` joins the strips. The exponentials meet
+the entries' weights on the tensor cores, straight from the registers: for that they are bf16, and so are the weights,
+each as a number and what rounding took from it. Each output element has one program: no atomics, the same bits always.
 
 Shapes: anchors [B, d], negatives [K, d], table [K, 2 P] (weights of at most P horizons, then their rests), sums
 [strips, B, 2 P], largest [strips, B]. Logits in here are in powers of two.

@@ -56,7 +56,11 @@ def make(
         for side in (pairs.text, pairs.image)
     )
     if rounded:
-        pairs, image, text = pairs.to(torch.bfloat16).full_precision(), image.bfloat16().float(), text.bfloat16().float()
+        pairs, image, text = (
+            pairs.to(torch.bfloat16).full_precision(),
+            image.bfloat16().float(),
+            text.bfloat16().float(),
+        )
     index = torch.arange(num_anchors, device=DEVICE) + FAR
     entries = {"some": whose + FAR, "none": whose + 2 * FAR, "all": torch.full_like(whose, FAR + 1)}[own]
     for rows in torch.arange(pushed, device=DEVICE).split(29):
@@ -98,16 +102,12 @@ def check(problem: Problem, num_horizons: int, monkeypatch: pytest.MonkeyPatch, 
         ((20, 33, 33, 32), "none", 20),
     ],
 )
-def test_sums(
-    sizes: tuple[int, int, int, int], own: str, num_horizons: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sums(sizes: tuple[int, int, int, int], own: str, num_horizons: int, monkeypatch: pytest.MonkeyPatch) -> None:
     check(make(*sizes, own=own), num_horizons, monkeypatch)
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("high", 1e-4), ("medium", 1e-2)])
-def test_products_obey_torch_s_matmul_precision(
-    precision: str, limit: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_products_obey_torch_s_matmul_precision(precision: str, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """For bf16 the exponentials are rounded too; the interpreter cuts off what a GPU rounds."""
     problem = make(45, 70, 90, 24, rounded=True)
     with multiplied(precision):
@@ -194,7 +194,9 @@ def test_the_check_of_a_device_passes_and_would_not(monkeypatch: pytest.MonkeyPa
     assert "sums of image anchors over a queue are off by" in triton_queue_check.disagreement(DEVICE, 64)
 
 
-@pytest.mark.parametrize(("dtype", "precision"), [("float32", "highest"), ("bfloat16", "highest"), ("float32", "medium")])
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("float32", "highest"), ("bfloat16", "highest"), ("float32", "medium")]
+)
 def test_steps_of_the_objective(dtype: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss and gradients of steps until the queue has gone around; the horizons are judged on the way."""
     results: dict[str, list[Tensor]] = {}

@@ -1,0 +1,127 @@
+"""A step's sums over neuclip-queue's queue on one GPU, torch beside Triton: part of `bench.py npn --device cuda`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from bench_npn_gpu import PASSES, _path, _timed
+
+if TYPE_CHECKING:
+    from bench_npn import Npn
+
+BLOCKS = (
+    (128, 128, 64, 8, 3, 128),
+    (128, 128, 64, 8, 3, None),
+    (128, 128, 32, 8, 4, 128),
+    (128, 256, 64, 8, 3, None),
+    (128, 64, 64, 4, 3, 168),
+    (64, 128, 64, 4, 3, 168),
+)
+"""Those that run are among them: anchors, entries, depth in 2-byte elements, warps, stages, most registers."""
+
+
+def measure(options: Npn, device: Any) -> dict[str, Any]:
+    """One call of `sums` for each contender, by turns; with `options.kernels` Triton's with several blocks too."""
+    import torch
+
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return {"needs": "a GPU: none is visible to torch, so nothing was measured on one"}
+    work, num_horizons = _sums(options, device)
+    runs: dict[str, list[dict[str, float]]] = {}
+    for repeat in range(options.repeats + 1):  # the first compiles
+        for name in options.contenders:
+            with _path(name):
+                run = _timed(work, device)
+            if repeat:
+                runs.setdefault(name, []).append(run)
+    flops = 2 * 2.0 * options.batch_size * options.queue_size * options.embed_dim
+    return {
+        "tflop": flops / 1e12,
+        "num_horizons": num_horizons,
+        "rows": [_row(name, runs[name], flops, options) for name in options.contenders],
+        "runs": runs,
+        "blocks": _with_blocks(options, work, flops, device) if options.kernels else [],
+    }
+
+
+def _sums(options: Npn, device: Any) -> tuple[Callable[[], object], int]:
+    """What to time, and how many horizons it sums for: a full queue, and a batch of which it has seen some pairs."""
+    import torch
+    from torch.nn.functional import normalize
+
+    from neuclip_scale.config import ObjectiveConfig
+    from neuclip_scale.normalizers import EmbeddingQueue, horizons_up_to
+    from neuclip_scale.similarity import PairFeatures
+
+    generator = torch.Generator(device).manual_seed(0)
+
+    def pairs(count: int) -> PairFeatures:
+        sides = torch.randn(2, count, options.embed_dim, device=device, generator=generator)
+        return PairFeatures.single(*normalize(sides, dim=2))
+
+    size = options.queue_size
+    queue = EmbeddingQueue(options.embed_dim, size, rank=0, world_size=1).to(device)
+    queue.push(pairs(size), torch.arange(size, device=device))
+    batch, index = pairs(options.batch_size), 2 * torch.arange(options.batch_size, device=device)
+    scale, horizons = torch.full((1,), 1 / 0.07, device=device), horizons_up_to(size, options.batch_size).to(device)
+    tile_size = ObjectiveConfig().tile_size
+    return lambda: queue.sums(batch, scale, index, horizons, tile_size=tile_size), len(horizons)
+
+
+def _row(name: str, runs: list[dict[str, float]], flops: float, options: Npn) -> dict[str, Any]:
+    times = [run["milliseconds"] for run in runs]
+    median, bound = statistics.median(times), flops * PASSES[name.split()[1]] / options.peak_tflops / 1e9
+    return {
+        "contender": name,
+        "ms": median,
+        "ms_range": [min(times), max(times)],
+        "added_mib": max(run["added_mib"] for run in runs),
+        "bound_ms": bound,
+        "share_of_bound": bound / median,
+    }
+
+
+def _with_blocks(options: Npn, work: Callable[[], object], flops: float, device: Any) -> list[dict[str, Any]]:
+    """Milliseconds of `sums` with other blocks of `strip_kernel`."""
+    from neuclip_scale.normalizers import triton_queue
+    from neuclip_scale.similarity.triton_blocks import Blocks
+
+    rows, kept = [], triton_queue.STRIP
+    for name in (each for each in options.contenders if each.startswith("triton")):
+        for blocks in map(Blocks._make, BLOCKS):
+            row: dict[str, Any] = {"contender": name, "blocks": str(tuple(blocks))}
+            triton_queue.STRIP = blocks
+            try:
+                with _path(name):
+                    _timed(work, device)
+                    row["ms"] = min(_timed(work, device)["milliseconds"] for _ in range(options.repeats))
+                row["tflops"] = flops / row["ms"] / 1e9
+            except Exception as error:  # blocks that do not fit are an answer too
+                row["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+            finally:
+                triton_queue.STRIP = kept
+            rows.append(row)
+    return rows
+
+
+def show(options: Npn, result: dict[str, Any]) -> None:
+    """Print what was measured."""
+    if "needs" in result:
+        print(f"\nqueue on a GPU: needs {result['needs']}")
+        return
+    print(
+        f"\nqueue of {options.queue_size} pairs, {result['num_horizons']} horizons, both sides: "
+        f"{result['tflop']:.2f} TFLOPs; bound as the NPN's"
+    )
+    print(f"  {'':<16}{'sums':>11}{'range':>18}{'bound':>11}{'of it':>7}{'MiB':>6}")
+    for row in result["rows"]:
+        low, high = row["ms_range"]
+        print(
+            f"  {row['contender']:<16}{row['ms']:>8.2f} ms{f'{low:.2f} to {high:.2f}':>18}"
+            f"{row['bound_ms']:>8.2f} ms{row['share_of_bound']:>7.0%}{row['added_mib']:>6.0f}"
+        )
+    for row in result["blocks"]:
+        speed = f"{row['ms']:>8.2f} ms{row['tflops']:>6.0f} TFLOP/s" if "ms" in row else row["failure"]
+        print(f"  strip     {row['contender']:<16}{row['blocks']:<32}{speed}")
