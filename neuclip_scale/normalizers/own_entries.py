@@ -27,6 +27,6 @@ class OwnEntries:
         return (below[-1] - (below[self._last] - below[self._first])).clamp_min_(0).to(weights.dtype)
 
     def codes(self) -> tuple[Tensor, Tensor]:
-        """Indices in 32 bits that agree where the sample indices do: of anchors [B], -1 if none does; of entries [K]."""
+        """32-bit indices that agree where the sample indices do: of anchors [B], -1 if none does; of entries [K]."""
         anchors = torch.where(self._last > self._first, self._first, -1).to(torch.int32)
         return anchors, torch.searchsorted(self._sorted, self._entry_index, out_int32=True)

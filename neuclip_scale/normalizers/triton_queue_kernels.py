@@ -1,9 +1,10 @@
 """Triton kernels of the queue's sums. Imported only where they run: see `queue_choosing`.
 
 `strip_kernel` takes a block of anchors through a strip of the queue, block by block of entries, and leaves one sum for
-every horizon, relative to the anchor's largest logit in the strip; `join_kernel` joins the strips. The exponentials meet
-the entries' weights on the tensor cores, straight from the registers: for that they are bf16, and so are the weights,
-each as a number and what rounding took from it. Each output element has one program: no atomics, the same bits always.
+every horizon, relative to the anchor's largest logit in the strip; `join_kernel` joins the strips. The exponentials
+meet the entries' weights on the tensor cores, straight from the registers: for that they are bf16, and so are the
+weights, each as a number and what rounding took from it. Each output element has one program: no atomics, the same bits
+every time.
 
 Shapes: anchors [B, d], negatives [K, d], table [K, 2 P] (weights of at most P horizons, then their rests), sums
 [strips, B, 2 P], largest [strips, B]. Logits in here are in powers of two.
@@ -43,14 +44,14 @@ def strip_kernel(
     block = negatives + begin.to(tl.int64) * d  # a long queue has more numbers than 32 bits count
     for start in range(begin, min(begin + strip_entries, num_entries), BLOCK_N):
         left = num_entries - start
-        # Past the end the tile repeats entries, which neither weigh anything nor are larger than all others.
-        codes = tl.load(entry_codes + start + within % left)
         weights_at = table + (start + within)[:, None] * COLUMNS + horizons[None, :]
         weights = tl.load(weights_at, mask=(within < left)[:, None], other=0.0)
         tile = _similarities(
             anchors, block, rows, within, num_anchors, left, d, d, d,
             BLOCK_M, BLOCK_N, BLOCK_K, EVEN, PRECISION, UPCAST,
         )  # fmt: skip
+        # Past the end the tile repeats entries, which neither weigh anything nor are larger than all others.
+        codes = tl.load(entry_codes + start + within % left)
         tile = tl.where(own[:, None] == codes[None, :], -float("inf"), tile * to_powers)
         higher = tl.maximum(top, tl.max(tile, 1))
         finite = tl.where(higher == -float("inf"), 0.0, higher)
