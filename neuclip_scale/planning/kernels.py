@@ -1,6 +1,7 @@
-"""What computes similarities and the NPN on a GPU, as far as a plan asks: Triton's kernels, or torch elsewhere.
+"""What computes similarities, NPN and queue on a GPU, as far as a plan asks: Triton's kernels, or torch elsewhere.
 
-Sizes are those of `similarity.choosing` and `normalizers.triton_npn`, which cannot be imported where Triton is not.
+Sizes are those of `similarity.choosing`, `normalizers.triton_npn` and `triton_queue`, which cannot be imported where
+Triton is not.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ NPN_BYTES = 64 << 20
 """Most memory of an NPN's exponentials."""
 BLOCK = 128
 """Rows and columns of the kernels' blocks."""
+QUEUE_PROGRAMS, QUEUE_PLACES = 1024, 8
+"""Programs that a queue's strips are made for, and horizons that there is room for at least."""
 
 
 def by_triton(embed_dim: int, device: str = "cuda") -> bool:
@@ -26,7 +29,7 @@ def by_triton(embed_dim: int, device: str = "cuda") -> bool:
 
 def has_tiles(config: Recipe, embed_dim: int) -> bool:
     """Whether `objective.tile_size` bounds any memory on a GPU; Triton's chunks have one size."""
-    return not by_triton(embed_dim) or config.objective.name in ("neuclip-queue", "exact")
+    return not by_triton(embed_dim) or config.objective.name == "exact"
 
 
 def item_size(config: Recipe) -> int:
@@ -53,3 +56,26 @@ def npn_bytes(config: Recipe, npn: NPNConfig, b: int, d: int) -> int:
     splits = num_splits(math.ceil(m / BLOCK) * math.ceil(d / BLOCK), height, 1024)
     parts = FP32 * splits * m * d if splits > 1 else 0
     return 2 * side + item * m * math.ceil(height / 64) * 64 + parts
+
+
+def queue_copy_bytes(config: Recipe, owned: int, d: int) -> int:
+    """Of the bf16 copy of a rank's `owned` entries of both sides, where products are in bf16."""
+    return BF16 * 2 * owned * d if item_size(config) == BF16 else 0
+
+
+def queue_sums_bytes(config: Recipe, owned: int, num_horizons: int, d: int) -> int:
+    """Of one side's sums: the entries' weights and rests, a sum of each strip, anchor and column, rounded anchors; of
+    both sides' results, in logs and joined.
+    """
+    B, item = config.train.global_batch_size, item_size(config)
+    columns = 2 * max(QUEUE_PLACES, 1 << (num_horizons - 1).bit_length())
+    wanted = math.ceil(QUEUE_PROGRAMS / math.ceil(B / BLOCK))
+    depth = math.ceil(owned / (wanted * BLOCK)) * BLOCK
+    strips = math.ceil(owned / depth)
+    rounded = BF16 * B * d if item == BF16 else 0
+    # Weights [K, H] and their running sums in fp64 beside the table that is made of them.
+    return (
+        owned * (BF16 * columns + 3 * FP32 * num_horizons)
+        + FP32 * B * (strips * (columns + 1) + 6 * num_horizons)
+        + rounded
+    )

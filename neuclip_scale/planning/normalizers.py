@@ -9,8 +9,9 @@ import torch
 from neuclip_scale.config import Recipe, local_batch_size
 from neuclip_scale.normalizers import DatasetFeatures
 from neuclip_scale.objectives import Objective, create_objective
+from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue
 from neuclip_scale.objectives.registry import Problem
-from neuclip_scale.planning.kernels import by_triton, npn_bytes, similarity_bytes
+from neuclip_scale.planning.kernels import by_triton, npn_bytes, queue_copy_bytes, queue_sums_bytes, similarity_bytes
 from neuclip_scale.planning.parts import MemoryItem
 from neuclip_scale.similarity.tiled import LARGEST_TILE_ON_CPU
 
@@ -65,6 +66,8 @@ def normalizer_items(
         words = 3 if name.startswith("networks.networks.") else 1
         size = words * tensor.nbytes
         sizes[kind] = sizes.get(kind, 0) + math.ceil(size / (1 if name in replicated else world_size))
+    if isinstance(objective, NeuCLIPQueue) and by_triton(embed_dim, device):
+        sizes["queue"] += queue_copy_bytes(config, math.ceil(objective.queue.size / world_size), embed_dim)
     over = f", over {world_size} ranks" if world_size > 1 else ""
     told = {"u table": over, "temperatures": over, "queue": over}
     items = [
@@ -94,9 +97,13 @@ def _estimate(config: Recipe, b: int, d: int, world_size: int, dataset_size: int
         update = FP32 * (4 * m * d + tile * m + b * d + tile * d) + masks
         return update, f"an NPN's update: [{m}, {d}] four times, tiles of [{tile}, {m}]"
     if section.name == "neuclip-queue":
-        size = planned_objective(config, d, dataset_size).queue.size  # type: ignore[union-attr]
-        wide = min(edge, math.ceil(size / world_size))  # type: ignore[arg-type,operator]
-        rows = min(edge, config.train.global_batch_size)
+        objective = planned_objective(config, d, dataset_size)
+        assert isinstance(objective, NeuCLIPQueue)
+        owned, rows = math.ceil(objective.queue.size / world_size), min(edge, config.train.global_batch_size)
+        if by_triton(d, device):
+            horizons = len(objective.horizon.horizons)
+            return queue_sums_bytes(config, owned, horizons, d), f"a side's sums over {owned} entries of the queue"
+        wide = min(edge, owned)
         return FP32 * (rows * wide + rows * d) + rows * wide, f"tiles of [{rows}, {wide}]"
     if section.name == "exact":
         wide = min(edge, dataset_size)

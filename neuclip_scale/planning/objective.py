@@ -41,8 +41,10 @@ def objective_time(config: Recipe, site: Site, encoding: int, encoders: float) -
         return count, _similarities(similarities, shape, config, site) + _npn(estimate, shape, config, site)
     if site.measured.objective:
         return count, count / site.measured.objective
-    seconds = _similarities(similarities, shape, config, site) + _by_torch(estimate, d, config, site)
-    return count, seconds + again / encoders
+    seconds = _similarities(similarities, shape, config, site) + again / encoders
+    if isinstance(objective, NeuCLIPQueue) and by_triton(d):  # nothing square goes through memory
+        return count, seconds + estimate / _speed(config, site)
+    return count, seconds + _by_torch(estimate, d, config, site)
 
 
 def _similarities(flops: int, shape: BatchShape, config: Recipe, site: Site) -> float:
@@ -50,11 +52,15 @@ def _similarities(flops: int, shape: BatchShape, config: Recipe, site: Site) -> 
         return flops / site.measured.objective
     if not by_triton(shape.embed_dim):
         return _by_torch(flops, shape.embed_dim, config, site)
-    peak = site.gpu.peak("bf16") / SLOWER[matmul_precision(config.train)]
     # Weights are written in one sweep and read for both sides, or written and read in a sweep for each side.
     passes = 3 if shape.is_whole else 4
     weights = passes * item_size(config) * shape.local_size * shape.global_size
-    return max(flops / (peak * site.assume.objective_compute), weights / (site.gpu.bandwidth * site.assume.memory))
+    return max(flops / _speed(config, site), weights / (site.gpu.bandwidth * site.assume.memory))
+
+
+def _speed(config: Recipe, site: Site) -> float:
+    """FLOP/s of Triton's products of similarities."""
+    return site.gpu.peak("bf16") / SLOWER[matmul_precision(config.train)] * site.assume.objective_compute
 
 
 def _npn(flops: int, shape: BatchShape, config: Recipe, site: Site) -> float:

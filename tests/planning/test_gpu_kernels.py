@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from neuclip_scale.config import Recipe, load_recipe, matmul_precision
-from neuclip_scale.planning import GPU_TYPES, Assumptions, Site, plan_memory, plan_time
+from neuclip_scale.planning import GPU_TYPES, Assumptions, Site, kernels, plan_memory, plan_time
 from neuclip_scale.planning.kernels import BLOCK, DIM_STEP, MIN_DIM, NPN_BYTES, by_triton, npn_bytes, similarity_bytes
 from neuclip_scale.planning.objective import NPN_SLOWER
 
@@ -129,13 +130,38 @@ def test_the_objectives_seconds_by_hand() -> None:
     assert matmul_precision(recipe().train) == "medium"
 
 
-def test_what_torch_computes_goes_through_memory() -> None:
-    """A queue's products."""
+def test_a_queue_is_multiplied_as_similarities_are_and_takes_no_tiles() -> None:
+    """2 products of 2 B (M/W) (d + H) FLOPs beside the batch's own six of 2 b B d."""
+    B, size, d, W = 4096, 65536, 512, 8
+    sizes = {"model.preset": "ViT-B-32", "objective.name": "neuclip-queue", "objective.queue.size": size}
+    config = recipe(**sizes, **{"train.global_batch_size": B, "data.num_streams": 8})
+    H = math.ceil(math.log2(size / B)) + 1
+    flops = 6 * 2 * (B / W) * B * d + 2 * 2 * B * (size / W) * (d + H)
+    assert plan_time(config, Site(gpu=H200, world_size=W)).objective == pytest.approx(
+        flops / (0.4 * 989.5e12), rel=0.01
+    )
+    items = {item.name: item.device for item in plan_memory(config, W).items}
+    in_bf16 = 2 * 2 * size // W * d
+    assert items["queue"] == pytest.approx(2 * in_bf16 + in_bf16 + 8 * size // W, abs=1000)
+    fp32 = recipe(**sizes, **{"train.global_batch_size": B, "data.num_streams": 8, "train.matmul_precision": "highest"})
+    assert {item.name: item.device for item in plan_memory(fp32, W).items}["queue"] == items["queue"] - in_bf16
+
+
+def test_sizes_of_the_queue_are_the_kernels_own() -> None:
+    triton_queue = pytest.importorskip("neuclip_scale.normalizers.triton_queue")
+    assert triton_queue.LIMITS.programs == kernels.QUEUE_PROGRAMS
+    assert triton_queue._LEAST_PLACES == kernels.QUEUE_PLACES
+    assert (triton_queue.STRIP.m, triton_queue.STRIP.n) == (BLOCK, BLOCK)
+
+
+def test_what_torch_computes_goes_through_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Similarities of a width that Triton does not take."""
     assume = Assumptions(operation_us=0.0)
-    sizes = {"train.global_batch_size": 4096, "objective.queue.size": 65536}
+    sizes = {"train.global_batch_size": 65536, "objective.name": "openclip"}
+    monkeypatch.setattr(kernels, "DIM_STEP", 1000)
     slow, fast = (
         plan_time(
-            recipe(**sizes, **{"objective.name": "neuclip-queue"}),
+            recipe(**sizes),
             Site(gpu=GPU_TYPES[name], world_size=1, assume=assume),
         ).objective
         for name in ("h100", "h200")

@@ -176,12 +176,12 @@ def test_what_memory_is_left_keeps_activations() -> None:
 
 
 def test_tiles_shrink_where_they_are_what_does_not_fit() -> None:
-    """Those of a queue, which torch multiplies; other similarities have Triton's chunks, whatever the tile."""
-    sizes = {"train.global_batch_size": 65536, "train.micro_batch_size": 8, "objective.queue.size": 65536}
-    sizes |= {"objective.name": "neuclip-queue"}
+    """Those of `exact`, which torch multiplies; other similarities have Triton's chunks, whatever the tile."""
+    sizes = {"train.global_batch_size": 65536, "train.micro_batch_size": 8, "objective.name": "exact"}
     config, small = (recipe(**sizes, **{"objective.tile_size": tile}) for tile in (32768, 512))
-    tight = dataclasses.replace(H100, memory=plan_memory(small, 1).device + 2**20)
-    choice = choose(config, Site(gpu=tight, world_size=1))
+    pairs = 100_000
+    tight = dataclasses.replace(H100, memory=plan_memory(small, 1, pairs).device + 2**20)
+    choice = choose(config, Site(gpu=tight, world_size=1, dataset_size=pairs))
     assert not choice.recipe.fits
     assert choice.best is not None
     assert choice.best.overrides["objective.tile_size"] <= 4096
