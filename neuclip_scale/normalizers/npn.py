@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuclip_scale import distributed
-from neuclip_scale.normalizers.npn_choosing import choose
+from neuclip_scale.similarity.choosing import Kernels, choose
 
 ADAGRAD_EPS = 1e-10
+KERNELS = Kernels("NPN with {} prototypes", "neuclip_scale.normalizers.triton_check")
 
 
 class NormalizerPredictionNetwork(nn.Module):
@@ -56,7 +57,7 @@ class NormalizerPredictionNetwork(nn.Module):
         tile_size: int = 1024,
     ) -> Tensor:
         """Predict a for anchors [b, d] with s_ii [b] -> [b]; with `sample_index` [b] they skip their own prototypes."""
-        if choose(self.weight).name == "triton":
+        if choose(KERNELS, self.weight).name == "triton":
             from neuclip_scale.normalizers.triton_npn import FusedBatch
 
             return FusedBatch(self, anchors, positive_similarity, temperature, sample_index).predict()
@@ -92,7 +93,7 @@ class NormalizerPredictionNetwork(nn.Module):
         anchors. g does not depend on the prototypes, so the B x B similarities behind it are not computed again.
         """
         target = self._predict(log_g)  # log(eps + g)
-        if choose(self.weight).name == "triton":
+        if choose(KERNELS, self.weight).name == "triton":
             from neuclip_scale.normalizers import triton_npn
 
             batch = triton_npn.FusedBatch(self, anchors, positive_similarity, temperature, sample_index)

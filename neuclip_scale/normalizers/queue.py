@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from neuclip_scale import distributed
 from neuclip_scale.normalizers.own_entries import OwnEntries
-from neuclip_scale.normalizers.queue_choosing import choose
 from neuclip_scale.normalizers.rounded import Rounded
 from neuclip_scale.similarity import BatchShape, PairFeatures
+from neuclip_scale.similarity.choosing import Kernels, choose
 
+KERNELS = Kernels("queue with {} entries", "neuclip_scale.normalizers.triton_queue_check")
 LEAST_WEIGHT = 1e-3
 """Weights that add up to less are what rounding left when an anchor's own pair was taken out."""
 
@@ -81,7 +82,7 @@ class EmbeddingQueue(nn.Module):
         positives = pairs.world_positives()
         weights = self.weights_of(horizons.to(positives))
         own = OwnEntries(self.index[: len(weights)], world_index)
-        if choose(self.image).name == "triton":
+        if choose(KERNELS, self.image).name == "triton":
             from neuclip_scale.normalizers.triton_queue import FusedSums
 
             fused = FusedSums(positives, scale, own, weights)

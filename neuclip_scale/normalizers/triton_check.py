@@ -18,15 +18,15 @@ _RATE, _TAU = 0.01, 0.1
 
 
 @torch.no_grad()
-def disagreement(device: torch.device, dim: int) -> str:
+def disagreement(device: torch.device, dtype: torch.dtype, dim: int) -> str:
     """Where Triton's updates and predictions differ from torch's in float64 by more than rounding; empty if nowhere."""
     generator = torch.Generator().manual_seed(0)
     npn = NormalizerPredictionNetwork(dim, _PROTOTYPES)
     npn.weight.copy_(normalize(torch.randn(_PROTOTYPES, dim, generator=generator), dim=1))
     npn.squares.fill_(1e-4)  # from 0 on the first step would be the gradient's sign, which rounding can change
     npn.prototype_index.copy_(torch.arange(_PROTOTYPES) % 7)
-    npn.to(device)
-    anchors = normalize(torch.randn(_ANCHORS, dim, generator=generator), dim=1).to(device)
+    npn.to(device, dtype)
+    anchors = normalize(torch.randn(_ANCHORS, dim, generator=generator), dim=1).to(device, dtype)
     positives, target = torch.full_like(anchors[:, 0], 0.3), torch.full_like(anchors[:, 0], -4.0)
     index = torch.arange(_ANCHORS, device=device)
     exact, before = copy.deepcopy(npn).double(), npn.weight.double()

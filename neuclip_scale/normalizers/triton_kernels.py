@@ -1,4 +1,4 @@
-"""Triton kernels of the NPN's updates. Imported only where they run: see `npn_choosing`.
+"""Triton kernels of the NPN's updates. Imported only where they run: see `choosing`.
 
 An update takes two products. `weigh_kernel` writes every exponential once, relative to the largest of its anchor's
 logits in one block of prototypes, so that nothing waits for the whole row; `factors_kernel` joins the blocks and leaves

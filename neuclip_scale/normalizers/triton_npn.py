@@ -1,4 +1,4 @@
-"""The NPN's updates and predictions through its Triton kernels. Imported only where Triton runs: see `npn_choosing`.
+"""The NPN's updates and predictions through its Triton kernels. Imported only where Triton runs: see `choosing`.
 
 An update of b anchors and m prototypes is four launches, two products of 2 b m d FLOPs and no wait of the host. Of
 [m, b] there is one buffer of exponentials, bf16 for bf16 products and fp32 for others, shared by all updates of a step;

@@ -1,4 +1,4 @@
-"""A queue's sums through its Triton kernels. Imported only where Triton runs: see `queue_choosing`.
+"""A queue's sums through its Triton kernels. Imported only where Triton runs: see `choosing`.
 
 Two launches for each side and no wait of the host. Of [B, K] nothing is in memory: for each strip of the queue, anchor
 and horizon there is one sum, and strips are as few as keep `LIMITS.programs` programs at work. For bf16 products there

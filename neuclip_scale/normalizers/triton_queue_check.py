@@ -21,7 +21,7 @@ _SCALE = 20.0
 
 
 @torch.no_grad()
-def disagreement(device: torch.device, dim: int) -> str:
+def disagreement(device: torch.device, dtype: torch.dtype, dim: int) -> str:
     """Where Triton's sums differ from torch's in float64 by more than rounding; empty if nowhere. No collective."""
     generator = torch.Generator().manual_seed(0)
 
@@ -33,7 +33,7 @@ def disagreement(device: torch.device, dim: int) -> str:
     image, text = features(), features()
     own = torch.randperm(_ENTRIES, generator=generator) % _ANCHORS
     past = PairFeatures.single(features(text)[own].to(device), features(image)[own].to(device))
-    queue = EmbeddingQueue(dim, _ENTRIES + 10, rank=0, world_size=1).to(device)
+    queue = EmbeddingQueue(dim, _ENTRIES + 10, rank=0, world_size=1).to(device, dtype)
     queue.push(past, own.to(device))
     pairs, exact = PairFeatures.single(image.to(device), text.to(device)), copy.deepcopy(queue).double()
     scale, index = torch.full((1,), _SCALE, device=device), torch.arange(_ANCHORS, device=device)

@@ -1,4 +1,4 @@
-"""Triton kernels of the queue's sums. Imported only where they run: see `queue_choosing`.
+"""Triton kernels of the queue's sums. Imported only where they run: see `choosing`.
 
 `strip_kernel` takes a block of anchors through a strip of the queue, block by block of entries, and leaves one sum for
 every horizon, relative to the anchor's largest logit in the strip; `join_kernel` joins the strips. The exponentials

@@ -6,16 +6,15 @@ for tests on a CPU, where Triton must have been started with TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
 import torch
-
-from neuclip_scale.similarity.pairs import PairFeatures
+from torch import Tensor
 
 VARIABLE = "NEUCLIP_SIMILARITY"
 MIN_CAPABILITY = (8, 0)
@@ -34,41 +33,38 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(pairs: PairFeatures) -> Choice:
-    """What computes these pairs' similarities; says so in the log, once for each kind of features.
+class Kernels(NamedTuple):
+    """Triton kernels that some work may be left to."""
 
-    Raises ValueError for a `NEUCLIP_SIMILARITY` that is not known, or cannot be had for these features.
+    work: str
+    """For the log, with a place for the dtype."""
+    check: str
+    """Module whose `disagreement(device, dtype, dim)` says where they are off on a device, and is empty if nowhere."""
+
+
+SIMILARITIES = Kernels("similarities of {} features", "neuclip_scale.similarity.triton_check")
+
+
+def choose(kernels: Kernels, rows: Tensor) -> Choice:
+    """What computes with these rows [*, d]; says so in the log, once for each work and kind of rows.
+
+    Raises ValueError for a `NEUCLIP_SIMILARITY` that is not known, or cannot be had for these rows.
     """
-    features = pairs.image
-    return _choose(os.environ.get(VARIABLE, "auto"), features.device, features.dtype, features.shape[1])
+    return _choose(kernels, os.environ.get(VARIABLE, "auto"), rows.device, rows.dtype, rows.shape[1])
 
 
 @cache
-def _choose(wanted: str, device: torch.device, dtype: torch.dtype, dim: int) -> Choice:
-    choice = decide(check_name(wanted), device, dtype, dim)
-    kind = f"{str(dtype).removeprefix('torch.')} features of width {dim} on {device}"
-    log.info("similarities of %s: %s (%s)", kind, choice.name, choice.reason)
+def _choose(kernels: Kernels, wanted: str, device: torch.device, dtype: torch.dtype, dim: int) -> Choice:
+    if wanted not in ("auto", "torch", "triton"):
+        raise ValueError(f"{VARIABLE}={wanted}: no such implementation. Choose auto, torch or triton.")
+    choice = decide(kernels, wanted, device, dtype, dim)
+    work = kernels.work.format(str(dtype).removeprefix("torch."))
+    log.info("%s of width %d on %s: %s (%s)", work, dim, device, choice.name, choice.reason)
     return choice
 
 
-def check_name(wanted: str) -> str:
-    """`wanted`, if it may be given as `NEUCLIP_SIMILARITY`."""
-    if wanted not in ("auto", "torch", "triton"):
-        raise ValueError(f"{VARIABLE}={wanted}: no such implementation. Choose auto, torch or triton.")
-    return wanted
-
-
-def decide(
-    wanted: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    dim: int,
-    failure: Callable[[torch.device, torch.dtype, int], str] | None = None,
-) -> Choice:
-    """See `choose`; looks at the device and tries Triton on it each time.
-
-    `failure` says what is wrong with the kernels there, and is empty where nothing is: by default, with those here.
-    """
+def decide(kernels: Kernels, wanted: str, device: torch.device, dtype: torch.dtype, dim: int) -> Choice:
+    """See `choose`; looks at the device and tries the kernels on it each time."""
     if wanted == "torch":
         return Choice("torch", f"{VARIABLE}=torch")
     impossible = _impossible(device, dtype)
@@ -78,7 +74,7 @@ def decide(
         return Choice("triton", f"{VARIABLE}=triton")
     if device.type != "cuda":
         return Choice("torch", f"Triton is for GPUs, not for {device.type}")
-    doubtful = impossible or _doubtful(device, dim) or (failure or _failure)(device, dtype, dim)
+    doubtful = impossible or _doubtful(device, dim) or _failure(kernels, device, dtype, dim)
     return Choice("torch", doubtful) if doubtful else Choice("triton", "it passed its check on this device")
 
 
@@ -105,21 +101,11 @@ def _doubtful(device: torch.device, dim: int) -> str:
     return ""
 
 
-def _failure(device: torch.device, dtype: torch.dtype, dim: int) -> str:
+def _failure(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> str:
     """What is wrong with Triton on this device; empty where its results are torch's."""
-
-    def check() -> str:
-        from neuclip_scale.similarity.triton_check import disagreement
-
-        return disagreement(device, dtype, dim)
-
-    return tried(check)
-
-
-def tried(check: Callable[[], str]) -> str:
-    """What a check of Triton's kernels has found, or that they do not run."""
     try:
-        return check()
+        found: str = importlib.import_module(kernels.check).disagreement(device, dtype, dim)
     except Exception as error:  # whatever a compiler or driver raises: a run must not end for want of a faster kernel
         log.warning("Triton's kernels do not run here; torch takes their place", exc_info=True)
         return f"Triton's kernels do not run here ({type(error).__name__})"
+    return found

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neuclip_scale.sections import section
 from neuclip_scale.similarity import ring, sigmoid, tiled
-from neuclip_scale.similarity.choosing import choose
+from neuclip_scale.similarity.choosing import SIMILARITIES, choose
 from neuclip_scale.similarity.pairs import PairFeatures
 from neuclip_scale.similarity.ring import RingPairs
 from neuclip_scale.similarity.sigmoid import SigmoidSums
@@ -121,7 +121,7 @@ def pair_sigmoids(
 
 def _triton(pairs: PairFeatures) -> ModuleType | None:
     """Triton's functions where they are chosen, else None. Loads Triton in the first case only."""
-    if choose(pairs).name != "triton":
+    if choose(SIMILARITIES, pairs.image).name != "triton":
         return None
     from neuclip_scale.similarity import triton_sweeps
 

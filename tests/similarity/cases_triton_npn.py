@@ -133,10 +133,10 @@ def test_products_obey_torch_s_matmul_precision(precision: str) -> None:
 def test_the_check_of_a_device_passes_and_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_check, "_ANCHORS", 45)
     monkeypatch.setattr(triton_check, "_PROTOTYPES", 70)
-    assert triton_check.disagreement(DEVICE, 64) == ""
+    assert triton_check.disagreement(DEVICE, torch.float32, 64) == ""
     descend = FusedBatch.descend
     monkeypatch.setattr(FusedBatch, "descend", lambda self, total, rate, eps: descend(self, total, 0.9 * rate, eps))
-    assert "updates of an NPN are off by" in triton_check.disagreement(DEVICE, 64)
+    assert "updates of an NPN are off by" in triton_check.disagreement(DEVICE, torch.float32, 64)
 
 
 @pytest.mark.parametrize("index", [True, False])

@@ -12,7 +12,7 @@ from triton_problems import DEVICE
 
 from neuclip_scale.losses import create_loss
 from neuclip_scale.similarity import PairFeatures, dispatch, triton_check
-from neuclip_scale.similarity.choosing import VARIABLE, choose
+from neuclip_scale.similarity.choosing import SIMILARITIES, VARIABLE, choose
 
 N, B, D = 50, 21, 32
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -53,7 +53,7 @@ def test_two_steps_of_an_objective(name: str, dtype: torch.dtype, monkeypatch: p
     for path in ("torch", "triton"):
         monkeypatch.setenv(VARIABLE, path)
         pair = torch.zeros(1, D, device=DEVICE, dtype=dtype)
-        assert choose(PairFeatures.single(pair, pair)).name == path
+        assert choose(SIMILARITIES, pair).name == path
         results[path] = two_steps(name, dtype)
     assert len(results["torch"]) == len(results["triton"]) == 2 * (5 if name == "siglip" else 4)
     for mine, theirs in zip(results["triton"], results["torch"]):

@@ -190,10 +190,10 @@ def test_the_check_of_a_device_passes_and_would_not(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(triton_queue_check, "_ENTRIES", 70)
     for precision in ("highest", "medium"):
         with multiplied(precision):
-            assert triton_queue_check.disagreement(DEVICE, 64) == ""
+            assert triton_queue_check.disagreement(DEVICE, torch.float32, 64) == ""
     codes = OwnEntries.codes
     monkeypatch.setattr(OwnEntries, "codes", lambda self: (torch.full_like(codes(self)[0], -1), codes(self)[1]))
-    assert "sums of image anchors over a queue are off by" in triton_queue_check.disagreement(DEVICE, 64)
+    assert "sums of image anchors over a queue are off by" in triton_queue_check.disagreement(DEVICE, torch.float32, 64)
 
 
 @pytest.mark.parametrize(
