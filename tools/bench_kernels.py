@@ -7,15 +7,13 @@ it compiles and tunes.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-MEBIBYTE = 1 << 20
+from bench_device import MEBIBYTE, NO_GPU, Runs, computed_by, is_missing, timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +61,9 @@ def measure(options: Kernels) -> dict[str, Any]:
     import torch
 
     device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return {"rows": [], "needs": "a GPU: none is visible to torch, so nothing was measured"}
-    runs: dict[str, list[dict[str, float]]] = {}
+    if is_missing(device):
+        return {"rows": [], "needs": NO_GPU}
+    runs: Runs = {}
     failures: dict[str, str] = {}
     work = {f"{form} {name}": step for form in options.forms for name, step in _steps(form, options, device)}
     for repeat in range(options.repeats + 1):
@@ -111,7 +109,7 @@ def _kernels(form: str, scale: Any, bias: Any) -> Callable[[Any, Any], None]:
         from neuclip_scale.similarity import PairFeatures, pair_gradients, pair_logsumexp, pair_sigmoids
 
         pairs = PairFeatures.single(image.detach(), text.detach())
-        with _path("triton"):
+        with computed_by("triton"):
             if form == "SigLIP":
                 pair_sigmoids(pairs, scale, bias)
                 return
@@ -130,7 +128,7 @@ def _ours(objective: str, path: str, options: Kernels, scale: Any, bias: Any, in
     loss.to(index.device)
 
     def step(image: Any, text: Any) -> None:
-        with _path(path):
+        with computed_by(path):
             loss(image, text, scale, bias if objective == "siglip" else None, index).backward()
 
     return step
@@ -150,19 +148,6 @@ def _peer(name: str, scale: Any, bias: Any, device: Any) -> Callable[[Any, Any],
     return step
 
 
-@contextmanager
-def _path(name: str) -> Iterator[None]:
-    """Have the similarities computed by torch or Triton."""
-    before = os.environ.get("NEUCLIP_SIMILARITY")
-    os.environ["NEUCLIP_SIMILARITY"] = name
-    try:
-        yield
-    finally:
-        os.environ.pop("NEUCLIP_SIMILARITY")
-        if before is not None:
-            os.environ["NEUCLIP_SIMILARITY"] = before
-
-
 def _timed(step: Callable[[Any, Any], None], options: Kernels, device: Any) -> dict[str, float]:
     """Milliseconds of one call, and the most memory that it added to its inputs'."""
     import torch
@@ -173,21 +158,9 @@ def _timed(step: Callable[[Any, Any], None], options: Kernels, device: Any) -> d
     image = normalize(torch.randn(size, device=device, generator=generator), dim=1)
     text = normalize(image + torch.randn(size, device=device, generator=generator) / options.embed_dim**0.5, dim=1)
     image, text = (each.to(getattr(torch, options.dtype)).requires_grad_() for each in (image, text))
-    if device.type != "cuda":
-        began = time.perf_counter()
-        step(image, text)
-        return {"milliseconds": (time.perf_counter() - began) * 1e3}
-    torch.cuda.empty_cache()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    step(image, text)
-    last.record()
-    torch.cuda.synchronize()
-    added = torch.cuda.max_memory_allocated() - before
-    return {"milliseconds": first.elapsed_time(last), "added_mib": added / MEBIBYTE}
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return timed(lambda: step(image, text), device)
 
 
 def _matmul_flops(options: Kernels, device: Any) -> float:
@@ -215,7 +188,7 @@ def _row(name: str, runs: list[dict[str, float]], options: Kernels, flops: float
         "contender": name,
         "milliseconds": statistics.median(times),
         "milliseconds_range": [min(times), max(times)],
-        "added_mib": max((run.get("added_mib", 0.0) for run in runs), default=0.0),
+        "added_mib": max(run["added_mib"] for run in runs),
         "bound_milliseconds": bound,
         "share_of_bound": bound / statistics.median(times),
     }

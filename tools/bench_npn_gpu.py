@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import os
 import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import bench_npn_kernels
+from bench_device import NO_GPU, computed_by, in_turns, is_missing, name_of, timed
 
 if TYPE_CHECKING:
     from bench_npn import Npn
 
-MEBIBYTE = 1 << 20
 PASSES = {"highest": 6, "high": 2, "medium": 1}
 """Time of one fp32 product on tensor cores, in bf16 products: 3xTF32, TF32, operands rounded to bf16."""
 
@@ -27,8 +24,8 @@ def measure(options: Npn, encoder_flops: int, device: Any) -> dict[str, Any]:
     """
     import torch
 
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return {"needs": "a GPU: none is visible to torch, so nothing was measured on one"}
+    if is_missing(device):
+        return {"needs": NO_GPU}
     encoders, optimizer = _encoder_steps(options, device)
     rounds = options.batch_size / options.micro_batch_size
     shared = {
@@ -37,16 +34,10 @@ def measure(options: Npn, encoder_flops: int, device: Any) -> dict[str, Any]:
     }
     torch.cuda.empty_cache()
     work = {name: _contender(options, device) for name in options.contenders}
-    runs: dict[str, list[dict[str, float]]] = {}
-    for repeat in range(options.repeats + 1):  # the first compiles
-        for name, step in work.items():
-            with _path(name):
-                run = _timed(step, device)
-            if repeat:
-                runs.setdefault(name, []).append(run)
+    runs = in_turns(work, options.repeats, device, computed_by)
     flops = _npn_flops(options)
     return {
-        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "name": name_of(device),
         "torch": torch.__version__,
         "shared_ms": shared,
         "encoder_tflops": encoder_flops * options.batch_size / shared["encoders"] / 1e9,
@@ -142,47 +133,9 @@ def _contender(options: Npn, device: Any) -> Callable[[], None]:
     return step
 
 
-@contextmanager
-def _path(contender: str) -> Iterator[None]:
-    """Have the similarities and the NPN computed as a contender's name says: `triton high`."""
-    import torch
-
-    path, precision = contender.split()
-    before = os.environ.get("NEUCLIP_SIMILARITY"), torch.get_float32_matmul_precision()
-    os.environ["NEUCLIP_SIMILARITY"] = path
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        os.environ.pop("NEUCLIP_SIMILARITY")
-        if before[0] is not None:
-            os.environ["NEUCLIP_SIMILARITY"] = before[0]
-        torch.set_float32_matmul_precision(before[1])
-
-
 def _median(options: Npn, action: Callable[[], Any], device: Any) -> float:
-    _timed(action, device)
-    return statistics.median(_timed(action, device)["milliseconds"] for _ in range(options.repeats))
-
-
-def _timed(action: Callable[[], Any], device: Any) -> dict[str, float]:
-    """Milliseconds of one call, and the most memory that it added."""
-    import torch
-
-    if device.type != "cuda":
-        began = time.perf_counter()
-        action()
-        return {"milliseconds": (time.perf_counter() - began) * 1e3, "added_mib": 0.0}
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    action()
-    last.record()
-    torch.cuda.synchronize()
-    added = torch.cuda.max_memory_allocated() - before
-    return {"milliseconds": first.elapsed_time(last), "added_mib": added / MEBIBYTE}
+    timed(action, device)
+    return statistics.median(timed(action, device)["milliseconds"] for _ in range(options.repeats))
 
 
 def show(options: Npn, result: dict[str, Any]) -> None:

@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bench_npn_gpu import PASSES, _path, _timed
+from bench_device import NO_GPU, computed_by, in_turns, is_missing, timed
+from bench_npn_gpu import PASSES
 
 if TYPE_CHECKING:
     from bench_npn import Npn
@@ -24,18 +25,10 @@ BLOCKS = (
 
 def measure(options: Npn, device: Any) -> dict[str, Any]:
     """One call of `sums` for each contender, by turns; with `options.kernels` Triton's with several blocks too."""
-    import torch
-
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return {"needs": "a GPU: none is visible to torch, so nothing was measured on one"}
+    if is_missing(device):
+        return {"needs": NO_GPU}
     work, num_horizons = _sums(options, device)
-    runs: dict[str, list[dict[str, float]]] = {}
-    for repeat in range(options.repeats + 1):  # the first compiles
-        for name in options.contenders:
-            with _path(name):
-                run = _timed(work, device)
-            if repeat:
-                runs.setdefault(name, []).append(run)
+    runs = in_turns(dict.fromkeys(options.contenders, work), options.repeats, device, computed_by)
     flops = 2 * 2.0 * options.batch_size * options.queue_size * options.embed_dim
     return {
         "tflop": flops / 1e12,
@@ -94,9 +87,9 @@ def _with_blocks(options: Npn, work: Callable[[], object], flops: float, device:
             row: dict[str, Any] = {"contender": name, "blocks": str(tuple(blocks))}
             triton_queue.STRIP = blocks
             try:
-                with _path(name):
-                    _timed(work, device)
-                    row["ms"] = min(_timed(work, device)["milliseconds"] for _ in range(options.repeats))
+                with computed_by(name):
+                    timed(work, device)
+                    row["ms"] = min(timed(work, device)["milliseconds"] for _ in range(options.repeats))
                 row["tflops"] = flops / row["ms"] / 1e9
             except Exception as error:  # blocks that do not fit are an answer too
                 row["failure"] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"

@@ -10,14 +10,13 @@ from __future__ import annotations
 import gc
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import bench_step
+from bench_device import NO_GPU, Runs, is_missing, name_of, timed
 
-MEBIBYTE = 1 << 20
 COMPILED = ", compiled"
 """Ends the names of contenders whose towers torch.compile has compiled."""
 
@@ -26,11 +25,11 @@ def measure(options: Any) -> dict[str, Any]:
     """All contenders by turns; returns what --json holds. Without a GPU it says so and measures nothing."""
     import torch
 
-    if options.device == "cuda" and not torch.cuda.is_available():
-        return {"rows": [], "needs": "a GPU: none is visible to torch, so nothing was measured"}
+    if is_missing(options.device):
+        return {"rows": [], "needs": NO_GPU}
     torch.backends.cuda.matmul.allow_tf32 = True  # as open_clip's main sets it
     torch.backends.cudnn.benchmark = True
-    runs: dict[str, list[dict[str, float]]] = {}
+    runs: Runs = {}
     failures: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         steps = {}
@@ -45,7 +44,7 @@ def measure(options: Any) -> dict[str, Any]:
                 runs.setdefault(name, []).append(_timed(each, options))
     flops = _useful_flops(options.preset) * options.batch_size
     return {
-        "device": _name(options),
+        "device": name_of(options.device),
         "torch": torch.__version__,
         "flops_per_step": flops,
         "rows": [_row(name, runs, options, flops) for name in runs],
@@ -73,23 +72,10 @@ def _started(name: str, options: Any, folder: Path) -> Iterator[Any]:
 
 
 def _timed(steps: Iterator[Any], options: Any) -> dict[str, float]:
-    import torch
-
+    """Seconds of a step."""
     _forget()
-    if options.device != "cuda":
-        began = time.perf_counter()
-        next(steps)
-        return {"seconds": (time.perf_counter() - began) / options.steps, "added_mib": 0.0}
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    next(steps)
-    last.record()
-    torch.cuda.synchronize()
-    added = torch.cuda.max_memory_allocated() - before
-    return {"seconds": first.elapsed_time(last) / 1e3 / options.steps, "added_mib": added / MEBIBYTE}
+    run = timed(lambda: next(steps), options.device)
+    return {"seconds": run["milliseconds"] / 1e3 / options.steps, "added_mib": run["added_mib"]}
 
 
 def _forget() -> None:
@@ -98,12 +84,6 @@ def _forget() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _name(options: Any) -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
 
 
 def _useful_flops(preset: str) -> int:
@@ -115,7 +95,7 @@ def _useful_flops(preset: str) -> int:
     return count_encoder_flops(create_model(get_preset(preset))).training
 
 
-def _row(name: str, runs: dict[str, list[dict[str, float]]], options: Any, flops: int) -> dict[str, Any]:
+def _row(name: str, runs: Runs, options: Any, flops: int) -> dict[str, Any]:
     from neuclip_scale.telemetry.devices import peak_flops
 
     each = runs[name]
@@ -128,7 +108,7 @@ def _row(name: str, runs: dict[str, list[dict[str, float]]], options: Any, flops
         "samples_per_second": options.batch_size / median,
         "added_mib": max(run["added_mib"] for run in each),
     }
-    if peak := peak_flops(_name(options), options.precision):
+    if peak := peak_flops(name_of(options.device), options.precision):
         row |= {"mfu": flops / median / peak, "bound_seconds": flops / peak}
     plain = name.removesuffix(COMPILED)
     peer = bench_step.PEERS[plain] + name[len(plain) :]

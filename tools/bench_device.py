@@ -1,0 +1,87 @@
+"""Contenders by turns in one process, timed on one device: what the sections of tools/bench.py that need a GPU share.
+
+On a CPU the same code only shows that it works.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+MEBIBYTE = 1 << 20
+NO_GPU = "a GPU: none is visible to torch, so nothing was measured"
+
+Runs = dict[str, list[dict[str, float]]]
+"""Measurements of each contender, round after round."""
+
+
+def is_missing(device: Any) -> bool:
+    """Whether `device` is a GPU and there is none."""
+    import torch
+
+    return torch.device(device).type == "cuda" and not torch.cuda.is_available()
+
+
+def name_of(device: Any) -> str:
+    """What torch calls the device."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu"
+
+
+def timed(action: Callable[[], object], device: Any) -> dict[str, float]:
+    """Milliseconds of one call, by CUDA events on a GPU, and the most memory that it added there."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        began = time.perf_counter()
+        action()
+        return {"milliseconds": (time.perf_counter() - began) * 1e3, "added_mib": 0.0}
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    action()
+    last.record()
+    torch.cuda.synchronize()
+    added = torch.cuda.max_memory_allocated() - before
+    return {"milliseconds": first.elapsed_time(last), "added_mib": added / MEBIBYTE}
+
+
+def in_turns(
+    work: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: Any,
+    around: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+) -> Runs:
+    """Every contender once in each round, `around` its name; a first round, which compiles, does not count."""
+    runs: Runs = {}
+    for repeat in range(repeats + 1):
+        for name, action in work.items():
+            with around(name):
+                run = timed(action, device)
+            if repeat:
+                runs.setdefault(name, []).append(run)
+    return runs
+
+
+@contextmanager
+def computed_by(contender: str) -> Iterator[None]:
+    """Have torch or Triton compute as a contender's name says: `torch`, or with fp32's precision, `triton high`."""
+    import torch
+
+    implementation, *precision = contender.split()
+    before = os.environ.get("NEUCLIP_SIMILARITY"), torch.get_float32_matmul_precision()
+    os.environ["NEUCLIP_SIMILARITY"] = implementation
+    torch.set_float32_matmul_precision(*precision or [before[1]])
+    try:
+        yield
+    finally:
+        os.environ.pop("NEUCLIP_SIMILARITY")
+        if before[0] is not None:
+            os.environ["NEUCLIP_SIMILARITY"] = before[0]
+        torch.set_float32_matmul_precision(before[1])
