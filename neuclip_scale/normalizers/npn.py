@@ -13,7 +13,7 @@ from neuclip_scale import distributed
 from neuclip_scale.similarity.choosing import Kernels, choose
 
 ADAGRAD_EPS = 1e-10
-KERNELS = Kernels("NPN with {} prototypes", "neuclip_scale.normalizers.triton_check")
+KERNELS = Kernels("NPN with {} prototypes", "neuclip_scale.normalizers.triton_npn_check")
 
 
 class NormalizerPredictionNetwork(nn.Module):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neuclip_scale import distributed
-from neuclip_scale.normalizers import triton_kernels as kernels
+from neuclip_scale.normalizers import triton_npn_kernels as kernels
 from neuclip_scale.similarity.chunks import num_splits
 from neuclip_scale.similarity.triton_blocks import EVEN_BLOCK, INTERPRETED, Blocks
 

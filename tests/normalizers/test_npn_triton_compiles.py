@@ -23,7 +23,7 @@ KINDS |= dict.fromkeys(("sample_index", "prototype_index"), "*i64")
 @pytest.mark.parametrize(("operands", "precision"), [("bf16", "ieee"), ("fp32", "tf32"), ("fp32", "tf32x3")])
 @pytest.mark.parametrize("kernel", ["weigh_kernel", "pull_kernel"])
 def test_products_run_on_tensor_cores_and_load_asynchronously(kernel: str, operands: str, precision: str) -> None:
-    from neuclip_scale.normalizers import triton_kernels, triton_npn
+    from neuclip_scale.normalizers import triton_npn, triton_npn_kernels
 
     blocks = triton_npn.WEIGH if kernel == "weigh_kernel" else triton_npn.PULL
     options = triton_npn.options_of(blocks, 2 if operands == "bf16" else 4, precision)
@@ -36,7 +36,7 @@ def test_products_run_on_tensor_cores_and_load_asynchronously(kernel: str, opera
         innermost = "inner_stride" if operands == "bf16" else "anchor_stride"
         constants |= {"ADD": False, "FACTOR_BLOCK": triton_npn.FACTOR_BLOCK, innermost: 1}
     kinds = KINDS | dict.fromkeys(("anchors", "directions", "weights"), f"*{operands}")
-    compiled = compile_for_hopper(getattr(triton_kernels, kernel), kinds, constants, launched)
+    compiled = compile_for_hopper(getattr(triton_npn_kernels, kernel), kinds, constants, launched)
     assembly = compiled.asm["ptx"]
     assert "wgmma.mma_async" in assembly
     # Both operands come in 16-byte pieces.
@@ -55,10 +55,10 @@ def test_products_run_on_tensor_cores_and_load_asynchronously(kernel: str, opera
     ],
 )
 def test_the_rest_stays_in_registers(kernel: str, constants: dict[str, Any]) -> None:
-    from neuclip_scale.normalizers import triton_kernels
+    from neuclip_scale.normalizers import triton_npn_kernels
 
     options = {"num_warps": 4, "num_stages": 3}
-    compiled = compile_for_hopper(getattr(triton_kernels, kernel), KINDS, constants, options)
+    compiled = compile_for_hopper(getattr(triton_npn_kernels, kernel), KINDS, constants, options)
     assert stack_bytes(compiled) == 0
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from triton_problems import DEVICE
 
-from neuclip_scale.normalizers import NormalizerPredictionNetwork, triton_check
+from neuclip_scale.normalizers import NormalizerPredictionNetwork, triton_npn_check
 from neuclip_scale.normalizers.npn import ADAGRAD_EPS
 from neuclip_scale.normalizers.triton_npn import FusedBatch, Limits, updates
 
@@ -131,12 +131,12 @@ def test_products_obey_torch_s_matmul_precision(precision: str) -> None:
 
 
 def test_the_check_of_a_device_passes_and_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_check, "_ANCHORS", 45)
-    monkeypatch.setattr(triton_check, "_PROTOTYPES", 70)
-    assert triton_check.disagreement(DEVICE, torch.float32, 64) == ""
+    monkeypatch.setattr(triton_npn_check, "_ANCHORS", 45)
+    monkeypatch.setattr(triton_npn_check, "_PROTOTYPES", 70)
+    assert triton_npn_check.disagreement(DEVICE, torch.float32, 64) == ""
     descend = FusedBatch.descend
     monkeypatch.setattr(FusedBatch, "descend", lambda self, total, rate, eps: descend(self, total, 0.9 * rate, eps))
-    assert "updates of an NPN are off by" in triton_check.disagreement(DEVICE, torch.float32, 64)
+    assert "updates of an NPN are off by" in triton_npn_check.disagreement(DEVICE, torch.float32, 64)
 
 
 @pytest.mark.parametrize("index", [True, False])
