@@ -5,22 +5,50 @@ Only training steps count: not evaluation, measurements of the normalizers, chec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from neuclip_scale import distributed
 from neuclip_scale.config import Recipe, local_batch_size, pairs_encoded_again
+from neuclip_scale.data.batch import Batch
 from neuclip_scale.models.clip import CLIP
 from neuclip_scale.objectives import Objective
 from neuclip_scale.similarity import BatchShape
 from neuclip_scale.telemetry import peak_memory_bytes
 from neuclip_scale.telemetry.devices import peak_flops
 from neuclip_scale.telemetry.energy import EnergyMeter, NoMeter, energy_meter
-from neuclip_scale.telemetry.flops import EncoderFlops, count_encoder_flops
+from neuclip_scale.telemetry.flops import CaptionTokens, EncoderFlops, count_encoder_flops
+
+
+class PackedTokens(NamedTuple):
+    """Of a step's captions, which were packed."""
+
+    needed: CaptionTokens
+    """Up to their ends."""
+    run: CaptionTokens
+    """As long as the rectangles they were packed into."""
+
+    @classmethod
+    def of_means(cls, means: Sequence[float]) -> PackedTokens:
+        """The opposite of [*needed, *run]."""
+        return cls(CaptionTokens(*means[:2]), CaptionTokens(*means[2:]))
+
+    @classmethod
+    def of(cls, micro_batches: Sequence[Batch], context_length: int) -> PackedTokens:
+        """Of a rank's micro-batches."""
+        pairs = sum(map(len, micro_batches))
+        needed = [length for batch in micro_batches for length in batch.text_lengths]
+        run = [
+            rectangle
+            for batch in micro_batches
+            for rectangle in (batch.packing.rectangles if batch.packing else ((len(batch), context_length),))
+        ]
+        means = [sum(length**power for length in needed) / pairs for power in (1, 2)]
+        return cls.of_means([*means, *(sum(n * length**power for n, length in run) / pairs for power in (1, 2))])
 
 
 @dataclass(frozen=True)
@@ -39,15 +67,13 @@ class StepArithmetic:
         shape = BatchShape(local_size, config.train.global_batch_size, model.embed_dim)
         return cls(count_encoder_flops(model), shape, pairs_encoded_again(config, world_size))
 
-    @property
-    def model_flops(self) -> int:
-        """Both towers forward and backward, nothing twice."""
-        return self.encoders.training * self.shape.global_size
+    def model_flops(self, captions: CaptionTokens | None) -> int:
+        """Both towers forward and backward, nothing twice; None: captions as long as the context."""
+        return self.encoders.at(captions).training * self.shape.global_size
 
-    @property
-    def hardware_flops(self) -> int:
+    def hardware_flops(self, captions: CaptionTokens | None) -> int:
         """Both towers as they are run: with the second forward pass of gradient caching, and recomputation."""
-        return self.encoders.executed(self.shape.local_size, self.again) * self.shape.world_size
+        return self.encoders.at(captions).executed(self.shape.local_size, self.again) * self.shape.world_size
 
     def facts(self, num_steps: int, device: torch.device, precision: str) -> dict[str, float]:
         """What someone needs who works out progress and MFU from outside; peak_flops of one device, 0 unknown."""
@@ -108,13 +134,18 @@ class RunCost:
             self._meter.start()
 
     def add_step(
-        self, seconds: float, sections: Mapping[str, float], arithmetic: StepArithmetic, objective: Objective
+        self,
+        seconds: float,
+        sections: Mapping[str, float],
+        arithmetic: StepArithmetic,
+        objective: Objective,
+        captions: PackedTokens | None = None,
     ) -> None:
-        """Count one finished step."""
+        """Count one finished step; `captions` where they were packed."""
         self.train_seconds += seconds
         self.device_seconds += seconds * arithmetic.shape.world_size
-        self.model_flops += arithmetic.model_flops
-        self.hardware_flops += arithmetic.hardware_flops
+        self.model_flops += arithmetic.model_flops(captions and captions.needed)
+        self.hardware_flops += arithmetic.hardware_flops(captions and captions.run)
         self.objective_flops += arithmetic.objective_flops(objective)
         for name, spent in sections.items():
             self.sections[name] = self.sections.get(name, 0.0) + spent

@@ -84,6 +84,8 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
     step = rows[-1]["step"] if rows else newest_checkpoint(run_dir)
     speed = float(rows[-1].get("samples_per_second", 0.0)) if rows else 0.0
     peak = float(facts.get("peak_flops", 0.0)) * world_size
+    # Of the last step, whose captions were packed; else those of a caption as long as the context.
+    flops = float((rows[-1] if rows else facts).get("flops_per_pair", facts.get("flops_per_pair", 0)))
     beats = [read_beat(run_dir, rank) for rank in range(world_size)]
     checkpoint = newest_checkpoint(run_dir)
     folder = run_dir / "checkpoints" / f"step_{checkpoint:09d}"
@@ -97,7 +99,7 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
         last_step_seconds=age,
         eta_seconds=max(0, num_steps - step) * step_time,
         samples_per_second=speed,
-        mfu=speed * float(facts.get("flops_per_pair", 0)) / peak if peak else 0.0,
+        mfu=speed * flops / peak if peak else 0.0,
         loss=_number(rows[-1].get("loss")) if rows else 0.0,
         mean_loss=_mean([row.get("loss") for row in rows]),
         num_skipped=int(rows[-1].get("num_skipped", 0)) if rows else 0,

@@ -24,7 +24,7 @@ from neuclip_scale.config import (
     num_micro_batches,
     num_steps,
 )
-from neuclip_scale.cost import StepArithmetic
+from neuclip_scale.cost import PackedTokens, StepArithmetic
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.digest import batch_digest
 from neuclip_scale.data.loader import LoadedBatch, TrainLoader
@@ -62,6 +62,8 @@ class StepResult:
     output: ObjectiveOutput
     logit_scale: Tensor  # [1], before the update
     grad_norm: Tensor  # []
+    captions: PackedTokens | None
+    """None where they were not packed."""
 
 
 class Trainer:
@@ -204,7 +206,7 @@ class Trainer:
             with section("data"):
                 batch = loaded.batch.to(self.device, non_blocking=True)
             result = self.train_step(batch, self.monitor if self.monitor.is_due(state.step + 1) else None)
-            metrics, stopping, saved, positions = self._reduce(result, loaded, stop.requested)
+            metrics, captions, stopping, saved, positions = self._reduce(result, loaded, stop.requested)
         try:
             check_finite(metrics, result.pairs, batch, state.step + 1, self.run_dir, config.train.precision)
         except NonFiniteLossError:  # of numbers that are equal on all ranks
@@ -226,7 +228,11 @@ class Trainer:
         # Measuring is not training: its time would count against the method that is measured.
         step_time = time.perf_counter() - began - metrics.get("normalizer/seconds", 0.0)
         sections = timer.seconds()
-        state.cost.add_step(step_time, sections, self.arithmetic, self.objective)
+        state.cost.add_step(step_time, sections, self.arithmetic, self.objective, captions)
+        if captions is not None:
+            of_a_pair = self.arithmetic.model_flops(captions.needed) / config.train.global_batch_size
+            metrics |= {"caption_tokens": captions.needed.mean, "packed_tokens": captions.run.mean}
+            metrics["flops_per_pair"] = of_a_pair
         metrics |= {"lr": config.optim.learning_rate * factor, "data_time": data_time}
         metrics |= {"step_time": step_time, "num_skipped": state.num_skipped}
         metrics |= {f"time/{name}": spent for name, spent in sections.items()}
@@ -241,7 +247,7 @@ class Trainer:
         """One optimizer step on this rank's part of the global batch (collective)."""
         engine = self.engine
         with section("encode"):
-            micro_batches = batch.split(self.micro_batch_size)
+            micro_batches = [part.packed(engine.module) for part in batch.split(self.micro_batch_size)]
             cached = CachedFeatures(
                 engine.encode,
                 engine.module,
@@ -264,7 +270,9 @@ class Trainer:
             grad_norm = engine.step(self.config.train.max_grad_norm)
             engine.clamp_temperature(self.config.objective.temperature_min, self.config.objective.temperature_max)
             engine.update_average(self.run_state.step + 1)
-        return StepResult(pairs, output, cached.logit_scale, grad_norm)
+        packs = engine.module.packs_captions and batch.text_lengths
+        captions = PackedTokens.of(micro_batches, engine.module.context_length) if packs else None
+        return StepResult(pairs, output, cached.logit_scale, grad_norm, captions)
 
     def _replay(self, cached: CachedFeatures, output: ObjectiveOutput) -> None:
         """Back-propagate the feature gradients, one micro-batch after the other (collective in the last)."""
@@ -311,8 +319,8 @@ class Trainer:
     @section("reduce")
     def _reduce(
         self, result: StepResult, loaded: LoadedBatch, stop: bool
-    ) -> tuple[dict[str, Any], bool, bool, list[int]]:
-        """Numbers of this step over all ranks, whether any rank was asked to stop, whether all have written the
+    ) -> tuple[dict[str, Any], PackedTokens | None, bool, bool, list[int]]:
+        """Of all ranks: numbers of this step, its captions, whether any was asked to stop, whether all have written the
         checkpoint that is being saved, and the positions of all streams (collective).
 
         One reduction and one copy to the host for everything: each `.item()` would be a stop of the GPU.
@@ -320,18 +328,20 @@ class Trainer:
         names = list(result.output.metrics)
         values = [result.output.loss, *(result.output.metrics[name] / self.world_size for name in names)]
         counts = [stop, self.run_state.save_is_written, loaded.num_read, len(loaded.skipped)]
-        flags = result.output.loss.new_tensor(counts, dtype=result.output.loss.dtype)
+        tokens = [mean / self.world_size for part in result.captions or () for mean in part]
+        flags = result.output.loss.new_tensor([*counts, *tokens], dtype=result.output.loss.dtype)
         packed = torch.cat([torch.stack([v.reshape(()) for v in values]), flags])
         local = torch.stack([result.logit_scale.reshape(()), result.grad_norm.reshape(()).to(packed)])
         numbers = torch.cat([distributed.all_reduce_sum(packed), local]).tolist()
         loss, *means = numbers[: 1 + len(names)]
-        stopping, num_written, num_read, num_skipped, scale, grad_norm = numbers[1 + len(names) :]
+        stopping, num_written, num_read, num_skipped, *tokens, scale, grad_norm = numbers[1 + len(names) :]
+        captions = PackedTokens.of_means(tokens) if tokens else None
         self.run_state.count(int(num_read), int(num_skipped))
         digests, positions = distributed.all_gather_rows(loaded.stream_marks.to(self.device)).T.tolist()
         metrics: dict[str, Any] = {"loss": loss, "logit_scale": scale, "grad_norm": grad_norm}
         metrics |= dict(zip(names, means, strict=True))
         metrics["batch_digest"] = batch_digest(digests)
-        return metrics, stopping > 0, num_written == self.world_size, positions
+        return metrics, captions, stopping > 0, num_written == self.world_size, positions
 
     def _between_steps(self, logger: telemetry.RunLogger, stopping: bool) -> None:
         step, config = self.run_state.step, self.config

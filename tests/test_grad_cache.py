@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from neuclip_scale.config import NPNConfig, ObjectiveConfig
-from neuclip_scale.data.batch import Batch
+from neuclip_scale.data.batch import Batch, caption_lengths
 from neuclip_scale.engines.base import inputs
 from neuclip_scale.grad_cache import CachedFeatures, KeptActivations
 from neuclip_scale.models.building import create_model
@@ -35,18 +35,25 @@ def make_batch(model: CLIP) -> Batch:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(B, 3, model.image_size, model.image_size, generator=generator)
     tokens = torch.randint(1, 40000, (B, model.context_length), generator=generator)
-    tokens[:, -1] = 49407
-    return Batch(images, tokens, torch.arange(B), tuple(map(str, range(B))))
+    lengths = torch.randint(2, model.context_length + 1, (B,), generator=generator)
+    tokens[torch.arange(model.context_length) >= lengths[:, None]] = 0
+    tokens[torch.arange(B), lengths - 1] = 49407
+    uids = tuple(map(str, range(B)))
+    return Batch(images, tokens, torch.arange(B), uids, text_lengths=caption_lengths(tokens))
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def packed(model: CLIP, batch: Batch, micro: int) -> list[Batch]:
+    return [part.packed(model) for part in batch.split(micro)]
+
+
 def reference_gradients(model: CLIP, batch: Batch, micro: int) -> dict[str, Tensor]:
     """Everything in one graph: micro-batches are encoded in order, so that dropout draws the same numbers."""
     torch.manual_seed(5)
-    parts = [model(part.images, part.tokens) for part in batch.split(micro)]
+    parts = [model(*inputs(part, "both")) for part in packed(model, batch, micro)]
     image, text = torch.cat([p.image_features for p in parts]), torch.cat([p.text_features for p in parts])
     logits = parts[0].logit_scale * image @ text.T
     labels = torch.arange(B)
@@ -67,7 +74,7 @@ def cached_gradients(
         return model(*inputs(part, towers))
 
     torch.manual_seed(5)
-    cached = CachedFeatures(encode, model, batch.split(micro), alone, keep)
+    cached = CachedFeatures(encode, model, packed(model, batch, micro), alone, keep)
     objective = create_objective(ObjectiveConfig(name="openclip", tile_size=4), Problem(embed_dim=model.embed_dim))
     output = objective(PairFeatures.single(cached.image, cached.text), cached.logit_scale)
     after_encoding = torch.get_rng_state()
@@ -133,7 +140,7 @@ def test_batch_norm_counts_a_batch_once(keep: KeptActivations) -> None:
             super().__init__()
             self.norm = nn.BatchNorm1d(6)
 
-        def forward(self, images: Tensor | None, tokens: Tensor | None) -> CLIPOutput:
+        def forward(self, images: Tensor | None, tokens: Tensor | None, packing: None = None) -> CLIPOutput:
             return CLIPOutput(None if images is None else self.norm(images), tokens, torch.ones(1), None)
 
     torch.manual_seed(0)

@@ -27,6 +27,9 @@ class Step:
     """Encoders: open_clip's are built with the same widths, layers and heads."""
     batch_size: int = 512
     """B, pairs."""
+    caption_tokens: float = 0.0
+    """Mean tokens of a caption, start and end included, lengths drawn from a log-normal law (sigma 0.6); 0: as long as
+    the context."""
     micro_batches: int = 4
     """Parts of the batch for the contenders that split it."""
     steps: int = 3
@@ -79,7 +82,7 @@ def our_steps(options: Step, parts: int, objective: str, folder: Path, *, compil
         "train.max_grad_norm": 1.0, "train.precision": options.precision,
     }  # fmt: skip
     trainer = Trainer(load_recipe("demo", settings))
-    batch, count = our_batch(trainer, options.batch_size), 1
+    batch, count = our_batch(trainer, options), 1
     while True:
         for _ in range(count):
             float(trainer.train_step(batch).output.loss)  # `fit` reads its numbers after every step
@@ -87,23 +90,30 @@ def our_steps(options: Step, parts: int, objective: str, folder: Path, *, compil
         count = options.steps
 
 
-def our_batch(trainer: Any, size: int) -> Any:
+def our_batch(trainer: Any, options: Step) -> Any:
     """Pictures and captions of noise where the trainer's model is."""
     import torch
 
-    from neuclip_scale.data.batch import Batch
+    from neuclip_scale.data.batch import Batch, caption_lengths
 
-    model = trainer.engine.module
-    images, tokens = noise(size, model.image_size, model.context_length)
-    return Batch(images, tokens, torch.arange(size), tuple(map(str, range(size)))).to(trainer.device)
+    model, size = trainer.engine.module, options.batch_size
+    images, tokens = noise(size, model.image_size, model.context_length, options.caption_tokens)
+    indices, uids = torch.arange(size), tuple(map(str, range(size)))
+    return Batch(images, tokens, indices, uids, text_lengths=caption_lengths(tokens)).to(trainer.device)
 
 
-def noise(size: int, image_size: int, context_length: int) -> tuple[Any, Any]:
-    """Pictures [size, 3, H, W] and tokens [size, L]."""
+def noise(size: int, image_size: int, context_length: int, caption_tokens: float = 0.0) -> tuple[Any, Any]:
+    """Pictures [size, 3, H, W] and tokens [size, L]; the same captions in every process."""
     import torch
 
     tokens = torch.randint(1, 40000, (size, context_length))
-    tokens[:, -1] = 49407
+    lengths = torch.full((size,), context_length)
+    if caption_tokens:
+        normal = torch.randn(size, generator=torch.Generator().manual_seed(0))
+        drawn = (caption_tokens - 2) * torch.exp(0.6 * normal - 0.18)  # of this mean
+        lengths = (2 + drawn.round().long()).clamp(3, context_length)
+    tokens[torch.arange(context_length) >= lengths[:, None]] = 0
+    tokens[torch.arange(size), lengths - 1] = 49407
     return torch.randn(size, 3, image_size, image_size), tokens
 
 
@@ -169,7 +179,7 @@ class _OneBatch:
 
     def __init__(self, model: Any, options: Step, parts: int) -> None:
         self._size = options.batch_size
-        batch = noise(self._size, model.visual.image_size[0], model.context_length)
+        batch = noise(self._size, model.visual.image_size[0], model.context_length, options.caption_tokens)
         images, tokens = (each.to(options.device).split(self._size // parts) for each in batch)
         self._parts = list(zip(images, tokens, strict=True))
         self.repeat(1)

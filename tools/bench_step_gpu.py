@@ -42,7 +42,7 @@ def measure(options: Any) -> dict[str, Any]:
         for _ in range(options.repeats):
             for name, each in steps.items():
                 runs.setdefault(name, []).append(_timed(each, options))
-    flops = _useful_flops(options.preset) * options.batch_size
+    flops = _useful_flops(options)
     return {
         "device": name_of(options.device),
         "torch": torch.__version__,
@@ -86,13 +86,17 @@ def _forget() -> None:
         torch.cuda.empty_cache()
 
 
-def _useful_flops(preset: str) -> int:
-    """Of a pair, forward and backward, nothing twice."""
+def _useful_flops(options: Any) -> int:
+    """Of a step, forward and backward, nothing twice, captions up to their ends."""
+    from neuclip_scale.data.batch import caption_lengths
     from neuclip_scale.models.building import create_model
     from neuclip_scale.models.presets import get_preset
-    from neuclip_scale.telemetry.flops import count_encoder_flops
+    from neuclip_scale.telemetry.flops import CaptionTokens, count_encoder_flops
 
-    return count_encoder_flops(create_model(get_preset(preset))).training
+    model, size = create_model(get_preset(options.preset)), options.batch_size
+    lengths = caption_lengths(bench_step.noise(size, 1, model.context_length, options.caption_tokens)[1])
+    captions = CaptionTokens(sum(lengths) / size, sum(length**2 for length in lengths) / size)
+    return count_encoder_flops(model).at(captions).training * size
 
 
 def _row(name: str, runs: Runs, options: Any, flops: int) -> dict[str, Any]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from neuclip_scale.data.normalization import Normalization
+
+if TYPE_CHECKING:
+    from neuclip_scale.models.clip import CLIP
+    from neuclip_scale.models.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,10 @@ class Batch:
     uids: tuple[str, ...]
     normalization: Normalization | None = None
     """What `to` has yet to do to `images`: between processes and to the GPU they travel as bytes, a quarter as many."""
+    text_lengths: tuple[int, ...] = ()
+    """`caption_lengths` of the tokens, known to the host; () unknown."""
+    packing: Packing | None = None
+    """How the text tower packs these captions; None where it does not."""
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -36,9 +45,14 @@ class Batch:
                 self.sample_index[start : start + micro_batch_size],
                 self.uids[start : start + micro_batch_size],
                 self.normalization,
+                self.text_lengths[start : start + micro_batch_size],
             )
             for start in range(0, len(self), micro_batch_size)
         ]
+
+    def packed(self, model: CLIP) -> Batch:
+        """With the packing of its captions for this model, on the tokens' device. To be done after `split` and `to`."""
+        return replace(self, packing=model.pack(self.text_lengths, self.tokens.device))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on `device`, normalised there; `non_blocking` needs pinned memory to have an effect."""
@@ -48,12 +62,18 @@ class Batch:
             self.tokens.to(device, non_blocking=non_blocking),
             self.sample_index.to(device, non_blocking=non_blocking),
             self.uids,
+            text_lengths=self.text_lengths,
         )
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory; needs a GPU."""
         images, tokens = self.images.pin_memory(), self.tokens.pin_memory()
         return replace(self, images=images, tokens=tokens, sample_index=self.sample_index.pin_memory())
+
+
+def caption_lengths(tokens: Tensor) -> tuple[int, ...]:
+    """Tokens of each caption, of `tokens` [N, L] on the host, up to its end, the largest id of CLIP's vocabulary."""
+    return tuple((tokens.argmax(dim=-1) + 1).tolist())
 
 
 def join_batches(parts: Sequence[Batch], *, pin_memory: bool = False) -> Batch:
@@ -72,6 +92,7 @@ def _joined(parts: Sequence[Batch], pin_memory: bool) -> Batch:
         _join([part.sample_index for part in parts], pin_memory),
         tuple(uid for part in parts for uid in part.uids),
         parts[0].normalization,
+        tuple(length for part in parts for length in part.text_lengths),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from neuclip_scale.config import DataConfig
-from neuclip_scale.data.batch import Batch
+from neuclip_scale.data.batch import Batch, caption_lengths
 from neuclip_scale.data.cache import cache_of
 from neuclip_scale.data.captions import Captions
 from neuclip_scale.data.manifest import Manifest
@@ -87,4 +87,5 @@ def _collate(tokenizer: Tokenizer, rows: list[Row | None]) -> Batch | None:
     if not usable:
         return None
     images, captions, indices, uids = zip(*usable, strict=True)
-    return Batch(torch.stack(images), tokenizer(list(captions)), torch.tensor(indices), tuple(uids))
+    tokens = tokenizer(list(captions))
+    return Batch(torch.stack(images), tokens, torch.tensor(indices), tuple(uids), text_lengths=caption_lengths(tokens))

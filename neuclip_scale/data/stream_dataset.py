@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from neuclip_scale.config import DataConfig
-from neuclip_scale.data.batch import Batch
+from neuclip_scale.data.batch import Batch, caption_lengths
 from neuclip_scale.data.cache import ShardCache, cache_of
 from neuclip_scale.data.captions import Captions
 from neuclip_scale.data.digest import uids_digest
@@ -198,7 +198,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
     def _batch(self, rows: _Rows) -> Batch:
         tokens = self._tokenizer(rows.captions).to(torch.int64)
         images, indices = torch.stack(rows.images), torch.tensor(rows.sample_index)
-        return Batch(images, tokens, indices, tuple(rows.uids), self._normalization)
+        return Batch(images, tokens, indices, tuple(rows.uids), self._normalization, caption_lengths(tokens))
 
 
 def init_worker(worker: int) -> None:

@@ -17,6 +17,7 @@ from neuclip_scale.config import TrainConfig, matmul_precision
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.engines.averaging import AVERAGE, WeightAverage
 from neuclip_scale.models.clip import CLIP, CLIPOutput, Towers
+from neuclip_scale.models.packing import Packing
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -186,9 +187,11 @@ def set_matmul_precision(section: TrainConfig, device: torch.device) -> None:
     torch.set_float32_matmul_precision(matmul_precision(section))
 
 
-def inputs(batch: Batch, towers: Towers) -> tuple[Tensor | None, Tensor | None]:
-    """Pictures and tokens, or those of the one tower that runs."""
-    return None if towers == "text" else batch.images, None if towers == "image" else batch.tokens
+def inputs(batch: Batch, towers: Towers) -> tuple[Tensor | None, Tensor | None, Packing | None]:
+    """Pictures, tokens and their packing, or those of the one tower that runs."""
+    if towers == "image":
+        return batch.images, None, None
+    return None if towers == "text" else batch.images, batch.tokens, batch.packing
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neuclip_scale.data.batch import caption_lengths
 from neuclip_scale.evaluation.datasets import EvaluationDataError
 from neuclip_scale.evaluation.sharing import ALL, Share, gather_shares
+from neuclip_scale.models.clip import CLIP
 from neuclip_scale.models.tokenizer import Tokenizer
 
 DEFAULT_TEMPLATES = ("a photo of a {c}.",)
@@ -76,6 +78,7 @@ def encode_texts(
     """Unit embeddings of `texts`, float32 [N, d] on `device`."""
     parts = []
     for start in range(0, len(texts), batch_size):
-        tokens = tokenizer(list(texts[start : start + batch_size])).to(device)
-        parts.append(F.normalize(model(tokens=tokens).text_features.float(), dim=-1))
+        tokens = tokenizer(list(texts[start : start + batch_size]))
+        packed = {"packing": model.pack(caption_lengths(tokens), device)} if isinstance(model, CLIP) else {}
+        parts.append(F.normalize(model(tokens=tokens.to(device), **packed).text_features.float(), dim=-1))
     return torch.cat(parts)

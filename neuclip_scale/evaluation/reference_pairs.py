@@ -17,6 +17,7 @@ from neuclip_scale.normalizers import DatasetFeatures
 
 if TYPE_CHECKING:
     from neuclip_scale.engines import Engine
+from neuclip_scale.engines.base import inputs
 
 KEEP_UP_TO = 1 << 28
 """Bytes of decoded pictures that stay in memory rather than be decoded again."""
@@ -64,9 +65,9 @@ class ReferencePairs:
         for batch in batches:
             if self._keep:
                 read.append(batch)
-            moved = batch.to(engine.device)
+            moved = batch.to(engine.device).packed(model)
             with engine.autocast():
-                encoded = model(moved.images, moved.tokens)
+                encoded = model(*inputs(moved, "both"))
             images.append(encoded.image_features)
             texts.append(encoded.text_features)
             indices.append(moved.sample_index)

@@ -151,6 +151,7 @@ def _plan(
 
 
 def _prepare(model: CLIP, config: Recipe) -> None:
+    model.packs_captions = model.packs_captions and config.model.pack_captions
     if config.model.grad_checkpointing:
         model.set_grad_checkpointing()
     if config.model.compile:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuclip_scale.config import ConfigError
+from neuclip_scale.models.packing import Packing, pack
 from neuclip_scale.models.presets import CLIP_IMAGE_MEAN, CLIP_IMAGE_STD
 from neuclip_scale.models.resnet import ModifiedResNet
 from neuclip_scale.models.text import TextTransformer, TransformersTower, encode_tokens, reset_text_parameters
@@ -75,6 +76,9 @@ class CLIP(nn.Module):
         self.image_mean, self.image_std = image_mean, image_std
         self.at_rest: Literal["", "image", "text"] = ""
         """A tower that stays in evaluation mode."""
+        self.packs_captions = not isinstance(text, TransformersTower)
+        """Whether `pack` leaves out padding; only CLIP's own text tower can do without."""
+        self._compiled = False
         self.starting_values: dict[str, Tensor] = {}
         """Pretrained values, by name, that `building.filled_blocks` gives a planned model instead of initial ones."""
         self.visual = visual
@@ -102,15 +106,18 @@ class CLIP(nn.Module):
         if self.logit_bias is not None and bias is not None:
             nn.init.constant_(self.logit_bias, bias)
 
-    def forward(self, images: Tensor | None = None, tokens: Tensor | None = None) -> CLIPOutput:
+    def forward(
+        self, images: Tensor | None = None, tokens: Tensor | None = None, packing: Packing | None = None
+    ) -> CLIPOutput:
         """Encode pictures [N, 3, H, W] (normalised), token ids [N, L], or both.
 
+        With a `packing` of the tokens, from `pack`, CLIP's own text tower leaves out most of their padding.
         Give both in training: a tower left out of a backward pass has no gradient, which DDP and ZeRO do not
         forgive.
         """
         return CLIPOutput(
             image_features=None if images is None else _unit_rows(self.visual(images)),
-            text_features=None if tokens is None else _unit_rows(self._encode_text(tokens)),
+            text_features=None if tokens is None else _unit_rows(self._encode_text(tokens, packing)),
             logit_scale=self.logit_scale.float().exp(),
             # A copy: the parameter's own memory is gone once FSDP2 has sharded it again.
             logit_bias=None if self.logit_bias is None else self.logit_bias.float().clone(),
@@ -150,16 +157,27 @@ class CLIP(nn.Module):
 
         `options` go to `torch.compile`.
         """
-        if by_block:
-            for block in self.blocks():
-                # Shapes as they are: a checkpointed block that is run again must find the graph of its first run.
-                block.compile(dynamic=False, **options)
+        self._compiled = True
+        text = self.transformer if self.text is None else self.text
+        # The lengths of packed captions differ from step to step.
+        of_text = {"dynamic": True} if self.packs_captions else {}
+        if not by_block:
+            self.visual.compile(**options)
+            text.compile(**of_text, **options)
             return
-        self.visual.compile(**options)
-        (self.transformer if self.text is None else self.text).compile(**options)
+        packed = set(self.transformer.resblocks) if of_text else set()
+        for block in self.blocks():
+            # Shapes as they are: a checkpointed block that is run again must find the graph of its first run.
+            block.compile(dynamic=block in packed, **options)
 
-    def _encode_text(self, tokens: Tensor) -> Tensor:
-        return encode_tokens(self, tokens) if self.text is None else self.text(tokens)
+    def pack(self, lengths: Sequence[int], device: torch.device) -> Packing | None:
+        """How captions of these lengths (`data.batch.caption_lengths`) are packed; None if they are not."""
+        if not self.packs_captions or not lengths:
+            return None
+        return pack(lengths, self.context_length, device, alike=self._compiled)
+
+    def _encode_text(self, tokens: Tensor, packing: Packing | None) -> Tensor:
+        return encode_tokens(self, tokens, packing) if self.text is None else self.text(tokens)
 
 
 def _unit_rows(features: Tensor) -> Tensor:

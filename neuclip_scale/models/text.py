@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from neuclip_scale.config import ConfigError
+from neuclip_scale.models.packing import Packing, join
 from neuclip_scale.models.presets import TextTransformerConfig
 from neuclip_scale.models.transformer import LayerNorm, Transformer
 
@@ -51,8 +52,8 @@ class TextTransformer(nn.Module):
         self.text_projection = nn.Parameter(torch.empty(width, embed_dim))
         reset_text_parameters(self)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return encode_tokens(self, tokens)
+    def forward(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
+        return encode_tokens(self, tokens, packing)
 
 
 def reset_text_parameters(parts: TextTransformerParts) -> None:
@@ -62,13 +63,20 @@ def reset_text_parameters(parts: TextTransformerParts) -> None:
     nn.init.normal_(parts.text_projection, std=len(parts.text_projection) ** -0.5)
 
 
-def encode_tokens(parts: TextTransformerParts, tokens: Tensor) -> Tensor:
+def encode_tokens(parts: TextTransformerParts, tokens: Tensor, packing: Packing | None = None) -> Tensor:
     """CLIP's text features of `tokens` [N, L], L at most the context length: [N, embed_dim]."""
-    x = parts.token_embedding(tokens) + parts.positional_embedding[: tokens.shape[1]]  # [N, L, width]
+    positions = parts.positional_embedding
+    if packing is None:
+        x = parts.token_embedding(tokens) + positions[: tokens.shape[1]]  # [N, L, width]
+    else:
+        embedded = packing.split(parts.token_embedding(packing.rows(tokens)))
+        x = join([part + positions[: part.shape[1]] for part in embedded])  # [T, width]
+        tokens = tokens[packing.order]
     # The end token has the largest id of the vocabulary, and under the causal mask only it has seen the whole
     # text.
-    x = parts.transformer(x, tokens.argmax(dim=-1))  # [N, width]
-    return parts.ln_final(x) @ parts.text_projection
+    x = parts.transformer(x, tokens.argmax(dim=-1), packing)  # [N, width]
+    features = parts.ln_final(x) @ parts.text_projection
+    return features if packing is None else features[packing.inverse]
 
 
 class TransformersTower(nn.Module):

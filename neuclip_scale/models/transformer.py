@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from neuclip_scale.models.packing import Packing, join
+
 
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation in float32 whatever the input's and the weights' dtype; keeps the input's dtype."""
@@ -29,15 +31,19 @@ At = int | Tensor | None
 """A token of each sequence: its place, one place for each [N], or None for all tokens."""
 
 
-def tokens_at(x: Tensor, at: At) -> Tensor:
-    """Those tokens of x [N, L, width]: [N, width], or x itself."""
+def tokens_at(x: Tensor, at: At, packing: Packing | None = None) -> Tensor:
+    """Those tokens of x [N, L, width], or [T, width] if packed: [N, width], or x itself."""
     if at is None:
         return x
+    if packing is not None:
+        return x[packing.starts + at]
     return x[:, at] if isinstance(at, int) else x[torch.arange(len(x), device=x.device), at]
 
 
 class Attention(nn.Module):
     """Multi-head self-attention, [N, L, width] -> [N, L, width]; `at` one token of each sequence, [N, width].
+
+    With a `packing` of the sequences, x is [T, width].
 
     Parameter names, shapes and initial values are those of `nn.MultiheadAttention`, which open_clip uses:
     Glorot uniform for the joint query, key and value matrix, zero biases, PyTorch's default for the output
@@ -60,32 +66,47 @@ class Attention(nn.Module):
         nn.init.zeros_(self.in_proj_bias)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, at: At = None) -> Tensor:
+    def forward(self, x: Tensor, at: At = None, packing: Packing | None = None) -> Tensor:
         if at is not None:
-            return self._of_one(x, at)
-        N, L, width = x.shape
+            return self._of_one(x, at, packing)
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [N, L, 3 width]
-        q, k, v = qkv.view(N, L, 3, self.heads, width // self.heads).permute(
-            2, 0, 3, 1, 4
-        )  # each [N, heads, L, width/heads]
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out_proj(y.transpose(1, 2).reshape(N, L, width))
+        if packing is None:
+            return self.out_proj(self._attend(qkv))
+        return self.out_proj(join([self._attend(part) for part in packing.split(qkv)]))
 
-    def _of_one(self, x: Tensor, at: int | Tensor) -> Tensor:
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """[N, L, 3 width] -> [N, L, width]."""
+        N, L, _ = qkv.shape
+        q, k, v = qkv.view(N, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each [N, heads, L, width/heads]
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return y.transpose(1, 2).reshape(N, L, -1)
+
+    def _of_one(self, x: Tensor, at: int | Tensor, packing: Packing | None) -> Tensor:
         """One query for each sequence, so a product of queries less and hardly any attention."""
-        N, L, width = x.shape
+        width = x.shape[-1]
         (q_weight, kv_weight), (q_bias, kv_bias) = (
             part.split([width, 2 * width]) for part in (self.in_proj_weight, self.in_proj_bias)
         )
-        q = F.linear(tokens_at(x, at), q_weight, q_bias).view(N, self.heads, 1, width // self.heads)
-        k, v = F.linear(x, kv_weight, kv_bias).view(N, L, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q = F.linear(tokens_at(x, at, packing), q_weight, q_bias)  # [N, width]
+        kv = F.linear(x, kv_weight, kv_bias)
+        if packing is None:
+            return self.out_proj(self._look_up(q, kv, at))
+        assert isinstance(at, Tensor)
+        counts = [sequences for sequences, _ in packing.rectangles]
+        parts = zip(q.split(counts), packing.split(kv), at.split(counts), strict=True)
+        return self.out_proj(torch.cat([self._look_up(*part) for part in parts]))
+
+    def _look_up(self, q: Tensor, kv: Tensor, at: int | Tensor) -> Tensor:
+        """[N, width] and [N, L, 2 width] -> [N, width]."""
+        N, L, _ = kv.shape
+        k, v = kv.view(N, L, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         mask = None
         if self.causal:
             last = at if isinstance(at, int) else at[:, None]
-            seen = torch.arange(L, device=x.device) <= last  # [L] or [N, L]
+            seen = torch.arange(L, device=kv.device) <= last  # [L] or [N, L]
             mask = seen.expand(N, L)[:, None, None]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(y.reshape(N, width))
+        y = F.scaled_dot_product_attention(q.view(N, self.heads, 1, -1), k, v, attn_mask=mask)
+        return y.reshape(N, -1)
 
 
 class MLP(nn.Module):
@@ -102,7 +123,8 @@ class MLP(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Attention, then a perceptron, each normed before, dropped out after, and added back; `at` as in `Attention`.
+    """Attention, then a perceptron, each normed before, dropped out after, and added back; `at` and `packing` as in
+    `Attention`.
 
     `scaled_for` layers, if given, the matrices start as in CLIP's text tower (Radford et al. 2021, section 2.5 and its
     released code): normal, attention input width ** -0.5, perceptron input (2 width) ** -0.5, and both that write to
@@ -130,13 +152,14 @@ class ResidualAttentionBlock(nn.Module):
             nn.init.normal_(self.mlp.c_fc.weight, std=(2 * self.width) ** -0.5)
             nn.init.normal_(self.mlp.c_proj.weight, std=to_residual)
 
-    def forward(self, x: Tensor, at: At = None) -> Tensor:
-        x = tokens_at(x, at) + self.dropout(self.attn(self.ln_1(x), at))
+    def forward(self, x: Tensor, at: At = None, packing: Packing | None = None) -> Tensor:
+        x = tokens_at(x, at, packing) + self.dropout(self.attn(self.ln_1(x), at, packing))
         return x + self.dropout(self.mlp(self.ln_2(x)))
 
 
 class Transformer(nn.Module):
-    """A stack of `layers` residual attention blocks, [N, L, width] -> [N, L, width]; `at` as in `Attention`.
+    """A stack of `layers` residual attention blocks, [N, L, width] -> [N, L, width]; `at` and `packing` as in
+    `Attention`.
 
     For one token the last block computes nothing for the others but their keys and values, a sixth of its products.
     `scaled` gives the blocks the initial values of CLIP's text tower. With `grad_checkpointing` set, only the blocks'
@@ -161,12 +184,12 @@ class Transformer(nn.Module):
             ResidualAttentionBlock(width, heads, **options, scaled_for=layers if scaled else 0) for _ in range(layers)
         )
 
-    def forward(self, x: Tensor, at: At = None) -> Tensor:
+    def forward(self, x: Tensor, at: At = None, packing: Packing | None = None) -> Tensor:
         last = len(self.resblocks) - 1
         for number, block in enumerate(self.resblocks):
             where = at if number == last else None
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, where, use_reentrant=False, preserve_rng_state=True)
+                x = checkpoint(block, x, where, packing, use_reentrant=False, preserve_rng_state=True)
             else:
-                x = block(x, where)
+                x = block(x, where, packing)
         return x

@@ -166,7 +166,10 @@ def _step_on_gpu(document: Mapping[str, Any], path: Path) -> Measured:
 def _whole_step(fields: _Fields, row: Mapping[str, Any], key: str, path: Path, device: str) -> Measured:
     from neuclip_scale.planning.timing import encoder_flops
 
-    preset, pairs = fields["options"]["preset"].text(), fields["options"]["batch_size"].size()
+    options = fields["options"]
+    if options.has("caption_tokens") and options["caption_tokens"].text() != "0.0":
+        raise ConfigError("--measured", str(path), "its captions were packed", "Measure without --caption-tokens.")
+    preset, pairs = options["preset"].text(), options["batch_size"].size()
     flops = encoder_flops(_model(preset, path)).training * pairs
     how = ", compiled" if row["contender"].endswith("compiled") else ""
     told = f"encoders: {path}, whole steps of {preset}{how} on {device}, objective and update included"

@@ -18,6 +18,9 @@ class Assumptions:
 
     compute: float = 0.4
     """Share of the GPU's peak at which the encoders' products run."""
+    caption_tokens: float = 0.0
+    """Mean tokens of a packed caption (`packed_tokens` in metrics.jsonl); 0: captions as long as the context. Memory is
+    that of whole contexts."""
     objective_compute: float = 0.4
     """Share at which those of similarities run of the peak of their precision (train.matmul_precision): bf16's, half of
     it for TF32, a sixth for 3xTF32."""

@@ -15,7 +15,7 @@ from neuclip_scale.planning.sharding import FP32, model_sizes, planned, sharding
 from neuclip_scale.planning.site import Site
 from neuclip_scale.planning.timeline import Work, step_tasks
 from neuclip_scale.planning.traffic import Transfer, plan_traffic
-from neuclip_scale.telemetry.flops import EncoderFlops, count_encoder_flops
+from neuclip_scale.telemetry.flops import CaptionTokens, EncoderFlops, count_encoder_flops
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def plan_time(config: Recipe, site: Site, transfers: list[Transfer] | None = Non
     W = site.world_size
     if transfers is None:
         transfers = plan_traffic(config, W, site.dataset_size)
-    flops = encoder_flops(config.model)
+    flops = encoder_flops(config.model).at(_captions(site))
     objective_flops, objective = objective_time(config, site, flops.forward, _encoder_rate(config, site))
     forward, backward, arithmetic = _passes(config, site, flops)
     several = num_micro_batches(config, W)
@@ -108,6 +108,11 @@ def _passes(config: Recipe, site: Site, flops: EncoderFlops) -> tuple[float, flo
 def _encoder_rate(config: Recipe, site: Site) -> float:
     """FLOP/s of the encoders as they are run."""
     return site.measured.encoders or site.gpu.peak(config.train.precision) * site.assume.compute
+
+
+def _captions(site: Site) -> CaptionTokens | None:
+    tokens = site.assume.caption_tokens
+    return CaptionTokens(tokens, tokens**2) if tokens else None
 
 
 @lru_cache(maxsize=32)

@@ -7,8 +7,8 @@ convolutions and attention count, and attention under a causal mask counts in fu
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,22 @@ _PAIRS = 2
 
 
 @dataclass(frozen=True)
+class TextFlops:
+    """FLOPs of one caption through the text tower, at the context length and one and two tokens below it."""
+
+    forward: tuple[int, ...]
+    training: tuple[int, ...]
+    executed: tuple[int, ...]
+
+
+class CaptionTokens(NamedTuple):
+    """Tokens of a batch's captions: their mean and the mean of their squares, which attention takes."""
+
+    mean: float
+    mean_square: float
+
+
+@dataclass(frozen=True)
 class EncoderFlops:
     """FLOPs of one pair through both towers."""
 
@@ -31,6 +47,9 @@ class EncoderFlops:
     """Forward and backward, nothing computed twice: model FLOPs."""
     recomputed: int
     """Computed again in the backward pass by gradient checkpointing."""
+    context_length: int = 0
+    text: TextFlops | None = None
+    """Known where captions may be packed."""
 
     @property
     def forward(self) -> int:
@@ -42,6 +61,28 @@ class EncoderFlops:
         images, texts = again
         twice = images * self.image_forward + texts * self.text_forward
         return pairs * (self.training + self.recomputed) + twice
+
+    def at(self, captions: CaptionTokens | None) -> EncoderFlops:
+        """With captions of these lengths in place of the context length; None: these."""
+        if captions is None or self.text is None:
+            return self
+        less = [_less(counted, self.context_length, captions) for counted in (self.text.forward, self.text.training)]
+        executed = _less(self.text.executed, self.context_length, captions)
+        return replace(
+            self,
+            text_forward=self.text_forward - less[0],
+            training=self.training - less[1],
+            recomputed=self.recomputed - (executed - less[1]),
+        )
+
+
+def _less(counted: tuple[int, ...], context_length: int, captions: CaptionTokens) -> int:
+    """What shorter captions leave out: FLOPs are a polynomial of degree two in the length, from three values of it."""
+    full, one_less, two_less = counted
+    square = (full - 2 * one_less + two_less) / 2
+    linear = full - one_less - square * (2 * context_length - 1)
+    left_out = linear * (context_length - captions.mean) + square * (context_length**2 - captions.mean_square)
+    return round(left_out)
 
 
 def count_encoder_flops(model: CLIP) -> EncoderFlops:
@@ -64,27 +105,40 @@ def count_encoder_flops(model: CLIP) -> EncoderFlops:
 def _count(model: CLIP, device: torch.device, checkpointing: bool) -> EncoderFlops:
     images = torch.zeros(_PAIRS, 3, model.image_size, model.image_size, device=device)
     tokens = torch.zeros(_PAIRS, model.context_length, dtype=torch.int64, device=device)
+    by_length = model.packs_captions
+    lengths = [model.context_length - less for less in range(3 if by_length else 1)]
+
+    def count() -> tuple[int, list[int]]:
+        """Of a picture, and of a caption of each length."""
+        texts = [_run(model, None, tokens[:, :length]) // _PAIRS for length in lengths]
+        return _run(model, images, None) // _PAIRS, texts
+
     if checkpointing:
         model.set_grad_checkpointing(False)
     with torch.no_grad():
-        forward = _run(model, images, None), _run(model, None, tokens)
-    training = _run(model, images, tokens)
-    executed = training
+        image_forward, forward = count()
+    image, text = count()
+    image_executed, executed = image, text
     if checkpointing:
         model.set_grad_checkpointing(True)
-        executed = _run(model, images, tokens)
-    return EncoderFlops(*(part // _PAIRS for part in (*forward, training, executed - training)))
+        image_executed, executed = count()
+    return EncoderFlops(
+        image_forward,
+        forward[0],
+        image + text[0],
+        image_executed + executed[0] - image - text[0],
+        model.context_length,
+        TextFlops(tuple(forward), tuple(text), tuple(executed)) if by_length else None,
+    )
 
 
 def _run(model: CLIP, images: Tensor | None, tokens: Tensor | None) -> int:
     """FLOPs of a forward pass, and of the backward pass where gradients are enabled."""
     # The counter does not know every fused kernel (the CPU's, for one), but all of this one's products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        output = model(images, tokens)
+        features = [part for part in model(images, tokens)[:2] if part is not None]
         if torch.is_grad_enabled():
-            assert output.image_features is not None
-            assert output.text_features is not None
-            (output.image_features.sum() + output.text_features.sum()).backward()
+            torch.stack([part.sum() for part in features]).sum().backward()
     return int(counter.get_total_flops())
 
 

@@ -74,7 +74,9 @@ def test_compiled_towers_make_the_same_updates(folder: str, label: str) -> None:
     more = {"model.preset": "toy", "train.micro_batch_size": 3, "model.grad_checkpointing": True}
     world_size, engine = ENGINES[label]
     (result, *_) = run_ranks(world_size, train_compiled, folder, f"compiled {label}", more | engine)
-    assert_same(result, train(folder, f"plain {label}", more), weights=2e-5, losses=1e-5)
+    assert_same(
+        result, train(folder, f"plain {label}", more | {"model.pack_captions": False}), weights=2e-5, losses=1e-5
+    )
 
 
 def test_what_a_backend_cannot_compile_says_so(folder: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from neuclip_scale.config import load_recipe
 from neuclip_scale.models.building import build_model
 from neuclip_scale.models.clip import CLIP
-from neuclip_scale.telemetry.flops import EncoderFlops, count_encoder_flops
+from neuclip_scale.telemetry.flops import CaptionTokens, EncoderFlops, count_encoder_flops
 
 
 def model(preset: str, **fields: object) -> CLIP:
@@ -44,6 +46,22 @@ def test_vit_b_32_is_the_formula_and_the_published_figure() -> None:
     patch_convolution = 2 * 49 * (3 * 32 * 32) * 768
     assert counted.training == 3 * counted.forward - patch_convolution
     assert counted.recomputed == 0
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_shorter_captions_are_counted_as_if_the_context_were_theirs(checkpointing: bool) -> None:
+    whole = model("ViT-B-32", **{"model.text_layers": 3, "model.grad_checkpointing": checkpointing})
+    counted, lengths = count_encoder_flops(whole), (20, 33)
+    expected = []
+    for length in lengths:
+        whole.context_length = length
+        expected.append(count_encoder_flops(whole))
+        assert counted.at(CaptionTokens(length, length**2)) == replace(
+            expected[-1], context_length=77, text=counted.text
+        )
+    both = counted.at(CaptionTokens(sum(lengths) / 2, sum(length**2 for length in lengths) / 2))
+    assert 2 * both.training == pytest.approx(sum(each.training for each in expected), abs=1)
+    assert counted.at(None) == counted
 
 
 def test_what_a_step_runs() -> None:

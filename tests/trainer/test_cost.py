@@ -17,7 +17,7 @@ from trainer_helpers import arguments, neuclip_ranks, recipe
 from neuclip_scale.checkpoint import latest_checkpoint, load_all_ranks
 from neuclip_scale.commands.report import costs, shares
 from neuclip_scale.cost import RunCost
-from neuclip_scale.telemetry.flops import count_encoder_flops
+from neuclip_scale.telemetry.flops import CaptionTokens, count_encoder_flops
 from neuclip_scale.trainer import Trainer
 
 PAIRS = 8
@@ -65,6 +65,7 @@ def test_sections_add_up_to_the_step(shards: Path, runs: Path, objective: str, e
 
 def test_cost_is_summed_over_a_stop(shards: Path, runs: Path) -> None:
     options = {"train.micro_batch_size": 3, "train.kept_micro_batches": 1, "train.kept_tower": "text"}
+    options |= {"model.pack_captions": False}
     config = recipe(shards, runs / "run", **options, **{"objective.name": "openclip"})
     stopped = StoppedTrainer(config).fit()["cost"]
     trainer = Trainer(config)
@@ -116,9 +117,31 @@ def test_a_checkpoint_of_older_code_goes_on(shards: Path, runs: Path) -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_packed_captions_are_counted_as_long_as_they_are(shards: Path, runs: Path, world_size: int) -> None:
+    """Model FLOPs up to the end tokens of all ranks' captions, hardware FLOPs as long as their rectangles."""
+    options = {"train.num_steps": 2, "train.micro_batch_size": 3}
+    assert neuclip_ranks(world_size, arguments(shards, runs / "run", **options), runs / "output") == [0] * world_size
+    cost = json.loads((runs / "run" / "summary.json").read_text("utf-8"))["cost"]
+    trainer = Trainer(recipe(shards, runs / "again", **options))
+    encoders, images, texts = count_encoder_flops(trainer.engine.module), 0, 0
+    for loaded, _ in zip(trainer.loader, range(2), strict=False):
+        for length in loaded.batch.text_lengths:
+            texts += encoders.at(CaptionTokens(length, length**2)).training - encoders.training
+        images += PAIRS * encoders.training
+    assert cost["model_flops"] == pytest.approx(images + texts, rel=1e-6)
+    assert texts < 0
+    rows = list(steps_of(runs / "run"))
+    assert sum(row["flops_per_pair"] for row in rows) * PAIRS == pytest.approx(cost["model_flops"], rel=1e-6)
+    assert all(2 < row["caption_tokens"] < trainer.engine.module.context_length for row in rows)
+    padded = 2 * encoders.executed(PAIRS, (PAIRS, PAIRS))
+    assert cost["model_flops"] < cost["hardware_flops"] < padded
+
+
+@pytest.mark.distributed
 def test_two_ranks_together(shards: Path, runs: Path) -> None:
     """The arithmetic of the whole group; collectives have a section of their own."""
-    options = {"train.num_steps": 2, "objective.name": "neuclip"}
+    options = {"train.num_steps": 2, "objective.name": "neuclip", "model.pack_captions": False}
     assert neuclip_ranks(2, arguments(shards, runs / "run", **options), runs / "output") == [0, 0]
     summary = json.loads((runs / "run" / "summary.json").read_text("utf-8"))
     cost, d, m = summary["cost"], 128, 36
