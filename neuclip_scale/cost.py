@@ -104,6 +104,8 @@ class RunCost:
         self.model_flops = 0
         self.hardware_flops = 0
         self.objective_flops = 0
+        self.packed = [0, 0.0]
+        """Steps whose captions were packed, and the sum over these of their mean tokens."""
         self.sections: dict[str, float] = {}
         self.since_step = 0
         """Step after which all but the seconds were counted; above 0 for a run that older code began."""
@@ -147,6 +149,8 @@ class RunCost:
         self.model_flops += arithmetic.model_flops(captions and captions.needed)
         self.hardware_flops += arithmetic.hardware_flops(captions and captions.run)
         self.objective_flops += arithmetic.objective_flops(objective)
+        if captions is not None:
+            self.packed = [self.packed[0] + 1, self.packed[1] + captions.run.mean]
         for name, spent in sections.items():
             self.sections[name] = self.sections.get(name, 0.0) + spent
         self._meter.tick()
@@ -159,6 +163,7 @@ class RunCost:
             "model_flops": self.model_flops,
             "hardware_flops": self.hardware_flops,
             "objective_flops": self.objective_flops,
+            "packed": list(self.packed),
             "sections": dict(self.sections),
             "since_step": self.since_step,
             "energy_joules": joules,
@@ -175,6 +180,7 @@ class RunCost:
             return
         self.device_seconds, self.since_step = state["device_seconds"], state["since_step"]
         self.model_flops, self.hardware_flops = state["model_flops"], state["hardware_flops"]
+        self.packed = list(state.get("packed", self.packed))
         self.objective_flops, self.sections = state["objective_flops"], dict(state["sections"])
         self._joules, self._sources = state["energy_joules"], list(state["energy_sources"])
         self._peak_memory = state["peak_memory_bytes"]
@@ -197,6 +203,8 @@ class RunCost:
             "peak_memory_bytes": peak_memory,
             "sections": {name: {"seconds": spent, "share": spent / whole} for name, spent in largest_first},
         }
+        if self.packed[0]:
+            cost["packed_tokens"] = self.packed[1] / self.packed[0]
         peak = device_peak_flops(device, precision)
         if peak is not None and self.since_step == 0 and self.device_seconds:
             cost |= {"peak_flops_per_second": peak, "mfu": self.model_flops / (self.device_seconds * peak)}

@@ -37,6 +37,7 @@ def read_measured(paths: Sequence[Path]) -> Measured:
             objective=found.objective or each.objective,
             normalizer=found.normalizer or each.normalizer,
             update=found.update or each.update,
+            caption_tokens=found.caption_tokens or each.caption_tokens,
             told=(*found.told, *each.told),
         )
     return found
@@ -115,6 +116,7 @@ def _summary(document: Mapping[str, Any], path: Path) -> Measured:
         encoders=cost["hardware_flops"].number() / world_size / encoders,
         objective=speed,
         normalizer=speed if cost["sections"].has(NPN_SECTIONS) else None,
+        caption_tokens=cost["packed_tokens"].number() if cost.has("packed_tokens") else None,
         told=(f"encoders and objective: {path}, {where}{waits}",),
     )
 

@@ -69,6 +69,8 @@ class Measured:
     """FLOP/s of the NPN's updates and predictions (`NeuCLIP.estimate_flops`)."""
     update: float | None = None
     """Seconds of the optimizer for each trained element that a rank updates."""
+    caption_tokens: float | None = None
+    """Mean tokens of the captions as they were packed."""
     told: tuple[str, ...] = ()
     """What was measured, on what, in which file; for people."""
 
@@ -126,6 +128,7 @@ def check_site(nodes: int, gpus_per_node: int, world_size: int) -> int:
 def check_assumptions(assume: Assumptions) -> None:
     """Raise `ConfigError` for what nothing can be worked out from."""
     may_be_zero = (
+        "caption_tokens",
         "latency_us",
         "hop_us",
         "network_hop_us",

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from neuclip_scale.config import ModelConfig, Recipe, local_batch_size, num_micro_batches, pairs_encoded_again
+from neuclip_scale.config import (
+    ConfigError,
+    ModelConfig,
+    Recipe,
+    local_batch_size,
+    num_micro_batches,
+    pairs_encoded_again,
+)
 from neuclip_scale.grad_cache import KeptActivations
 from neuclip_scale.planning.links import seconds_of
 from neuclip_scale.planning.memory import encoder_trace
@@ -56,7 +63,7 @@ def plan_time(config: Recipe, site: Site, transfers: list[Transfer] | None = Non
     W = site.world_size
     if transfers is None:
         transfers = plan_traffic(config, W, site.dataset_size)
-    flops = encoder_flops(config.model).at(_captions(site))
+    flops = _with_captions(encoder_flops(config.model), site)
     objective_flops, objective = objective_time(config, site, flops.forward, _encoder_rate(config, site))
     forward, backward, arithmetic = _passes(config, site, flops)
     several = num_micro_batches(config, W)
@@ -110,9 +117,16 @@ def _encoder_rate(config: Recipe, site: Site) -> float:
     return site.measured.encoders or site.gpu.peak(config.train.precision) * site.assume.compute
 
 
-def _captions(site: Site) -> CaptionTokens | None:
-    tokens = site.assume.caption_tokens
-    return CaptionTokens(tokens, tokens**2) if tokens else None
+def _with_captions(flops: EncoderFlops, site: Site) -> EncoderFlops:
+    """FLOPs with the captions assumed, or measured; raises `ConfigError` where what is assumed cannot be."""
+    tokens, name = site.assume.caption_tokens, "--assume.caption_tokens"
+    if tokens and flops.text is None:
+        raise ConfigError(name, tokens, "this recipe packs no captions", "Leave it out.")
+    if tokens > flops.context_length:
+        problem = f"longer than the context of {flops.context_length}"
+        raise ConfigError(name, tokens, problem, "Take packed_tokens of a run's metrics.jsonl.")
+    tokens = tokens or min(site.measured.caption_tokens or flops.context_length, flops.context_length)
+    return flops.at(CaptionTokens(tokens, tokens**2))
 
 
 @lru_cache(maxsize=32)

@@ -139,10 +139,11 @@ def _objective(config: Recipe, d: int, world_size: int, dataset_size: int) -> It
 
 
 def _numbers(config: Recipe, world_size: int) -> Iterator[Transfer]:
-    """The trainer's: loss, the objective's means, four counts; digest and position of each stream."""
+    """The trainer's: loss, the objective's means, four counts, four means of packed captions' tokens; stream marks."""
     means = {"openclip": 1, "siglip": 1, "rgcl-g": 2, "exact": 2, "neuclip": 2, "amorlip": 3, "neuclip-queue": 3}
     means |= {"fastclip-v2": 4, "isogclr": 4}
-    size = FP32 * (1 + means.get(config.objective.name, 3) + 4)
+    packs = config.model.pack_captions and not config.model.text_tower
+    size = FP32 * (1 + means.get(config.objective.name, 3) + 4 + 4 * packs)
     yield Transfer("the step's numbers", "all_reduce", size, world_size, True)
     yield Transfer("stream marks", "all_gather", 2 * INT64 * config.data.num_streams, world_size, True)
 

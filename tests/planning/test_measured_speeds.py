@@ -37,7 +37,9 @@ def test_a_run_planned_from_its_own_summary_takes_its_own_seconds(folder: str, t
     measured = read_measured([path])
     time = plan_time(config, site(measured=measured))
     spent = {name: each["seconds"] for name, each in summary["cost"]["sections"].items()}
-    assert time.encoders * 3 == pytest.approx(spent["encode"] + spent["replay"] + spent["backward"])
+    spent_on_encoders = spent["encode"] + spent["replay"] + spent["backward"]
+    assert time.encoders * 3 == pytest.approx(spent_on_encoders, rel=0.01)  # attention's squares are not measured
+    assert 8 <= summary["cost"]["packed_tokens"] == measured.caption_tokens < 16
     of_objective = [name for name in spent if name.startswith(("objective", "npn/", "similarities/", "normalizers/"))]
     assert time.objective * 3 == pytest.approx(sum(spent[name] for name in of_objective), rel=0.01)
     assert str(path) in measured.told[0]

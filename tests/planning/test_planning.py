@@ -29,6 +29,7 @@ from neuclip_scale.planning.budget import KNOWN_SETS
 from neuclip_scale.planning.choosing import choose, consider
 from neuclip_scale.planning.memory import encoder_trace
 from neuclip_scale.planning.sharding import model_sizes
+from neuclip_scale.planning.timing import encoder_flops
 from neuclip_scale.planning.tracing import trace_encoders
 from neuclip_scale.planning.traffic import Transfer
 
@@ -118,6 +119,25 @@ def test_tables_are_spread_and_locked_towers_have_no_gradients() -> None:
 @pytest.mark.parametrize(("kind", "sent"), [("all_gather", 75), ("reduce_scatter", 75), ("all_reduce", 150)])
 def test_a_ring_sends_all_parts_but_one(kind: Any, sent: int) -> None:
     assert Transfer("", kind, 100, 4, True).sent == sent
+
+
+def test_packed_captions_shorten_the_step() -> None:
+    """By the text tower's share of what they leave out; and lengths that no packing has are refused."""
+    config, whole = recipe(**{"train.precision": "bf16", "model.preset": "ViT-B-32"}), Assumptions(operation_us=0.0)
+    plans = [
+        plan_time(config, Site(gpu=H100, world_size=4, assume=dataclasses.replace(whole, caption_tokens=tokens)))
+        for tokens in (0.0, 77.0, 24.0)
+    ]
+    assert plans[0] == plans[1]
+    text = encoder_flops(config.model).text_forward / encoder_flops(config.model).forward
+    # Attention's products are a hundredth of the tower's at this length.
+    assert plans[2].encoders / plans[0].encoders == pytest.approx(1 - text * (1 - 24 / 77), abs=0.01)
+    assert plans[2].encoders / plans[0].encoders == pytest.approx(plans[2].model_flops / plans[0].model_flops)
+    for packs, tokens, message in ((True, 78.0, "longer than the context of 77"), (False, 24.0, "packs no captions")):
+        refused = recipe(**{"model.preset": "ViT-B-32", "model.pack_captions": packs})
+        site = Site(gpu=H100, world_size=4, assume=Assumptions(caption_tokens=tokens))
+        with pytest.raises(ConfigError, match=message):
+            plan_time(refused, site)
 
 
 def test_the_roofline_is_its_parts() -> None:

@@ -35,6 +35,7 @@ CHECKPOINTED: Case = {"model.grad_checkpointing": True}
 RING: Case = {"objective.exchange": "ring"}
 KEPT_TEXT: Case = {"train.kept_tower": "text"}
 KEPT_IMAGE: Case = {"train.kept_micro_batches": 1, "train.kept_tower": "image"}
+PACKED: Case = {"model.pack_captions": True}
 LOCKED: Case = {"model.lock": "image", "objective.name": "openclip"}
 # By engine and number of ranks.
 CASES: dict[str, tuple[int, list[Case]]] = {
@@ -43,6 +44,7 @@ CASES: dict[str, tuple[int, list[Case]]] = {
         [
             SEVERAL | BF16 | KEPT_TEXT,
             LOCKED | CHECKPOINTED,
+            SEVERAL | PACKED,
             SEVERAL | RING,
             *({"objective.name": name} for name in ("isogclr", "amorlip", "neuclip-queue")),
             *({"objective.name": name} | RING for name in ("siglip", "isogclr", "openclip")),
@@ -53,7 +55,7 @@ CASES: dict[str, tuple[int, list[Case]]] = {
         [
             FSDP2 | BF16 | CHECKPOINTED,
             FSDP2 | SEVERAL | {"engine.fsdp.accumulate_sharded": True, "train.max_grad_norm": 0.5},
-            FSDP2 | SEVERAL | KEPT_IMAGE,
+            FSDP2 | SEVERAL | KEPT_IMAGE | PACKED,
             FSDP2 | SEVERAL | LOCKED | {"engine.fsdp.reshard_after_forward": False},
             FSDP2 | SEVERAL | LOCKED | KEPT_TEXT,
         ],
@@ -78,6 +80,7 @@ def overrides(folder: str, case: Case) -> Case:
     return {
         "data.train": str(Path(folder) / "shards"),
         "model.preset": "toy",
+        "model.pack_captions": False,  # whole contexts, which is what memory is planned for
         "data.num_workers": 0,
         "data.num_streams": 4,
         "data.shuffle_window": 8,
@@ -112,7 +115,10 @@ def test_a_rank_holds_and_sends_what_was_planned(settings: str, label: str) -> N
             sent[transfer.kind] = sent.get(transfer.kind, 0) + transfer.payload
         assert sent == measured.sent, case
         plan = plan_memory(config, world_size, NUM_PAIRS, device="cpu")
-        assert plan.device == pytest.approx(measured.peak, rel=0.1), (case, plan.moment)
+        if config.model.pack_captions:
+            assert measured.peak < 1.01 * plan.device, (case, plan.moment)
+        else:
+            assert plan.device == pytest.approx(measured.peak, rel=0.1), (case, plan.moment)
         check_order(config, world_size, measured.order)
 
 
