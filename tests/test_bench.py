@@ -112,7 +112,8 @@ import sys
 sys.path.insert(0, "tools")
 import bench_step, bench_step_gpu
 contenders = ("open_clip", "ours, openclip", "open_clip, accum_freq", "ours, openclip, micro-batches", "ours, neuclip")
-small = {"preset": "toy", "batch_size": 8, "micro_batches": 2, "steps": 1, "repeats": 2, "precision": "bf16"}
+small = {"preset": "toy", "batch_size": 8, "micro_batches": 2, "steps": 1, "repeats": 2, "precision": "bf16",
+         "caption_tokens": 6.0}
 options = bench_step.Step(**small, contenders=contenders)
 result = bench_step_gpu.measure(options)
 assert [len(runs) for runs in result["runs"].values()] == [2] * 5, result

@@ -86,7 +86,7 @@ SECTIONS = {
     "step": Section(
         bench_step.Step, bench_step.measure, bench_step.show,
         ("--preset", "toy", "--batch-size", "16", "--micro-batches", "2", "--steps", "1", "--repeats", "1",
-         "--contenders", bench_step.PEER_PARTS, bench_step.OURS_PARTS),
+         "--caption-tokens", "8", "--contenders", bench_step.PEER_PARTS, bench_step.OURS_PARTS),
     ),
     "loader": Section(
         bench_loader.Loader, bench_loader.measure, bench_loader.show,
