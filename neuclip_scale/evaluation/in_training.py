@@ -44,7 +44,7 @@ class TrainingEvaluation:
         if not self.section.data:
             return {}
         folder = Path(self.section.data)
-        with engine.averaged():
+        with engine.averaged(), engine.module.compiling_nothing_new():
             if not engine.forward_is_collective:
                 return evaluate_folder(engine.module, folder, tokenizer, transform, device, share=my_share())
             return distributed.on_main(

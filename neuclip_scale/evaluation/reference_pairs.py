@@ -66,7 +66,7 @@ class ReferencePairs:
             if self._keep:
                 read.append(batch)
             moved = batch.to(engine.device).packed(model)
-            with engine.autocast():
+            with engine.autocast(), model.compiling_nothing_new():
                 encoded = model(*inputs(moved, "both"))
             images.append(encoded.image_features)
             texts.append(encoded.text_features)

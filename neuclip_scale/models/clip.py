@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -169,6 +170,14 @@ class CLIP(nn.Module):
         for block in self.blocks():
             # Shapes as they are: a checkpointed block that is run again must find the graph of its first run.
             block.compile(dynamic=block in packed, **options)
+
+    def compiling_nothing_new(self) -> AbstractContextManager[None]:
+        """Inside, compiled towers run the programs they have, and what fits none as it is: for evaluation.
+
+        Its modes and sizes would use up the number of programs that torch compiles for one piece of code, which all
+        blocks share, and training go on uncompiled.
+        """
+        return torch.compiler.set_stance("eager_on_recompile") if self._compiled else nullcontext()
 
     def pack(self, lengths: Sequence[int], device: torch.device) -> Packing | None:
         """How captions of these lengths (`data.batch.caption_lengths`) are packed; None if they are not."""

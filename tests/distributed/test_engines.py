@@ -24,7 +24,7 @@ RUNS: dict[str, Overrides] = {
     "micro clip checkpointing": {
         "train.micro_batch_size": 3, "train.max_grad_norm": 0.5, "model.grad_checkpointing": True,
         "objective.temperature_min": 0.0699, "optim.temperature_learning_rate": 0.05, "optim.ema_decay": 0.5,
-        "objective.exchange": "ring",
+        "objective.exchange": "ring", "model.text_layers": 2,
     },
     "siglip": {"objective.name": "siglip", "objective.exchange": "ring", "train.micro_batch_size": 5},
     "openclip": {
@@ -33,7 +33,7 @@ RUNS: dict[str, Overrides] = {
     },
     "fastclip-v3": {
         "objective.name": "fastclip-v3", "train.micro_batch_size": 2, "train.kept_micro_batches": 2,
-        "train.kept_tower": "text",
+        "train.kept_tower": "text", "model.text_layers": 2,
     },
     "queue": {"objective.name": "neuclip-queue", "train.micro_batch_size": 5},
     "exact": {"objective.name": "exact", "model.lock": "text", "optim.ema_decay": 0.5},

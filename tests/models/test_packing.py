@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,9 +71,10 @@ def test_every_caption_finds_its_tokens(lengths: list[int], alike: bool) -> None
         assert len(packing.rectangles) == MOST_RECTANGLES or len(lengths) < 4 * MOST_RECTANGLES - 1
 
 
-def text_model(*, dropout: float = 0.0, checkpointing: bool = False) -> CLIP:
+def text_model(*, dropout: float = 0.0, checkpointing: bool = False, layers: int = 3) -> CLIP:
     torch.manual_seed(0)
     preset = get_preset("toy")
+    preset = replace(preset, image=replace(preset.image, layers=2), text=replace(preset.text, layers=layers))
     model = create_model(preset, dropout=dropout)
     # A context with room for all ten lengths.
     model.positional_embedding = torch.nn.Parameter(torch.randn(CONTEXT, preset.text.width) * 0.1)
@@ -129,7 +131,7 @@ def test_checkpointing_drops_out_the_same_units() -> None:
 def test_a_compiled_tower_has_one_program_for_all_lengths() -> None:
     """With a graph and without one, whatever the captions; and it computes what the plain one does."""
     batches = [[3, 9, 77, 12, 40, 41, 8, 3], [4] * 8, [5, 6, 7, 8, 9, 10, 11, 33], [77, 70, 60, 50, 40, 30, 20, 10]]
-    plain, compiled = text_model(), text_model()
+    plain, compiled = text_model(layers=2), text_model(layers=2)
     compiled.compile_towers(backend="aot_eager")
     torch._dynamo.reset()
     for number, lengths in enumerate(batches):
@@ -141,6 +143,30 @@ def test_a_compiled_tower_has_one_program_for_all_lengths() -> None:
         if number == 0:
             programs = counters["stats"]["unique_graphs"]
     assert counters["stats"]["unique_graphs"] == programs
+
+
+def test_evaluation_leaves_the_compiler_to_training() -> None:
+    """Blocks of both towers share one piece of code, of which torch compiles eight programs: as many as training takes,
+    with and without a graph, of all tokens and of one."""
+    model, lengths = text_model(layers=2), [3, 9, 77, 12, 40, 41, 8, 3]
+    model.compile_towers(by_block=True, backend="aot_eager")
+    torch._dynamo.reset()
+    counters.clear()
+    tokens, images = captions(lengths), torch.randn(8, 3, model.image_size, model.image_size)
+    packing = model.pack(lengths, CPU)
+    for _ in range(2):
+        model.eval()
+        with torch.no_grad(), model.compiling_nothing_new():
+            for size in (8, 5):
+                model(images[:size])
+                model(None, tokens[:size], model.pack(lengths[:size], CPU))
+        model.train()
+        with torch.no_grad():
+            model(images, tokens, packing)
+        output = model(images, tokens, packing)
+        (output.image_features.sum() + output.text_features.sum()).backward()
+    assert counters["stats"]["unique_graphs"] == 8
+    assert not counters["unimplemented"]
 
 
 def test_a_batch_knows_its_lengths_through_every_change() -> None:
