@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from neuclip_scale.similarity.triton_kernels import LN2, LOG2E, _place, _similarities
+from neuclip_scale.similarity.triton_kernels import LN2, LOG2E, _multiplied, _place, _similarities
 
 
 @triton.jit
@@ -131,21 +131,10 @@ def pull_kernel(
         total = tl.load(at, mask=there, other=0.0)
     else:
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(first, stop, BLOCK_K):
-        if EVEN:
-            a, b, f = tl.load(weights_at), tl.load(anchors_at), tl.load(factors_at)
-        else:
-            left = tl.arange(0, BLOCK_K) < stop - start
-            a = tl.load(weights_at, mask=left[None, :], other=0.0)
-            b = tl.load(anchors_at, mask=left[:, None], other=0.0)
-            f = tl.load(factors_at, mask=left, other=0.0)
-        a = (a.to(tl.float32) * f[None, :]).to(b.dtype)
-        if UPCAST:
-            a, b = a.to(tl.float32), b.to(tl.float32)
-        total = tl.dot(a, b, total, input_precision=PRECISION)
-        weights_at += BLOCK_K
-        factors_at += BLOCK_K
-        anchors_at += BLOCK_K * anchor_stride
+    total = _multiplied(
+        total, weights_at, 1, factors_at, anchors_at, anchor_stride, first, stop,
+        True, EVEN, PRECISION, UPCAST, BLOCK_K,
+    )  # fmt: skip
     tl.store(at, total, mask=there)
 
 

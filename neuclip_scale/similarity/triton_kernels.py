@@ -216,6 +216,41 @@ def sigmoids_kernel(
 
 
 @triton.jit
+def _multiplied(
+    total, left_at, left_step, factors_at, right_at, right_step, first, stop,
+    SCALED: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """total + left @ right over the places from `first` to `stop`, whole blocks of them where EVEN.
+
+    SCALED: left's columns times `factors`, which are contiguous, rounded to right's type; else right is rounded to
+    left's.
+    """
+    for start in range(first, stop, BLOCK_K):
+        if EVEN:
+            a, b = tl.load(left_at), tl.load(right_at)
+            if SCALED:
+                f = tl.load(factors_at)
+        else:
+            left = tl.arange(0, BLOCK_K) < stop - start
+            a = tl.load(left_at, mask=left[None, :], other=0.0)
+            b = tl.load(right_at, mask=left[:, None], other=0.0)
+            if SCALED:
+                f = tl.load(factors_at, mask=left, other=0.0)
+        if SCALED:
+            a = (a.to(tl.float32) * f[None, :]).to(b.dtype)
+        else:
+            b = b.to(a.dtype)
+        if UPCAST:
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+        left_at += BLOCK_K * left_step
+        if SCALED:
+            factors_at += BLOCK_K
+        right_at += BLOCK_K * right_step
+    return total
+
+
+@triton.jit
 def product_kernel(
     out, weights, features,
     num_rows, depth, d, split_depth, out_stride, split_stride, weights_stride, features_stride,
@@ -247,17 +282,8 @@ def product_kernel(
         total = tl.load(at, mask=there, other=0.0)
     else:
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(first, stop, BLOCK_K):
-        if EVEN:
-            a, b = tl.load(weights_at), tl.load(features_at)
-        else:
-            left = stop - start
-            a = tl.load(weights_at, mask=(tl.arange(0, BLOCK_K) < left)[None, :], other=0.0)
-            b = tl.load(features_at, mask=(tl.arange(0, BLOCK_K) < left)[:, None], other=0.0)
-        b = b.to(a.dtype)
-        if UPCAST:
-            a, b = a.to(tl.float32), b.to(tl.float32)
-        total = tl.dot(a, b, total, input_precision=PRECISION)
-        weights_at += BLOCK_K * inner_step
-        features_at += BLOCK_K * features_stride
+    total = _multiplied(
+        total, weights_at, inner_step, weights_at, features_at, features_stride, first, stop,
+        False, EVEN, PRECISION, UPCAST, BLOCK_K,
+    )  # fmt: skip
     tl.store(at, total, mask=there)
