@@ -38,17 +38,19 @@ class PackedTokens(NamedTuple):
         return cls(CaptionTokens(*means[:2]), CaptionTokens(*means[2:]))
 
     @classmethod
-    def of(cls, micro_batches: Sequence[Batch], context_length: int) -> PackedTokens:
-        """Of a rank's micro-batches."""
-        pairs = sum(map(len, micro_batches))
+    def of(cls, micro_batches: Sequence[Batch], model: CLIP) -> PackedTokens | None:
+        """Of a rank's micro-batches; None where the model does not pack them."""
         needed = [length for batch in micro_batches for length in batch.text_lengths]
+        if not model.packs_captions or not needed:
+            return None
         run = [
             rectangle
             for batch in micro_batches
-            for rectangle in (batch.packing.rectangles if batch.packing else ((len(batch), context_length),))
+            for rectangle in (batch.packing.rectangles if batch.packing else ((len(batch), model.context_length),))
         ]
-        means = [sum(length**power for length in needed) / pairs for power in (1, 2)]
-        return cls.of_means([*means, *(sum(n * length**power for n, length in run) / pairs for power in (1, 2))])
+        sums = [sum(length**power for length in needed) for power in (1, 2)]
+        sums += [sum(captions * length**power for captions, length in run) for power in (1, 2)]
+        return cls.of_means([each / len(needed) for each in sums])
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,25 @@ class StepArithmetic:
         shape = BatchShape(local_size, config.train.global_batch_size, model.embed_dim)
         return cls(count_encoder_flops(model), shape, pairs_encoded_again(config, world_size))
 
-    def model_flops(self, captions: CaptionTokens | None) -> int:
-        """Both towers forward and backward, nothing twice; None: captions as long as the context."""
-        return self.encoders.at(captions).training * self.shape.global_size
+    def model_flops(self, captions: PackedTokens | None) -> int:
+        """Both towers forward and backward, nothing twice; captions up to their ends, or (None) the whole context."""
+        encoders = self.encoders.at(captions.needed) if captions else self.encoders
+        return encoders.training * self.shape.global_size
 
-    def hardware_flops(self, captions: CaptionTokens | None) -> int:
+    def hardware_flops(self, captions: PackedTokens | None) -> int:
         """Both towers as they are run: with the second forward pass of gradient caching, and recomputation."""
-        return self.encoders.at(captions).executed(self.shape.local_size, self.again) * self.shape.world_size
+        encoders = self.encoders.at(captions.run) if captions else self.encoders
+        return encoders.executed(self.shape.local_size, self.again) * self.shape.world_size
+
+    def caption_metrics(self, captions: PackedTokens | None) -> dict[str, float]:
+        """What metrics.jsonl says of a step's packed captions."""
+        if captions is None:
+            return {}
+        return {
+            "caption_tokens": captions.needed.mean,
+            "packed_tokens": captions.run.mean,
+            "flops_per_pair": self.model_flops(captions) / self.shape.global_size,
+        }
 
     def facts(self, num_steps: int, device: torch.device, precision: str) -> dict[str, float]:
         """What someone needs who works out progress and MFU from outside; peak_flops of one device, 0 unknown."""
@@ -104,8 +118,8 @@ class RunCost:
         self.model_flops = 0
         self.hardware_flops = 0
         self.objective_flops = 0
-        self.packed = [0, 0.0]
-        """Steps whose captions were packed, and the sum over these of their mean tokens."""
+        self.packed_steps, self.packed_tokens = 0, 0.0
+        """Steps whose captions were packed, and the sum over these of a caption's mean tokens."""
         self.sections: dict[str, float] = {}
         self.since_step = 0
         """Step after which all but the seconds were counted; above 0 for a run that older code began."""
@@ -146,11 +160,12 @@ class RunCost:
         """Count one finished step; `captions` where they were packed."""
         self.train_seconds += seconds
         self.device_seconds += seconds * arithmetic.shape.world_size
-        self.model_flops += arithmetic.model_flops(captions and captions.needed)
-        self.hardware_flops += arithmetic.hardware_flops(captions and captions.run)
+        self.model_flops += arithmetic.model_flops(captions)
+        self.hardware_flops += arithmetic.hardware_flops(captions)
         self.objective_flops += arithmetic.objective_flops(objective)
         if captions is not None:
-            self.packed = [self.packed[0] + 1, self.packed[1] + captions.run.mean]
+            self.packed_steps += 1
+            self.packed_tokens += captions.run.mean
         for name, spent in sections.items():
             self.sections[name] = self.sections.get(name, 0.0) + spent
         self._meter.tick()
@@ -163,7 +178,8 @@ class RunCost:
             "model_flops": self.model_flops,
             "hardware_flops": self.hardware_flops,
             "objective_flops": self.objective_flops,
-            "packed": list(self.packed),
+            "packed_steps": self.packed_steps,
+            "packed_tokens": self.packed_tokens,
             "sections": dict(self.sections),
             "since_step": self.since_step,
             "energy_joules": joules,
@@ -180,7 +196,8 @@ class RunCost:
             return
         self.device_seconds, self.since_step = state["device_seconds"], state["since_step"]
         self.model_flops, self.hardware_flops = state["model_flops"], state["hardware_flops"]
-        self.packed = list(state.get("packed", self.packed))
+        # Older code packed nothing and saved neither.
+        self.packed_steps, self.packed_tokens = state.get("packed_steps", 0), state.get("packed_tokens", 0.0)
         self.objective_flops, self.sections = state["objective_flops"], dict(state["sections"])
         self._joules, self._sources = state["energy_joules"], list(state["energy_sources"])
         self._peak_memory = state["peak_memory_bytes"]
@@ -203,8 +220,8 @@ class RunCost:
             "peak_memory_bytes": peak_memory,
             "sections": {name: {"seconds": spent, "share": spent / whole} for name, spent in largest_first},
         }
-        if self.packed[0]:
-            cost["packed_tokens"] = self.packed[1] / self.packed[0]
+        if self.packed_steps:
+            cost["packed_tokens"] = self.packed_tokens / self.packed_steps
         peak = device_peak_flops(device, precision)
         if peak is not None and self.since_step == 0 and self.device_seconds:
             cost |= {"peak_flops_per_second": peak, "mfu": self.model_flops / (self.device_seconds * peak)}

@@ -84,8 +84,8 @@ def read_status(run_dir: Path, now: float | None = None) -> RunStatus:
     step = rows[-1]["step"] if rows else newest_checkpoint(run_dir)
     speed = float(rows[-1].get("samples_per_second", 0.0)) if rows else 0.0
     peak = float(facts.get("peak_flops", 0.0)) * world_size
-    # Of the last step, whose captions were packed; else those of a caption as long as the context.
-    flops = float((rows[-1] if rows else facts).get("flops_per_pair", facts.get("flops_per_pair", 0)))
+    # Of the last step's captions where they are packed, else of one as long as the context.
+    flops = float({**facts, **(rows[-1] if rows else {})}.get("flops_per_pair", 0))
     beats = [read_beat(run_dir, rank) for rank in range(world_size)]
     checkpoint = newest_checkpoint(run_dir)
     folder = run_dir / "checkpoints" / f"step_{checkpoint:09d}"

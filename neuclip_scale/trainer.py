@@ -229,10 +229,7 @@ class Trainer:
         step_time = time.perf_counter() - began - metrics.get("normalizer/seconds", 0.0)
         sections = timer.seconds()
         state.cost.add_step(step_time, sections, self.arithmetic, self.objective, captions)
-        if captions is not None:
-            of_a_pair = self.arithmetic.model_flops(captions.needed) / config.train.global_batch_size
-            metrics |= {"caption_tokens": captions.needed.mean, "packed_tokens": captions.run.mean}
-            metrics["flops_per_pair"] = of_a_pair
+        metrics |= self.arithmetic.caption_metrics(captions)
         metrics |= {"lr": config.optim.learning_rate * factor, "data_time": data_time}
         metrics |= {"step_time": step_time, "num_skipped": state.num_skipped}
         metrics |= {f"time/{name}": spent for name, spent in sections.items()}
@@ -270,8 +267,7 @@ class Trainer:
             grad_norm = engine.step(self.config.train.max_grad_norm)
             engine.clamp_temperature(self.config.objective.temperature_min, self.config.objective.temperature_max)
             engine.update_average(self.run_state.step + 1)
-        packs = engine.module.packs_captions and batch.text_lengths
-        captions = PackedTokens.of(micro_batches, engine.module.context_length) if packs else None
+        captions = PackedTokens.of(micro_batches, engine.module)
         return StepResult(pairs, output, cached.logit_scale, grad_norm, captions)
 
     def _replay(self, cached: CachedFeatures, output: ObjectiveOutput) -> None:

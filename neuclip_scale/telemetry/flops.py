@@ -62,27 +62,28 @@ class EncoderFlops:
         twice = images * self.image_forward + texts * self.text_forward
         return pairs * (self.training + self.recomputed) + twice
 
-    def at(self, captions: CaptionTokens | None) -> EncoderFlops:
-        """With captions of these lengths in place of the context length; None: these."""
-        if captions is None or self.text is None:
+    def at(self, captions: CaptionTokens) -> EncoderFlops:
+        """With captions of these lengths in place of the context length; as it is where these are not packed."""
+        if self.text is None:
             return self
-        less = [_less(counted, self.context_length, captions) for counted in (self.text.forward, self.text.training)]
-        executed = _less(self.text.executed, self.context_length, captions)
+        forward, training, executed = (
+            _left_out(counted, self.context_length, captions)
+            for counted in (self.text.forward, self.text.training, self.text.executed)
+        )
         return replace(
             self,
-            text_forward=self.text_forward - less[0],
-            training=self.training - less[1],
-            recomputed=self.recomputed - (executed - less[1]),
+            text_forward=self.text_forward - forward,
+            training=self.training - training,
+            recomputed=self.recomputed - (executed - training),
         )
 
 
-def _less(counted: tuple[int, ...], context_length: int, captions: CaptionTokens) -> int:
+def _left_out(counted: tuple[int, ...], context_length: int, captions: CaptionTokens) -> int:
     """What shorter captions leave out: FLOPs are a polynomial of degree two in the length, from three values of it."""
     full, one_less, two_less = counted
     square = (full - 2 * one_less + two_less) / 2
     linear = full - one_less - square * (2 * context_length - 1)
-    left_out = linear * (context_length - captions.mean) + square * (context_length**2 - captions.mean_square)
-    return round(left_out)
+    return round(linear * (context_length - captions.mean) + square * (context_length**2 - captions.mean_square))
 
 
 def count_encoder_flops(model: CLIP) -> EncoderFlops:

@@ -61,7 +61,7 @@ def test_shorter_captions_are_counted_as_if_the_context_were_theirs(checkpointin
         )
     both = counted.at(CaptionTokens(sum(lengths) / 2, sum(length**2 for length in lengths) / 2))
     assert 2 * both.training == pytest.approx(sum(each.training for each in expected), abs=1)
-    assert counted.at(None) == counted
+    assert counted.at(CaptionTokens(77, 77**2)) == counted
 
 
 def test_what_a_step_runs() -> None:
