@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuclip_scale.config import ConfigError
+from neuclip_scale.models.fused import fuse
 from neuclip_scale.models.packing import Packing, pack
 from neuclip_scale.models.presets import CLIP_IMAGE_MEAN, CLIP_IMAGE_STD
 from neuclip_scale.models.resnet import ModifiedResNet
@@ -79,7 +80,7 @@ class CLIP(nn.Module):
         """A tower that stays in evaluation mode."""
         self.packs_captions = not isinstance(text, TransformersTower)
         """Whether `pack` leaves out padding; only CLIP's own text tower can do without."""
-        self._compiled = False
+        self._compiled = self._fused = False
         self.starting_values: dict[str, Tensor] = {}
         """Pretrained values, by name, that `building.filled_blocks` gives a planned model instead of initial ones."""
         self.visual = visual
@@ -116,6 +117,7 @@ class CLIP(nn.Module):
         Give both in training: a tower left out of a backward pass has no gradient, which DDP and ZeRO do not
         forgive.
         """
+        self._fuse(images if tokens is None else tokens)
         return CLIPOutput(
             image_features=None if images is None else _unit_rows(self.visual(images)),
             text_features=None if tokens is None else _unit_rows(self._encode_text(tokens, packing)),
@@ -184,6 +186,12 @@ class CLIP(nn.Module):
         if not self.packs_captions or not lengths:
             return None
         return pack(lengths, self.context_length, device, alike=self._compiled)
+
+    def _fuse(self, inputs: Tensor | None) -> None:
+        """Before the first program is made: only here is it sure on which device."""
+        if self._compiled and not self._fused and inputs is not None and inputs.is_cuda:
+            fuse(self, inputs.device)
+            self._fused = True
 
     def _encode_text(self, tokens: Tensor, packing: Packing | None) -> Tensor:
         return encode_tokens(self, tokens, packing) if self.text is None else self.text(tokens)

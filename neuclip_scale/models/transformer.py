@@ -27,6 +27,21 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class LinearGELU(nn.Linear):
+    """gelu(x weight^T + bias), [*, in] -> [*, out].
+
+    `fused`: bias and GELU are one kernel, and so are their gradients (`triton_gelu`).
+    """
+
+    fused = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.fused:
+            return F.gelu(super().forward(x))
+        fused: Tensor = torch.ops.neuclip_scale.bias_gelu(F.linear(x, self.weight), self.bias)
+        return fused
+
+
 At = int | Tensor | None
 """A token of each sequence: its place, one place for each [N], or None for all tokens."""
 
@@ -47,8 +62,13 @@ class Attention(nn.Module):
 
     Parameter names, shapes and initial values are those of `nn.MultiheadAttention`, which open_clip uses:
     Glorot uniform for the joint query, key and value matrix, zero biases, PyTorch's default for the output
-    matrix.
+    matrix. `fused`: sequences of as many tokens as `FUSED_TOKENS`, in half precision, have a kernel
+    (`triton_attention`).
     """
+
+    fused = False
+    FUSED_TOKENS = 129, 256
+    """Least and most. Fewer do not fill it; cuDNN is faster."""
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
@@ -69,15 +89,27 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, at: At = None, packing: Packing | None = None) -> Tensor:
         if at is not None:
             return self._of_one(x, at, packing)
+        if self._fits(x, packing):
+            # The kernel gives the bias's gradient too.
+            qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias.detach())
+            return self.out_proj(torch.ops.neuclip_scale.attention(qkv, self.in_proj_bias, self.heads)[0])
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [N, L, 3 width]
         if packing is None:
             return self.out_proj(self._attend(qkv))
         return self.out_proj(join([self._attend(part) for part in packing.split(qkv)]))
 
+    def _fits(self, x: Tensor, packing: Packing | None) -> bool:
+        """Whether the kernel takes these sequences."""
+        if not self.fused or packing is not None or x.dtype not in (torch.bfloat16, torch.float16):
+            return False
+        least, most = self.FUSED_TOKENS
+        return least <= x.shape[1] <= most
+
     def _attend(self, qkv: Tensor) -> Tensor:
         """[N, L, 3 width] -> [N, L, width]."""
         N, L, _ = qkv.shape
-        q, k, v = qkv.view(N, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # each [N, heads, L, width/heads]
+        # Parts of the last dimension: their gradients go back by one copy, those of a permuted view by two.
+        q, k, v = (part.view(N, L, self.heads, -1).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return y.transpose(1, 2).reshape(N, L, -1)
 
@@ -99,7 +131,7 @@ class Attention(nn.Module):
     def _look_up(self, q: Tensor, kv: Tensor, at: int | Tensor) -> Tensor:
         """[N, width] and [N, L, 2 width] -> [N, width]."""
         N, L, _ = kv.shape
-        k, v = kv.view(N, L, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        k, v = (part.view(N, L, self.heads, -1).transpose(1, 2) for part in kv.chunk(2, dim=-1))
         mask = None
         if self.causal:
             last = at if isinstance(at, int) else at[:, None]
@@ -114,8 +146,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, *, quick_gelu: bool) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width)
-        self.gelu = QuickGELU() if quick_gelu else nn.GELU()
+        self.c_fc = nn.Linear(width, 4 * width) if quick_gelu else LinearGELU(width, 4 * width)
+        self.gelu = QuickGELU() if quick_gelu else nn.Identity()
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:

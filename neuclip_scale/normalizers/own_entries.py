@@ -20,11 +20,12 @@ class OwnEntries:
     def sums_of_others(self, weights: Tensor) -> Tensor:
         """sum_q w_q over all entries but each anchor's own, for `weights` [K, H] -> [B, H]."""
         count, num_horizons = weights.shape
-        below = torch.zeros(count + 1, num_horizons, dtype=torch.float64, device=weights.device)
-        # Differences of sums need the digits.
-        torch.cumsum(weights[self._order], 0, dtype=torch.float64, out=below[1:])
+        # Along rows: a GPU adds up few long columns one number after the other. Differences of sums need the digits.
+        below = torch.zeros(num_horizons, count + 1, dtype=torch.float64, device=weights.device)
+        torch.cumsum(weights[self._order].T, 1, dtype=torch.float64, out=below[:, 1:])
         # What is left of nothing may round below it.
-        return (below[-1] - (below[self._last] - below[self._first])).clamp_min_(0).to(weights.dtype)
+        others = below[:, -1:] - (below[:, self._last] - below[:, self._first])
+        return others.T.clamp_min_(0).to(weights.dtype)
 
     def codes(self) -> tuple[Tensor, Tensor]:
         """32-bit indices that agree where the sample indices do: of anchors [B], -1 if none does; of entries [K]."""

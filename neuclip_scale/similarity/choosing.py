@@ -50,7 +50,12 @@ def choose(kernels: Kernels, rows: Tensor) -> Choice:
 
     Raises ValueError for a `NEUCLIP_SIMILARITY` that is not known, or cannot be had for these rows.
     """
-    return _choose(kernels, os.environ.get(VARIABLE, "auto"), rows.device, rows.dtype, rows.shape[1])
+    return choose_for(kernels, rows.device, rows.dtype, rows.shape[1])
+
+
+def choose_for(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> Choice:
+    """As `choose`, for rows of `dim` numbers."""
+    return _choose(kernels, os.environ.get(VARIABLE, "auto"), device, dtype, dim)
 
 
 @cache

@@ -1,0 +1,64 @@
+"""An MLP's bias and GELU as one operator of torch, by Triton. Imported only where Triton runs: see `fused`.
+
+A compiler sees an operator that it neither splits nor computes twice; the forward pass keeps its input and, for the
+layer that follows, its output, as without it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from neuclip_scale.models import triton_gelu_kernels as kernels
+from neuclip_scale.similarity.triton_blocks import INTERPRETED
+
+FORWARD: dict[str, int] = {"BLOCK_M": 8, "BLOCK_N": 512, "num_warps": 4}
+BACKWARD: dict[str, int] = {"BLOCK_M": 8, "BLOCK_N": 512, "STAGES": 2, "num_warps": 4}
+CHUNK_ROWS = 128
+"""Of a program that adds up the bias's gradient; its sums are a hundredth of what it reads and writes."""
+
+
+@triton_op("neuclip_scale::bias_gelu", mutates_args={})
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """gelu(x + bias), exact, for x [*, width] and bias [width] of any floating-point dtypes but fp64, in x's dtype."""
+    rows = x.contiguous().view(-1, x.shape[-1])
+    out = torch.empty_like(rows)
+    _launch(kernels.gelu_kernel, FORWARD["BLOCK_M"], FORWARD, out, rows, bias.contiguous(), *rows.shape)
+    return out.view(x.shape)
+
+
+@triton_op("neuclip_scale::bias_gelu_backward", mutates_args={})
+def bias_gelu_backward(dout: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x, in its dtype, and of the bias, fp32."""
+    rows, slopes = x.contiguous().view(-1, x.shape[-1]), dout.contiguous().view(-1, x.shape[-1])
+    dx = torch.empty_like(rows)
+    sums = rows.new_empty(-(-rows.shape[0] // CHUNK_ROWS), rows.shape[1], dtype=torch.float32)
+    _launch(
+        kernels.gelu_backward_kernel, CHUNK_ROWS, BACKWARD,
+        dx, sums, slopes, rows, bias.contiguous(), *rows.shape, CHUNK_ROWS,
+    )  # fmt: skip
+    return dx.view(x.shape), sums.sum(0)
+
+
+def _launch(kernel: Any, rows: int, options: dict[str, int], out: Tensor, *arguments: Any) -> None:
+    """One program for so many rows of `out` and each block of columns."""
+    grid = (triton.cdiv(out.shape[0], rows), triton.cdiv(out.shape[1], options["BLOCK_N"]))
+    # The interpreter's kernels have nothing that a compiler could take in.
+    (kernel if INTERPRETED else wrap_triton(kernel))[grid](out, *arguments, **options)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor]:
+    x, bias = ctx.saved_tensors
+    dx, dbias = bias_gelu_backward(dout, x, bias)
+    return dx, dbias.to(bias.dtype)
+
+
+bias_gelu.register_autograd(_backward, setup_context=_keep)

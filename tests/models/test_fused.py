@@ -1,0 +1,81 @@
+"""Layers with kernels of our own: where they are chosen, and that the kernels compile for Hopper, which takes no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+import pytest
+import torch
+from hopper import SHARED_MEMORY, compile_for_hopper, launch_options, stack_bytes
+
+from neuclip_scale.models import fused
+from neuclip_scale.models.building import create_model
+from neuclip_scale.models.presets import get_preset
+from neuclip_scale.models.transformer import Attention, LinearGELU
+from neuclip_scale.similarity.choosing import Choice
+
+compiles = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1",
+    reason="Triton is not installed, or interprets in this process",
+)
+
+
+def test_nothing_is_fused_where_triton_does_not_run() -> None:
+    model = create_model(get_preset("toy"))
+    fused.fuse(model, torch.device("cpu"))
+    assert not any(getattr(layer, "fused", False) for layer in model.modules())
+
+
+def test_what_is_fused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def choose_for(kernels: Any, device: torch.device, dtype: torch.dtype, dim: int) -> Choice:
+        asked.append((kernels, dim))
+        return Choice("triton", "")
+
+    monkeypatch.setattr(fused, "choose_for", choose_for)
+    monkeypatch.setattr(fused.importlib, "import_module", lambda name: None)
+    model = create_model(get_preset("ViT-B-16"))
+    fused.fuse(model, torch.device("cuda"))
+    layers = [layer for layer in model.modules() if isinstance(layer, Attention | LinearGELU)]
+    assert {layer.fused for layer in layers if isinstance(layer, LinearGELU)} == {True}
+    # Captions are causal and shorter than what the attention kernel is for.
+    assert all(layer.fused is not layer.causal for layer in layers if isinstance(layer, Attention))
+    assert set(asked) == {(fused.GELU, 3072), (fused.GELU, 2048), (fused.ATTENTION, 64)}
+
+
+@compiles
+@pytest.mark.parametrize("direction", ["FORWARD", "BACKWARD"])
+def test_gelu_stays_in_registers_and_moves_whole_pieces(direction: str) -> None:
+    from neuclip_scale.models import triton_gelu, triton_gelu_kernels
+
+    name = "gelu_kernel" if direction == "FORWARD" else "gelu_backward_kernel"
+    options = dict(getattr(triton_gelu, direction))
+    launched = launch_options(options)
+    kinds = dict.fromkeys(("x", "out", "dx", "dout"), "*bf16") | {"width": "i32", "chunk_rows": "i32"}
+    compiled = compile_for_hopper(getattr(triton_gelu_kernels, name), kinds, options, launched)
+    assembly = compiled.asm["ptx"]
+    loads = "ld.global.v4" if direction == "FORWARD" else "cp.async.cg.shared.global"
+    assert assembly.count(loads) >= 4
+    assert assembly.count("st.global.v4") >= 4
+    assert stack_bytes(compiled) == 0
+
+
+@compiles
+@pytest.mark.parametrize("direction", ["FORWARD", "BACKWARD"])
+def test_attention_multiplies_on_tensor_cores(direction: str) -> None:
+    from neuclip_scale.models import triton_attention, triton_attention_kernels
+
+    name = "attention_kernel" if direction == "FORWARD" else "attention_backward_kernel"
+    options: dict[str, Any] = dict(getattr(triton_attention, direction))
+    launched = launch_options(options)
+    kinds = dict.fromkeys(("qkv", "dqkv", "out", "dout"), "*bf16") | {"heads": "i32"}
+    constants = {"KEYS": triton_attention.MAX_TOKENS, "HEAD": triton_attention.HEAD, "UPCAST": False, **options}
+    compiled = compile_for_hopper(getattr(triton_attention_kernels, name), kinds, constants, launched)
+    assembly = compiled.asm["ptx"]
+    assert "wgmma.mma_async" in assembly
+    assert "mma.sync" not in assembly
+    assert compiled.metadata.shared <= SHARED_MEMORY // (2 if direction == "FORWARD" else 1)
+    assert stack_bytes(compiled) <= (0 if direction == "FORWARD" else 192)
