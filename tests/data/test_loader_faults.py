@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
+import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from data_helpers import make_loader, take
 from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset
 
 from neuclip_scale.data import stream_dataset
 from neuclip_scale.data.manifest import Manifest, ManifestError
 from neuclip_scale.data.shards import ShardIndex, index_shard, write_shard
 from neuclip_scale.data.skips import SkipLog, SkippedSample, TooManyBadSamples, check_bad_fraction
+from neuclip_scale.data.stream_dataset import init_worker
 
 
 def jpeg(size: int = 24) -> bytes:
@@ -198,3 +202,23 @@ def test_many_small_shards_in_one_window_are_indexed_once(
     monkeypatch.setattr(samples, "index_shard", counting)
     take(make_loader(damaged_manifest(), shuffle_window=1000, global_batch_size=400), 1)
     assert len(calls) == len(set(calls)) == 200
+
+
+class AbortsAtExit(IterableDataset[int]):
+    """Leaves its worker as C++ libraries may: taking the process down normally aborts it."""
+
+    def __iter__(self) -> Iterator[int]:
+        atexit.register(os.abort)
+        yield from range(3)
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_end_without_what_a_program_does_at_its_end(context: str) -> None:
+    loader = DataLoader(
+        AbortsAtExit(), batch_size=None, num_workers=1, multiprocessing_context=context, worker_init_fn=init_worker
+    )
+    chunks = iter(loader)
+    (worker,) = chunks._workers  # type: ignore[attr-defined]
+    assert list(chunks) == [0, 1, 2]
+    worker.join(60)
+    assert worker.exitcode == 0
