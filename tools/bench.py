@@ -8,8 +8,9 @@ Sections: `loss` contrastive losses beside open_clip's, and how they grow with B
 costs; `step` a training step beside open_clip's trainer; `npn` the NPN's share of an iteration, and how to spread it
 over ranks; `checkpoint` writing and reading beside torch.save; `loader` pictures per second of one core; `reshard`
 beside a tarfile filter, webdataset, a header walk and cp; `audit` lists of growing length; `subset` DataComp's filters
-over a pool's metadata; `kernels` the losses on a GPU, by Triton, torch and open_clip; `startup` CPU time until
-something happens. Each is a module tools/bench_SECTION.py.
+over a pool's metadata; `kernels` the losses on a GPU, by Triton, torch and open_clip; `layers` the towers' layers that
+have kernels of their own, by Triton and torch; `startup` CPU time until something happens. Each is a module
+tools/bench_SECTION.py.
 
 A measurement is a process of its own, and contenders run by turns, so that drift of the machine falls on all. Times
 on a CPU are for ratios only; of what computes they are the time that the process ran, of what writes the clock's.
@@ -31,6 +32,7 @@ import bench_audit
 import bench_checkpoint
 import bench_gradcache
 import bench_kernels
+import bench_layers
 import bench_loader
 import bench_loss
 import bench_npn
@@ -112,6 +114,10 @@ SECTIONS = {
     "kernels": Section(
         bench_kernels.Kernels, bench_kernels.measure, bench_kernels.show,
         ("--batch-size", "4096", "--repeats", "1"),
+    ),
+    "layers": Section(
+        bench_layers.Layers, bench_layers.measure, bench_layers.show,
+        ("--batch-size", "64", "--repeats", "1"),
     ),
     "subset": Section(
         bench_subset.Subset, bench_subset.measure, bench_subset.show,

@@ -18,8 +18,8 @@ from neuclip_scale.similarity.triton_blocks import INTERPRETED
 
 FORWARD: dict[str, int] = {"BLOCK_M": 8, "BLOCK_N": 512, "num_warps": 4}
 BACKWARD: dict[str, int] = {"BLOCK_M": 8, "BLOCK_N": 512, "STAGES": 2, "num_warps": 4}
-CHUNK_ROWS = 128
-"""Of a program that adds up the bias's gradient; its sums are a hundredth of what it reads and writes."""
+CHUNK_ROWS = 64
+"""Of a program that adds up the bias's gradient; its sums are a fiftieth of what it reads and writes."""
 
 
 @triton_op("neuclip_scale::bias_gelu", mutates_args={})

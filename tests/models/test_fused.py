@@ -1,4 +1,4 @@
-"""Layers with kernels of our own: where they are chosen, and that the kernels compile for Hopper, which takes no GPU."""
+"""Layers with kernels of our own: where they are chosen, and that they compile for Hopper, which takes no GPU."""
 
 from __future__ import annotations
 
