@@ -31,7 +31,8 @@ def test_make_bench_runs_every_section_in_small() -> None:
     told = dict(part.split("\n", 1) for part in done.stdout.split("\n== ")[1:])
     by_section = {title.split()[0]: text for title, text in told.items()}
     assert list(by_section) == [
-        "loss", "gradcache", "step", "loader", "npn", "checkpoint", "reshard", "audit", "kernels", "subset", "startup",
+        "loss", "gradcache", "step", "loader", "npn", "checkpoint", "reshard", "audit", "kernels", "layers",
+        "subset", "startup",
     ]  # fmt: skip
     for section, contenders in {
         "loss": ["open_clip.ClipLoss", "openclip"],
@@ -52,6 +53,7 @@ def test_make_bench_runs_every_section_in_small() -> None:
         ],
         "audit": ["       2,000 uids"],
         "kernels": ["InfoNCE kernels" if torch.cuda.is_available() else "kernels: needs a GPU"],
+        "layers": ["  GELU forward, torch" if torch.cuda.is_available() else "layers: needs a GPU"],
         "subset": ["no_filter", "clip_score --arch l14 --fraction 0.3", "basic_filter"],
     }.items():
         lines = by_section[section].splitlines()
@@ -103,6 +105,17 @@ bench_queue_gpu.show(options, result)
     for name in ("torch highest", "triton high", "triton medium", "strip     triton high", "strip     triton medium"):
         assert f"\n  {name}" in done.stdout
     assert done.stdout.count("TFLOP/s") == 2 * 6
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_layers_are_measured_torch_beside_triton() -> None:
+    """In Triton's interpreter, as `layers` runs on a GPU."""
+    small = ("--device", "cpu", "--batch-size", "1", "--num-heads", "1", "--repeats", "1")
+    done = bench("layers", *small, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
+    for name in ("GELU forward", "GELU backward", "attention forward", "attention backward"):
+        for contender in ("torch", "triton"):
+            assert f"\n  {name}, {contender} " in done.stdout
 
 
 def test_steps_are_measured_in_one_process() -> None:

@@ -156,22 +156,24 @@ class CLIP(nn.Module):
 
     def compile_towers(self, *, by_block: bool = False, **options: Any) -> None:
         """Compile each tower, or each of its blocks, at its next call, in place: names in the state dict stay as they
-        are.
+        are. A text tower of packed captions always goes by blocks.
 
         `options` go to `torch.compile`.
         """
         self._compiled = True
-        text = self.transformer if self.text is None else self.text
-        # The lengths of packed captions differ from step to step.
-        of_text = {"dynamic": True} if self.packs_captions else {}
-        if not by_block:
-            self.visual.compile(**options)
-            text.compile(**of_text, **options)
+        # The lengths of packed captions differ from step to step. One program for all of the tower's blocks, of sizes
+        # that are not known and four rectangles in each, would take minutes to make.
+        packed = set(self.transformer.resblocks) if self.packs_captions else set()
+        for block in packed:
+            block.compile(dynamic=True, **options)
+        if by_block:
+            for block in set(self.blocks()) - packed:
+                # Shapes as they are: a checkpointed block that is run again must find the graph of its first run.
+                block.compile(dynamic=False, **options)
             return
-        packed = set(self.transformer.resblocks) if of_text else set()
-        for block in self.blocks():
-            # Shapes as they are: a checkpointed block that is run again must find the graph of its first run.
-            block.compile(dynamic=block in packed, **options)
+        self.visual.compile(**options)
+        if not packed:
+            (self.text or self.transformer).compile(**options)
 
     def compiling_nothing_new(self) -> AbstractContextManager[None]:
         """Inside, compiled towers run the programs they have, and what fits none as it is: for evaluation.
