@@ -63,7 +63,7 @@ LAYERS = {
     "__main__": 5,
 }
 IN_ONE_MODULE = ("huggingface_hub", "deepspeed", "timm", "open_clip", "duckdb", "jinja2", "fasttext")
-TRITON_MODULES = ("similarity.triton_", "normalizers.triton_")
+TRITON_MODULES = ("similarity.triton_", "normalizers.triton_", "models.triton_")
 """These import Triton when they are imported themselves, which others do inside functions."""
 WITHOUT_TORCH = (
     "config",

@@ -80,7 +80,10 @@ def _gelu(contender: str, options: Layers) -> Work:
     if contender == "triton":
         from neuclip_scale.models.triton_gelu import bias_gelu, bias_gelu_backward
 
-        return {"forward": lambda: bias_gelu(x, bias), "backward": lambda: bias_gelu_backward(slopes, x, bias)}
+        return {
+            "forward": lambda: bias_gelu(x, bias, False),
+            "backward": lambda: bias_gelu_backward(slopes, x, bias, False),
+        }
 
     def backward(slopes: Any, x: Any) -> Any:
         gradient = torch.ops.aten.gelu_backward(slopes, x)

@@ -20,26 +20,29 @@ class LayerNorm(nn.LayerNorm):
         return y.to(x.dtype)
 
 
-class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the approximation of GELU that OpenAI's weights were trained with."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
 class LinearGELU(nn.Linear):
     """gelu(x weight^T + bias), [*, in] -> [*, out].
 
-    `fused`: bias and GELU are one kernel, and so are their gradients (`triton_gelu`).
+    `quick`: x sigmoid(1.702 x), the approximation that OpenAI's weights were trained with. `fused`: bias and GELU are
+    one kernel, and so are their gradients (`triton_gelu`).
     """
 
     fused = False
 
+    def __init__(self, in_features: int, out_features: int, *, quick: bool) -> None:
+        super().__init__(in_features, out_features)
+        self.quick = quick
+
     def forward(self, x: Tensor) -> Tensor:
-        if not self.fused:
-            return F.gelu(super().forward(x))
-        fused: Tensor = torch.ops.neuclip_scale.bias_gelu(F.linear(x, self.weight), self.bias)
-        return fused
+        if self.fused:
+            fused: Tensor = torch.ops.neuclip_scale.bias_gelu(F.linear(x, self.weight), self.bias, self.quick)
+            return fused
+        return gelu(super().forward(x), quick=self.quick)
+
+
+def gelu(x: Tensor, *, quick: bool) -> Tensor:
+    """x times the normal law's distribution at x, or `quick`, the logistic law's at 1.702 x."""
+    return x * torch.sigmoid(1.702 * x) if quick else F.gelu(x)
 
 
 At = int | Tensor | None
@@ -142,16 +145,15 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers around a GELU, four times wider inside; [N, L, width] -> [N, L, width]."""
+    """Two linear layers with a GELU between, four times wider inside; [N, L, width] -> [N, L, width]."""
 
     def __init__(self, width: int, *, quick_gelu: bool) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width) if quick_gelu else LinearGELU(width, 4 * width)
-        self.gelu = QuickGELU() if quick_gelu else nn.Identity()
+        self.c_fc = LinearGELU(width, 4 * width, quick=quick_gelu)
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.gelu(self.c_fc(x)))
+        return self.c_proj(self.c_fc(x))
 
 
 class ResidualAttentionBlock(nn.Module):

@@ -23,42 +23,45 @@ CHUNK_ROWS = 64
 
 
 @triton_op("neuclip_scale::bias_gelu", mutates_args={})
-def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
-    """gelu(x + bias), exact, for x [*, width] and bias [width] of any floating-point dtypes but fp64, in x's dtype."""
+def bias_gelu(x: Tensor, bias: Tensor, quick: bool) -> Tensor:
+    """gelu(x + bias), exact or `quick`, for x [*, width] and bias [width] of any floating-point dtypes but fp64, in x's
+    dtype.
+    """
     rows = x.contiguous().view(-1, x.shape[-1])
     out = torch.empty_like(rows)
-    _launch(kernels.gelu_kernel, FORWARD["BLOCK_M"], FORWARD, out, rows, bias.contiguous(), *rows.shape)
+    _launch(kernels.gelu_kernel, FORWARD["BLOCK_M"], FORWARD, quick, out, rows, bias.contiguous(), *rows.shape)
     return out.view(x.shape)
 
 
 @triton_op("neuclip_scale::bias_gelu_backward", mutates_args={})
-def bias_gelu_backward(dout: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def bias_gelu_backward(dout: Tensor, x: Tensor, bias: Tensor, quick: bool) -> tuple[Tensor, Tensor]:
     """Gradients of x, in its dtype, and of the bias, fp32."""
     rows, slopes = x.contiguous().view(-1, x.shape[-1]), dout.contiguous().view(-1, x.shape[-1])
     dx = torch.empty_like(rows)
     sums = rows.new_empty(-(-rows.shape[0] // CHUNK_ROWS), rows.shape[1], dtype=torch.float32)
     _launch(
-        kernels.gelu_backward_kernel, CHUNK_ROWS, BACKWARD,
+        kernels.gelu_backward_kernel, CHUNK_ROWS, BACKWARD, quick,
         dx, sums, slopes, rows, bias.contiguous(), *rows.shape, CHUNK_ROWS,
     )  # fmt: skip
     return dx.view(x.shape), sums.sum(0)
 
 
-def _launch(kernel: Any, rows: int, options: dict[str, int], out: Tensor, *arguments: Any) -> None:
+def _launch(kernel: Any, rows: int, options: dict[str, int], quick: bool, out: Tensor, *arguments: Any) -> None:
     """One program for so many rows of `out` and each block of columns."""
     grid = (triton.cdiv(out.shape[0], rows), triton.cdiv(out.shape[1], options["BLOCK_N"]))
     # The interpreter's kernels have nothing that a compiler could take in.
-    (kernel if INTERPRETED else wrap_triton(kernel))[grid](out, *arguments, **options)
+    (kernel if INTERPRETED else wrap_triton(kernel))[grid](out, *arguments, QUICK=quick, **options)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+    *kept, ctx.quick = inputs
+    ctx.save_for_backward(*kept)
 
 
-def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor]:
+def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, None]:
     x, bias = ctx.saved_tensors
-    dx, dbias = bias_gelu_backward(dout, x, bias)
-    return dx, dbias.to(bias.dtype)
+    dx, dbias = bias_gelu_backward(dout, x, bias, ctx.quick)
+    return dx, dbias.to(bias.dtype), None
 
 
 bias_gelu.register_autograd(_backward, setup_context=_keep)

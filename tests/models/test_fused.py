@@ -47,12 +47,13 @@ def test_what_is_fused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @compiles
+@pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("direction", ["FORWARD", "BACKWARD"])
-def test_gelu_stays_in_registers_and_moves_whole_pieces(direction: str) -> None:
+def test_gelu_stays_in_registers_and_moves_whole_pieces(direction: str, quick: bool) -> None:
     from neuclip_scale.models import triton_gelu, triton_gelu_kernels
 
     name = "gelu_kernel" if direction == "FORWARD" else "gelu_backward_kernel"
-    options = dict(getattr(triton_gelu, direction))
+    options = {**getattr(triton_gelu, direction), "QUICK": quick}
     launched = launch_options(options)
     kinds = dict.fromkeys(("x", "out", "dx", "dout"), "*bf16") | {"width": "i32", "chunk_rows": "i32"}
     compiled = compile_for_hopper(getattr(triton_gelu_kernels, name), kinds, options, launched)

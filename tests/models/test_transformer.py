@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neuclip_scale.models.transformer import Attention, LayerNorm, QuickGELU, Transformer
+from neuclip_scale.models.transformer import Attention, LayerNorm, LinearGELU, Transformer
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -93,6 +93,9 @@ def test_layer_norm_is_computed_in_float32() -> None:
     torch.testing.assert_close(norm.bfloat16()(x), exact)
 
 
-def test_quick_gelu() -> None:
-    x = torch.linspace(-3, 3, 7)
-    torch.testing.assert_close(QuickGELU()(x), x / (1 + torch.exp(-1.702 * x)))
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_linear_layer_with_its_gelu(quick: bool) -> None:
+    layer, x = LinearGELU(5, 7, quick=quick), torch.randn(4, 5)
+    inside = nn.functional.linear(x, layer.weight, layer.bias)
+    expected = inside / (1 + torch.exp(-1.702 * inside)) if quick else nn.GELU()(inside)
+    torch.testing.assert_close(layer(x), expected)
