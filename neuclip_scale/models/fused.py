@@ -9,7 +9,7 @@ import importlib
 import torch
 from torch import nn
 
-from neuclip_scale.models.transformer import Attention, LinearGELU
+from neuclip_scale.models.transformer import Attention, LinearGELU, Transformer
 from neuclip_scale.similarity.choosing import Kernels, choose_for
 
 GELU = Kernels("GELU of compiled towers in {}", "neuclip_scale.models.triton_gelu_check")
@@ -19,9 +19,11 @@ ATTENTION = Kernels("attention of compiled towers in {}", "neuclip_scale.models.
 def fuse(model: nn.Module, device: torch.device) -> None:
     """Let the model's layers use their kernels on `device`, those that pass their check there.
 
-    For compiled models: others wait for the host, which an operator of our own costs more of.
+    For compiled models: others wait for the host, which an operator of our own costs more of. Not with checkpointing:
+    no GPU has compiled the two together yet.
     """
-    for layer in model.modules():
+    towers = [part for part in model.modules() if isinstance(part, Transformer) and not part.grad_checkpointing]
+    for layer in (layer for tower in towers for layer in tower.modules()):
         if isinstance(layer, LinearGELU):
             layer.fused = _chosen(GELU, device, layer.out_features, "triton_gelu")
         elif isinstance(layer, Attention) and layer.out_proj.in_features == 64 * layer.heads and not layer.causal:

@@ -44,6 +44,10 @@ def test_what_is_fused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     # Captions are causal and shorter than what the attention kernel is for.
     assert all(layer.fused is not layer.causal for layer in layers if isinstance(layer, Attention))
     assert set(asked) == {(fused.GELU, 3072), (fused.GELU, 2048), (fused.ATTENTION, 64)}
+    model = create_model(get_preset("toy"))
+    model.set_grad_checkpointing()
+    fused.fuse(model, torch.device("cuda"))
+    assert not any(getattr(layer, "fused", False) for layer in model.modules())
 
 
 @compiles
