@@ -118,6 +118,27 @@ def test_layers_are_measured_torch_beside_triton() -> None:
             assert f"\n  {name}, {contender} " in done.stdout
 
 
+def test_everything_that_a_gpu_is_measured_by() -> None:
+    """That the options of each run exist."""
+    script = """
+import sys
+sys.path.insert(0, "tools")
+import bench, bench_everything_gpu, tyro
+for section, *arguments in bench_everything_gpu.RUNS.values():
+    options = tyro.cli(bench.SECTIONS[section].options, args=arguments)
+    print(section, getattr(options, "device", "cuda"))
+print(bench_everything_gpu.short_name("NVIDIA A100-SXM4-80GB"))
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    *sections, name = done.stdout.splitlines()
+    assert len(sections) == 8
+    assert all(line.endswith(" cuda") for line in sections)
+    assert name == "a100-sxm4-80gb"
+    assert "no such run" in bench("gpu", "--only", "layer").stdout
+
+
 def test_steps_are_measured_in_one_process() -> None:
     """On a CPU: what `step --device cuda` runs on a GPU."""
     script = """

@@ -2,6 +2,7 @@
 
     python tools/bench.py SECTION [options] [--json RESULT]     one section; --help lists its options
     python tools/bench.py small                                 all of them in a form that takes a minute, for a look
+    python tools/bench.py gpu                                   all that a GPU is measured by, with results in a folder
     python tools/bench.py report RESULT [--plot FIGURE]         a result as Markdown tables, and drawn
 
 Sections: `loss` contrastive losses beside open_clip's, and how they grow with B; `gradcache` what gradient caching
@@ -30,6 +31,7 @@ from typing import Any, NamedTuple
 
 import bench_audit
 import bench_checkpoint
+import bench_everything_gpu
 import bench_gradcache
 import bench_kernels
 import bench_layers
@@ -146,6 +148,8 @@ def main() -> int:
         for each, section in SECTIONS.items():
             print(f"\n== {each} {' '.join(section.small)}")
             run(each, section.small)
+    elif name == "gpu":
+        return bench_everything_gpu.run(tyro.cli(bench_everything_gpu.Everything, args=arguments, prog="bench.py gpu"))
     elif name == "report":
         bench_report.report(tyro.cli(bench_report.Report, args=arguments, prog="bench.py report"))
     elif name in SECTIONS:
