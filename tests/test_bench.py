@@ -127,6 +127,8 @@ import bench, bench_everything_gpu, tyro
 for section, *arguments in bench_everything_gpu.RUNS.values():
     options = tyro.cli(bench.SECTIONS[section].options, args=arguments)
     print(section, getattr(options, "device", "cuda"))
+    if section == "step":
+        assert {name.removesuffix(", compiled") for name in options.contenders} <= set(bench.bench_step.PEERS)
 print(bench_everything_gpu.short_name("NVIDIA A100-SXM4-80GB"))
 """
     command = [sys.executable, "-c", script]
@@ -136,7 +138,7 @@ print(bench_everything_gpu.short_name("NVIDIA A100-SXM4-80GB"))
     assert len(sections) == 8
     assert all(line.endswith(" cuda") for line in sections)
     assert name == "a100-sxm4-80gb"
-    assert "no such run" in bench("gpu", "--only", "layer").stdout
+    assert "no such run" in bench("gpu", "--output", "new", "--only", "layer").stdout
 
 
 def test_steps_are_measured_in_one_process() -> None:

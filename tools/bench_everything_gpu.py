@@ -49,8 +49,8 @@ RUNS: dict[str, tuple[str, ...]] = {
 class Everything:
     """Every section that a GPU has, in turn."""
 
-    output: str = "docs/benchmarks"
-    """Folder of the results, NAME_GPU.json each."""
+    output: str
+    """Folder of the results, NAME_GPU.json each; a new one."""
     only: tuple[str, ...] = tuple(RUNS)
     """Which of them."""
 
@@ -63,10 +63,14 @@ def run(options: Everything) -> int:
     if is_missing("cuda"):
         print(f"gpu: needs {NO_GPU}")
         return 0
-    Path(options.output).mkdir(parents=True, exist_ok=True)
+    folder = Path(options.output)
+    if any(folder.glob("*.json")):
+        print(f"--output {folder}: there are results in it. Choose another folder.")
+        return 2
+    folder.mkdir(parents=True, exist_ok=True)
     failed = 0
     for name in options.only:
-        result = Path(options.output) / f"{name}_{short_name(name_of('cuda'))}.json"
+        result = folder / f"{name}_{short_name(name_of('cuda'))}.json"
         print(f"\n== {name}: {' '.join(RUNS[name])}", flush=True)
         began = time.monotonic()
         done = subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -218,12 +219,13 @@ def init_worker(worker: int) -> None:
 
 
 def _end() -> None:
-    """End as a forked worker does. A spawned one would end as a program: the threads of storage clients and of C++
-    libraries that still run meet what is being taken down, and one in twenty aborted.
+    """End at once, with no more than a forked worker has at its end. A spawned one would end as a program: threads of
+    storage clients and of C++ libraries that still run meet what is being taken down, and one in twenty aborted.
     """
     if sys.exc_info()[0] is None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(0)
 
 

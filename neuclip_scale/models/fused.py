@@ -9,7 +9,7 @@ import importlib
 import torch
 from torch import nn
 
-from neuclip_scale.models.transformer import Attention, LinearGELU, Transformer
+from neuclip_scale.models.transformer import FUSED_DTYPES, Attention, LinearGELU, Transformer
 from neuclip_scale.similarity.choosing import Kernels, choose_for
 
 GELU = Kernels("GELU of compiled towers in {}", "neuclip_scale.models.triton_gelu_check")
@@ -31,7 +31,7 @@ def fuse(model: nn.Module, device: torch.device) -> None:
 
 
 def _chosen(kernels: Kernels, device: torch.device, dim: int, module: str) -> bool:
-    if choose_for(kernels, device, torch.bfloat16, dim).name != "triton":
+    if any(choose_for(kernels, device, dtype, dim).name != "triton" for dtype in FUSED_DTYPES):
         return False
     importlib.import_module(f"neuclip_scale.models.{module}")  # registers the operator
     return True

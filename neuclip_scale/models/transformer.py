@@ -20,11 +20,15 @@ class LayerNorm(nn.LayerNorm):
         return y.to(x.dtype)
 
 
+FUSED_DTYPES = (torch.bfloat16,)
+"""What kernels of our own are tried with before they are chosen (`fused`)."""
+
+
 class LinearGELU(nn.Linear):
     """gelu(x weight^T + bias), [*, in] -> [*, out].
 
     `quick`: x sigmoid(1.702 x), the approximation that OpenAI's weights were trained with. `fused`: bias and GELU are
-    one kernel, and so are their gradients (`triton_gelu`).
+    one kernel, and so are their gradients (`triton_gelu`), where the product is of `FUSED_DTYPES`.
     """
 
     fused = False
@@ -34,10 +38,13 @@ class LinearGELU(nn.Linear):
         self.quick = quick
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fused:
-            fused: Tensor = torch.ops.neuclip_scale.bias_gelu(F.linear(x, self.weight), self.bias, self.quick)
-            return fused
-        return gelu(super().forward(x), quick=self.quick)
+        if not self.fused:
+            return gelu(super().forward(x), quick=self.quick)
+        y = F.linear(x, self.weight)
+        if y.dtype not in FUSED_DTYPES:
+            return gelu(y + self.bias, quick=self.quick)
+        fused: Tensor = torch.ops.neuclip_scale.bias_gelu(y, self.bias, self.quick)
+        return fused
 
 
 def gelu(x: Tensor, *, quick: bool) -> Tensor:
@@ -65,7 +72,7 @@ class Attention(nn.Module):
 
     Parameter names, shapes and initial values are those of `nn.MultiheadAttention`, which open_clip uses:
     Glorot uniform for the joint query, key and value matrix, zero biases, PyTorch's default for the output
-    matrix. `fused`: sequences of as many tokens as `FUSED_TOKENS`, in half precision, have a kernel
+    matrix. `fused`: sequences of as many tokens as `FUSED_TOKENS` and of `FUSED_DTYPES` have a kernel
     (`triton_attention`).
     """
 
@@ -103,7 +110,7 @@ class Attention(nn.Module):
 
     def _fits(self, x: Tensor, packing: Packing | None) -> bool:
         """Whether the kernel takes these sequences."""
-        if not self.fused or packing is not None or x.dtype not in (torch.bfloat16, torch.float16):
+        if not self.fused or packing is not None or x.dtype not in FUSED_DTYPES:
             return False
         least, most = self.FUSED_TOKENS
         return least <= x.shape[1] <= most

@@ -41,7 +41,8 @@ def attention_backward(dout: Tensor, out: Tensor, levels: Tensor, qkv: Tensor, h
     qkv = qkv.contiguous()
     dqkv = torch.empty_like(qkv)
     sums = qkv.new_empty(qkv.shape[0], qkv.shape[2], dtype=torch.float32)
-    _launch(kernels.attention_backward_kernel, BACKWARD, qkv, heads, dqkv, sums, dout.contiguous(), out, levels)
+    given = (each.contiguous() for each in (dout, out, levels))
+    _launch(kernels.attention_backward_kernel, BACKWARD, qkv, heads, dqkv, sums, *given)
     return dqkv, sums.sum(0)
 
 

@@ -212,10 +212,9 @@ class AbortsAtExit(IterableDataset[int]):
         yield from range(3)
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers_end_without_what_a_program_does_at_its_end(context: str) -> None:
+def test_spawned_workers_end_without_what_a_program_does_at_its_end() -> None:
     loader = DataLoader(
-        AbortsAtExit(), batch_size=None, num_workers=1, multiprocessing_context=context, worker_init_fn=init_worker
+        AbortsAtExit(), batch_size=None, num_workers=1, multiprocessing_context="spawn", worker_init_fn=init_worker
     )
     chunks = iter(loader)
     (worker,) = chunks._workers  # type: ignore[attr-defined]

@@ -76,10 +76,10 @@ def test_a_fused_layer_has_the_gradients_of_the_layer(compiled: bool) -> None:
 def test_other_sequences_go_the_usual_way() -> None:
     layer = Attention(HEAD, 1, causal=False).to(DEVICE)
     layer.fused = True
-    for tokens, dtype in ((128, torch.bfloat16), (257, torch.bfloat16), (197, torch.float32)):
+    for tokens, dtype in ((128, torch.bfloat16), (257, torch.bfloat16), (197, torch.float32), (197, torch.float16)):
         x = torch.randn(2, tokens, HEAD, device=DEVICE, dtype=dtype)
         assert not layer._fits(x, None)
-    assert layer._fits(torch.randn(2, 197, HEAD, device=DEVICE, dtype=torch.float16), None)
+    assert layer._fits(torch.randn(2, 197, HEAD, device=DEVICE, dtype=torch.bfloat16), None)
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from triton_problems import DEVICE, DTYPES
 
-from neuclip_scale.models import triton_gelu_check
+from neuclip_scale.models import transformer, triton_gelu, triton_gelu_check
 from neuclip_scale.models.transformer import LinearGELU, gelu
 from neuclip_scale.models.triton_gelu import CHUNK_ROWS, bias_gelu
 
@@ -65,8 +65,23 @@ def test_a_gradient_that_is_not_contiguous() -> None:
         assert torch.equal(one, other)
 
 
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """Of which dtypes kernels ran, and all are taken."""
+    found: list[torch.dtype] = []
+    launch = triton_gelu._launch
+
+    def noting(kernel: Any, rows: int, options: dict[str, int], quick: bool, out: Any, *arguments: Any) -> None:
+        found.append(out.dtype)
+        launch(kernel, rows, options, quick, out, *arguments)
+
+    monkeypatch.setattr(triton_gelu, "_launch", noting)
+    monkeypatch.setattr(transformer, "FUSED_DTYPES", DTYPES)
+    return found
+
+
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_fused_layer_has_the_gradients_of_the_layer(autocast: bool) -> None:
+def test_a_fused_layer_has_the_gradients_of_the_layer(autocast: bool, launches: list[torch.dtype]) -> None:
     torch.manual_seed(0)
     layer, x = LinearGELU(48, 192, quick=False).to(DEVICE), torch.randn(3, 50, 48, device=DEVICE)
     results = []
@@ -82,11 +97,19 @@ def test_a_fused_layer_has_the_gradients_of_the_layer(autocast: bool) -> None:
     for one, other in zip(*results, strict=True):
         assert one.dtype == other.dtype
         torch.testing.assert_close(one, other, rtol=2e-2 if autocast else 1e-4, atol=2e-1 if autocast else 1e-3)
+    assert launches == 2 * [torch.bfloat16 if autocast else torch.float32]
+
+
+def test_other_dtypes_go_the_usual_way() -> None:
+    layer, x = LinearGELU(48, 192, quick=False).to(DEVICE), torch.randn(5, 48, device=DEVICE)
+    expected = layer(x)
+    layer.fused = True
+    torch.testing.assert_close(layer(x), expected)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter's kernels cannot be compiled into a program")
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled_it_is_the_same(dynamic: bool) -> None:
+def test_compiled_it_is_the_same(dynamic: bool, launches: list[torch.dtype]) -> None:
     torch.manual_seed(0)
     layer = LinearGELU(64, 256, quick=dynamic).to(DEVICE)
     layer.fused = True
@@ -97,6 +120,7 @@ def test_compiled_it_is_the_same(dynamic: bool) -> None:
         found = torch.autograd.grad(compiled(x).square().sum(), [layer.weight, layer.bias])
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+    assert launches
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
