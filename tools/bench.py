@@ -2,7 +2,7 @@
 
     python tools/bench.py SECTION [options] [--json RESULT]     one section; --help lists its options
     python tools/bench.py small                                 all of them in a form that takes a minute, for a look
-    python tools/bench.py gpu                                   all that a GPU is measured by, with results in a folder
+    python tools/bench.py gpu --output FOLDER                   all that a GPU is measured by, one after the other
     python tools/bench.py report RESULT [--plot FIGURE]         a result as Markdown tables, and drawn
 
 Sections: `loss` contrastive losses beside open_clip's, and how they grow with B; `gradcache` what gradient caching

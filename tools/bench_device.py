@@ -6,6 +6,7 @@ On a CPU the same code only shows that it works.
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -50,6 +51,18 @@ def timed(action: Callable[[], object], device: Any) -> dict[str, float]:
     torch.cuda.synchronize()
     added = torch.cuda.max_memory_allocated() - before
     return {"milliseconds": first.elapsed_time(last), "added_mib": added / MEBIBYTE}
+
+
+def against_bound(runs: list[dict[str, float]], bound: float) -> dict[str, Any]:
+    """A contender's times, and what part of them the bound is, all in milliseconds: a part of its row."""
+    times = [run["milliseconds"] for run in runs]
+    median = statistics.median(times)
+    return {
+        "milliseconds": median,
+        "milliseconds_range": [min(times), max(times)],
+        "bound_milliseconds": bound,
+        "share_of_bound": bound / median,
+    }
 
 
 def in_turns(

@@ -7,13 +7,12 @@ it compiles and tunes.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bench_device import MEBIBYTE, NO_GPU, Runs, computed_by, is_missing, timed
+from bench_device import MEBIBYTE, NO_GPU, Runs, against_bound, computed_by, is_missing, timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,16 +181,8 @@ def _matmul_flops(options: Kernels, device: Any) -> float:
 
 
 def _row(name: str, runs: list[dict[str, float]], options: Kernels, flops: float) -> dict[str, Any]:
-    times = [run["milliseconds"] for run in runs]
     bound = FORMS[name.split()[0]].products * 2 * options.batch_size**2 * options.embed_dim / flops * 1e3
-    return {
-        "contender": name,
-        "milliseconds": statistics.median(times),
-        "milliseconds_range": [min(times), max(times)],
-        "added_mib": max(run["added_mib"] for run in runs),
-        "bound_milliseconds": bound,
-        "share_of_bound": bound / statistics.median(times),
-    }
+    return {"contender": name, "added_mib": max(run["added_mib"] for run in runs), **against_bound(runs, bound)}
 
 
 def show(options: Kernels, result: dict[str, Any]) -> None:

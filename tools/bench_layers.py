@@ -9,12 +9,11 @@ measured in the same process.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bench_device import NO_GPU, Runs, in_turns, is_missing, name_of
+from bench_device import NO_GPU, Runs, against_bound, in_turns, is_missing, name_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ def measure(options: Layers) -> dict[str, Any]:
         elements = options.batch_size * options.num_tokens * options.num_heads * HEAD
         for name in measured:
             bound = numbers["backward" in name] * elements * 2 / speed * 1e3
-            rows.append(_row(name, measured[name], bound))
+            rows.append({"contender": name, **against_bound(measured[name], bound)})
     return {"device": name_of(options.device), "torch": torch.__version__, "rows": rows, "runs": runs}
 
 
@@ -135,18 +134,6 @@ def _copy_speed(options: Layers) -> float:
     target = torch.empty_like(source)
     runs = in_turns({"copy": lambda: target.copy_(source)}, 5, options.device)["copy"]
     return 2 * source.nbytes / min(run["milliseconds"] for run in runs) * 1e3
-
-
-def _row(name: str, runs: list[dict[str, float]], bound: float) -> dict[str, Any]:
-    times = [run["milliseconds"] for run in runs]
-    median = statistics.median(times)
-    return {
-        "contender": name,
-        "milliseconds": median,
-        "milliseconds_range": [min(times), max(times)],
-        "bound_milliseconds": bound,
-        "share_of_bound": bound / median,
-    }
 
 
 def show(options: Layers, result: dict[str, Any]) -> None:

@@ -26,8 +26,9 @@ def fuse(model: nn.Module, device: torch.device) -> None:
     for layer in (layer for tower in towers for layer in tower.modules()):
         if isinstance(layer, LinearGELU):
             layer.fused = _chosen(GELU, device, layer.out_features, "triton_gelu")
-        elif isinstance(layer, Attention) and layer.out_proj.in_features == 64 * layer.heads and not layer.causal:
-            layer.fused = _chosen(ATTENTION, device, 64, "triton_attention")
+        elif isinstance(layer, Attention) and not layer.causal:
+            head = layer.out_proj.in_features // layer.heads
+            layer.fused = head == Attention.FUSED_HEAD and _chosen(ATTENTION, device, head, "triton_attention")
 
 
 def _chosen(kernels: Kernels, device: torch.device, dim: int, module: str) -> bool:

@@ -79,6 +79,8 @@ class Attention(nn.Module):
     fused = False
     FUSED_TOKENS = 129, 256
     """Least and most. Fewer do not fill it; cuDNN is faster."""
+    FUSED_HEAD = 64
+    """Numbers of a head."""
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()

@@ -1,4 +1,8 @@
-"""Attention over short sequences as one operator of torch, by Triton. Imported only where Triton runs: see `fused`."""
+"""Attention over short sequences as one operator of torch, by Triton. Imported only where Triton runs: see `fused`.
+
+`wrap_triton` stands in each operator, by the kernel's name: there torch looks for the kernels that a program which it
+keeps on disk depends on. The interpreter's kernels have nothing that a compiler could take in.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,11 @@ import torch
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from neuclip_scale.models import triton_attention_kernels as kernels
+from neuclip_scale.models.transformer import Attention
+from neuclip_scale.models.triton_attention_kernels import attention_backward_kernel, attention_kernel
 from neuclip_scale.similarity.triton_blocks import INTERPRETED
 
-HEAD = 64
-"""Numbers of a head: all of CLIP's have as many."""
-MAX_TOKENS = 256
-"""Of a sequence."""
+HEAD, MAX_TOKENS = Attention.FUSED_HEAD, Attention.FUSED_TOKENS[1]
 FORWARD: dict[str, int] = {"QUERIES": 64, "num_warps": 4, "num_stages": 3}
 BACKWARD: dict[str, int] = {"QUERIES": 32, "num_warps": 8, "num_stages": 3}
 
@@ -31,7 +33,8 @@ def attention(qkv: Tensor, bias: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     count, tokens, width = qkv.shape
     out = qkv.new_empty(count, tokens, width // 3)
     levels = qkv.new_empty(count, heads, tokens, dtype=torch.float32)
-    _launch(kernels.attention_kernel, FORWARD, qkv, heads, out, levels)
+    kernel = attention_kernel if INTERPRETED else wrap_triton(attention_kernel)
+    _launch(kernel, FORWARD, qkv, heads, out, levels)
     return out, levels
 
 
@@ -42,7 +45,8 @@ def attention_backward(dout: Tensor, out: Tensor, levels: Tensor, qkv: Tensor, h
     dqkv = torch.empty_like(qkv)
     sums = qkv.new_empty(qkv.shape[0], qkv.shape[2], dtype=torch.float32)
     given = (each.contiguous() for each in (dout, out, levels))
-    _launch(kernels.attention_backward_kernel, BACKWARD, qkv, heads, dqkv, sums, *given)
+    kernel = attention_backward_kernel if INTERPRETED else wrap_triton(attention_backward_kernel)
+    _launch(kernel, BACKWARD, qkv, heads, dqkv, sums, *given)
     return dqkv, sums.sum(0)
 
 
@@ -51,10 +55,7 @@ def _launch(kernel: Any, options: dict[str, int], qkv: Tensor, heads: int, *othe
     count, tokens, width = qkv.shape
     assert width == 3 * heads * HEAD, "the kernels know one size of a head"
     assert tokens <= MAX_TOKENS, "the kernels hold all keys at once"
-    # The interpreter's kernels have nothing that a compiler could take in.
-    (kernel if INTERPRETED else wrap_triton(kernel))[(count * heads,)](
-        *others, qkv, tokens, heads, KEYS=MAX_TOKENS, HEAD=HEAD, UPCAST=INTERPRETED, **options
-    )
+    kernel[(count * heads,)](*others, qkv, tokens, heads, KEYS=MAX_TOKENS, HEAD=HEAD, UPCAST=INTERPRETED, **options)
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:

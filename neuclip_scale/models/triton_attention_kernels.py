@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
+from neuclip_scale.similarity.triton_kernels import LOG2E
 
 
 @triton.jit

@@ -2,6 +2,9 @@
 
 A compiler sees an operator that it neither splits nor computes twice; the forward pass keeps its input and, for the
 layer that follows, its output, as without it.
+
+`wrap_triton` stands in each operator, by the kernel's name: there torch looks for the kernels that a program which it
+keeps on disk depends on. The interpreter's kernels have nothing that a compiler could take in.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import triton
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from neuclip_scale.models import triton_gelu_kernels as kernels
+from neuclip_scale.models.triton_gelu_kernels import gelu_backward_kernel, gelu_kernel
 from neuclip_scale.similarity.triton_blocks import INTERPRETED
 
 FORWARD: dict[str, int] = {"BLOCK_M": 8, "BLOCK_N": 512, "num_warps": 4}
@@ -29,7 +32,8 @@ def bias_gelu(x: Tensor, bias: Tensor, quick: bool) -> Tensor:
     """
     rows = x.contiguous().view(-1, x.shape[-1])
     out = torch.empty_like(rows)
-    _launch(kernels.gelu_kernel, FORWARD["BLOCK_M"], FORWARD, quick, out, rows, bias.contiguous(), *rows.shape)
+    kernel = gelu_kernel if INTERPRETED else wrap_triton(gelu_kernel)
+    _launch(kernel, FORWARD["BLOCK_M"], FORWARD, quick, out, rows, bias.contiguous(), *rows.shape)
     return out.view(x.shape)
 
 
@@ -39,8 +43,9 @@ def bias_gelu_backward(dout: Tensor, x: Tensor, bias: Tensor, quick: bool) -> tu
     rows, slopes = x.contiguous().view(-1, x.shape[-1]), dout.contiguous().view(-1, x.shape[-1])
     dx = torch.empty_like(rows)
     sums = rows.new_empty(-(-rows.shape[0] // CHUNK_ROWS), rows.shape[1], dtype=torch.float32)
+    kernel = gelu_backward_kernel if INTERPRETED else wrap_triton(gelu_backward_kernel)
     _launch(
-        kernels.gelu_backward_kernel, CHUNK_ROWS, BACKWARD, quick,
+        kernel, CHUNK_ROWS, BACKWARD, quick,
         dx, sums, slopes, rows, bias.contiguous(), *rows.shape, CHUNK_ROWS,
     )  # fmt: skip
     return dx.view(x.shape), sums.sum(0)
@@ -49,8 +54,7 @@ def bias_gelu_backward(dout: Tensor, x: Tensor, bias: Tensor, quick: bool) -> tu
 def _launch(kernel: Any, rows: int, options: dict[str, int], quick: bool, out: Tensor, *arguments: Any) -> None:
     """One program for so many rows of `out` and each block of columns."""
     grid = (triton.cdiv(out.shape[0], rows), triton.cdiv(out.shape[1], options["BLOCK_N"]))
-    # The interpreter's kernels have nothing that a compiler could take in.
-    (kernel if INTERPRETED else wrap_triton(kernel))[grid](out, *arguments, QUICK=quick, **options)
+    kernel[grid](out, *arguments, QUICK=quick, **options)
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
