@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from bench_device import NO_GPU, Runs, against_bound, in_turns, is_missing, name_of
@@ -21,11 +22,15 @@ class Layers:
     """A block's GELU and attention on a GPU: time beside the time that memory takes."""
 
     batch_size: int = 512
-    """Pictures."""
+    """Sequences."""
     num_tokens: int = 197
-    """Of a picture: ViT-B/16's."""
+    """Of each: a picture's of ViT-B/16."""
     num_heads: int = 12
     """Of 64 numbers each."""
+    causal: bool = False
+    """Whether no token sees those behind it, as in captions (77 tokens, 8 heads)."""
+    calls: int = 10
+    """Calls of one measurement, one after the other: with one alone a GPU waits for the host."""
     repeats: int = 7
     """Measurements of each contender."""
     contenders: tuple[str, ...] = ("torch", "triton")
@@ -55,8 +60,8 @@ def measure(options: Layers) -> dict[str, Any]:
         work: Work = {}
         for contender in options.contenders:
             for direction, call in prepare(contender, options).items():
-                work[f"{layer} {direction}, {contender}"] = call
-        measured = in_turns(work, options.repeats, options.device)
+                work[f"{layer} {direction}, {contender}"] = partial(_several, call, options.calls)
+        measured = _of_one(in_turns(work, options.repeats, options.device), options.calls)
         runs |= measured
         speed = _copy_speed(options)
         elements = options.batch_size * options.num_tokens * options.num_heads * HEAD
@@ -64,6 +69,15 @@ def measure(options: Layers) -> dict[str, Any]:
             bound = numbers["backward" in name] * elements * 2 / speed * 1e3
             rows.append({"contender": name, **against_bound(measured[name], bound)})
     return {"device": name_of(options.device), "torch": torch.__version__, "rows": rows, "runs": runs}
+
+
+def _several(call: Callable[[], object], calls: int) -> None:
+    for _ in range(calls):
+        call()
+
+
+def _of_one(runs: Runs, calls: int) -> Runs:
+    return {name: [{**run, "milliseconds": run["milliseconds"] / calls} for run in each] for name, each in runs.items()}
 
 
 def _gelu(contender: str, options: Layers) -> Work:
@@ -106,12 +120,12 @@ def _attention(contender: str, options: Layers) -> Work:
         from neuclip_scale.models.triton_attention import attention, attention_backward
 
         given, bias = qkv.detach(), torch.zeros(3 * width, device=options.device)
-        out, levels = attention(given, bias, heads)
+        out, levels = attention(given, bias, heads, options.causal)
         return {
-            "forward": lambda: attention(given, bias, heads),
-            "backward": lambda: attention_backward(slopes, out, levels, given, heads),
+            "forward": lambda: attention(given, bias, heads, options.causal),
+            "backward": lambda: attention_backward(slopes, out, levels, given, heads, options.causal),
         }
-    forward = _compiled(lambda qkv: reference(qkv, heads), options)
+    forward = _compiled(lambda qkv: reference(qkv, heads, options.causal), options)
     add_up = _compiled(lambda gradient: gradient.sum((0, 1)), options)
     out = forward(qkv)
     return {
@@ -142,7 +156,8 @@ def show(options: Layers, result: dict[str, Any]) -> None:
         print(f"layers: needs {result['needs']}")
         return
     print(
-        f"{options.batch_size} pictures of {options.num_tokens} tokens, {options.num_heads} heads of {HEAD}, bf16, "
+        f"{options.batch_size} sequences of {options.num_tokens} tokens{', causal' * options.causal}, "
+        f"{options.num_heads} heads of {HEAD}, bf16, "
         f"{result['device']}; bound: memory at a copy's speed"
     )
     for row in result["rows"]:

@@ -26,7 +26,7 @@ def fuse(model: nn.Module, device: torch.device) -> None:
     for layer in (layer for tower in towers for layer in tower.modules()):
         if isinstance(layer, LinearGELU):
             layer.fused = _chosen(GELU, device, layer.out_features, "triton_gelu")
-        elif isinstance(layer, Attention) and not layer.causal:
+        elif isinstance(layer, Attention):
             head = layer.out_proj.in_features // layer.heads
             layer.fused = head == Attention.FUSED_HEAD and _chosen(ATTENTION, device, head, "triton_attention")
 

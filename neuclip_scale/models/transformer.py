@@ -72,13 +72,12 @@ class Attention(nn.Module):
 
     Parameter names, shapes and initial values are those of `nn.MultiheadAttention`, which open_clip uses:
     Glorot uniform for the joint query, key and value matrix, zero biases, PyTorch's default for the output
-    matrix. `fused`: sequences of as many tokens as `FUSED_TOKENS` and of `FUSED_DTYPES` have a kernel
-    (`triton_attention`).
+    matrix. `fused`: sequences of `FUSED_TOKENS` at most, in one of `FUSED_DTYPES`, have a kernel (`triton_attention`).
     """
 
     fused = False
-    FUSED_TOKENS = 129, 256
-    """Least and most. Fewer do not fill it; cuDNN is faster."""
+    FUSED_TOKENS = 320
+    """Longer sequences fill a general kernel's tiles."""
     FUSED_HEAD = 64
     """Numbers of a head."""
 
@@ -101,24 +100,25 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, at: At = None, packing: Packing | None = None) -> Tensor:
         if at is not None:
             return self._of_one(x, at, packing)
-        if self._fits(x, packing):
-            # The kernel gives the bias's gradient too.
-            qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias.detach())
-            return self.out_proj(torch.ops.neuclip_scale.attention(qkv, self.in_proj_bias, self.heads)[0])
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # [N, L, 3 width]
+        qkv, fused = self._project(x, packing)
         if packing is None:
-            return self.out_proj(self._attend(qkv))
-        return self.out_proj(join([self._attend(part) for part in packing.split(qkv)]))
+            return self.out_proj(self._attend(qkv, fused))
+        return self.out_proj(join([self._attend(part, fused) for part in packing.split(qkv)]))
 
-    def _fits(self, x: Tensor, packing: Packing | None) -> bool:
-        """Whether the kernel takes these sequences."""
-        if not self.fused or packing is not None or x.dtype not in FUSED_DTYPES:
-            return False
-        least, most = self.FUSED_TOKENS
-        return least <= x.shape[1] <= most
+    def _project(self, x: Tensor, packing: Packing | None) -> tuple[Tensor, bool]:
+        """Queries, keys and values [N, L, 3 width], or [T, 3 width], and whether the kernel takes them."""
+        longest = x.shape[1] if packing is None else max(length for _, length in packing.rectangles)
+        if self.fused and longest <= self.FUSED_TOKENS:
+            qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias.detach())  # whose gradient the kernel gives
+            if qkv.dtype in FUSED_DTYPES:
+                return qkv, True
+        return F.linear(x, self.in_proj_weight, self.in_proj_bias), False
 
-    def _attend(self, qkv: Tensor) -> Tensor:
+    def _attend(self, qkv: Tensor, fused: bool) -> Tensor:
         """[N, L, 3 width] -> [N, L, width]."""
+        if fused:
+            values: Tensor = torch.ops.neuclip_scale.attention(qkv, self.in_proj_bias, self.heads, self.causal)[0]
+            return values
         N, L, _ = qkv.shape
         # Parts of the last dimension: their gradients go back by one copy, those of a permuted view by two.
         q, k, v = (part.view(N, L, self.heads, -1).transpose(1, 2) for part in qkv.chunk(3, dim=-1))

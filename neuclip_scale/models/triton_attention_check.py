@@ -9,7 +9,8 @@ from torch import Tensor
 from neuclip_scale.models.triton_attention import HEAD, attention
 
 _SEQUENCES, _HEADS = 2, 3
-_LENGTHS = (197, 256)  # ragged and whole
+_PROBLEMS = ((197, False), (128, False), (77, True), (8, True))
+"""Tokens, ragged and whole, and whether none sees those behind it."""
 
 
 @torch.enable_grad()
@@ -18,12 +19,12 @@ def disagreement(device: torch.device, dtype: torch.dtype, dim: int) -> str:
     `dim` is HEAD. No collective.
     """
     generator = torch.Generator().manual_seed(0)
-    for length in _LENGTHS:
+    for length, causal in _PROBLEMS:
         qkv = (1.5 * torch.randn(_SEQUENCES, length, 3 * _HEADS * HEAD, generator=generator)).to(device, dtype)
         dout = torch.randn(_SEQUENCES, length, _HEADS * HEAD, generator=generator).to(device, dtype)
         bias = torch.zeros(3 * _HEADS * HEAD, device=device, requires_grad=True)
         given, exact = qkv.clone().requires_grad_(), qkv.double().requires_grad_()
-        out, expected = attention(given, bias, _HEADS)[0], reference(exact, _HEADS)
+        out, expected = attention(given, bias, _HEADS, causal)[0], reference(exact, _HEADS, causal)
         dqkv, dbias = torch.autograd.grad(out, (given, bias), dout)
         (gradient,) = torch.autograd.grad(expected, exact, dout.double())
         for what, one, other in (
@@ -37,7 +38,7 @@ def disagreement(device: torch.device, dtype: torch.dtype, dim: int) -> str:
     return ""
 
 
-def reference(qkv: Tensor, heads: int) -> Tensor:
+def reference(qkv: Tensor, heads: int, causal: bool) -> Tensor:
     """[N, L, 3 width] -> [N, L, width]."""
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)

@@ -1,10 +1,15 @@
-"""Triton kernels of attention over sequences that fit a multiprocessor. Imported only where they run: see `fused`.
+"""Triton kernels of attention over short sequences. Imported only where they run: see `fused`.
 
-A program has one head of one sequence, all of its keys in shared memory. So the backward pass needs no second sweep for
-the queries' gradient, no sums that programs share, and can write where the joint projection of queries, keys and values
-reads: none of the passes over memory that put a general kernel's gradients there. No atomics, the same bits every time.
+A general kernel's tiles are as long as a GPU likes them, and a picture of 197 tokens fills the last of them badly; its
+gradients need sums that programs share, and passes over memory that put them where the joint projection of queries,
+keys and values reads. Here a program has BLOCK tokens of one head of one sequence and meets the others STEP at a time;
+what is left over, 5 tokens of 197 and one of 257, takes tiles of TAIL. The scores are computed twice for the gradients,
+once for those of queries and once for those of keys and values: a third more products, but sums that stay in registers,
+so that three or four programs share a multiprocessor and one multiplies while another takes exponentials. Every
+gradient is written once, where it is read. No atomics, the same bits every time.
 
-Shapes: qkv and dqkv [N, L, 3 heads D], out and dout [N, L, heads D], levels [N, heads, L], D = HEAD and L <= KEYS.
+Shapes: qkv and dqkv [N, L, 3 heads HEAD], out and dout [N, L, heads HEAD], levels and means [N, heads, L], and sums
+[N, blocks, 3 heads HEAD].
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -17,86 +22,255 @@ from neuclip_scale.similarity.triton_kernels import LOG2E
 
 
 @triton.jit
-def attention_kernel(
-    out, levels, qkv, num_tokens, heads,
-    KEYS: tl.constexpr, HEAD: tl.constexpr, QUERIES: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """out = softmax(q k^T / sqrt(D)) v, and each query's log-sum-exp in powers of two."""
-    scale: tl.constexpr = HEAD**-0.5
-    sequence, head = tl.program_id(0) // heads, tl.program_id(0) % heads
-    width = heads * HEAD
-    first = sequence.to(tl.int64) * num_tokens
-    base = qkv + first * (3 * width) + head * HEAD
-    keys, within = tl.arange(0, KEYS), tl.arange(0, HEAD)
-    at = keys[:, None] * (3 * width) + within[None, :]
-    k = tl.load(base + width + at, mask=(keys < num_tokens)[:, None], other=0.0)
-    v = tl.load(base + 2 * width + at, mask=(keys < num_tokens)[:, None], other=0.0)
-    if UPCAST:  # the interpreter has no bf16 product
-        k, v = k.to(tl.float32), v.to(tl.float32)
-    for start in range(0, num_tokens, QUERIES):
-        rows = start + tl.arange(0, QUERIES)
-        there = rows < num_tokens
-        q = tl.load(base + rows[:, None] * (3 * width) + within[None, :], mask=there[:, None], other=0.0)
-        logits = tl.dot(q.to(k.dtype), k.T) * (scale * LOG2E)
-        logits = tl.where((keys < num_tokens)[None, :], logits, -float("inf"))
-        largest = tl.max(logits, 1)
-        terms = tl.exp2(logits - largest[:, None])
-        total = tl.sum(terms, 1)
-        values = tl.dot(terms.to(v.dtype), v) / total[:, None]
-        out_at = out + (first + rows)[:, None] * width + head * HEAD + within[None, :]
-        tl.store(out_at, values.to(out.dtype.element_ty), mask=there[:, None])
-        tl.store(levels + tl.program_id(0).to(tl.int64) * num_tokens + rows, largest + tl.log2(total), mask=there)
+def _place(num_tokens, heads, BLOCK: tl.constexpr, HEAD: tl.constexpr):
+    """Of this program: its head among all, its sequence's first token, its head's first number, its first token."""
+    blocks = tl.cdiv(num_tokens, BLOCK)
+    one = tl.program_id(0) // blocks
+    return (
+        one.to(tl.int64),
+        (one // heads).to(tl.int64) * num_tokens,
+        one % heads * HEAD,
+        tl.program_id(0) % blocks * BLOCK,
+    )
 
 
 @triton.jit
-def attention_backward_kernel(
-    dqkv, sums, dout, out, levels, qkv, num_tokens, heads,
-    KEYS: tl.constexpr, HEAD: tl.constexpr, QUERIES: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """dqkv, and sums [N, 3 heads D], dqkv's over each sequence, before it is rounded.
+def _load(
+    at, first, width, num_tokens, ROWS: tl.constexpr, HEAD: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr
+):
+    """[ROWS, HEAD] from token `first` on, `width` numbers from one token to the next; zero behind the last."""
+    rows = first + tl.arange(0, ROWS)
+    places = at + rows[:, None] * width + tl.arange(0, HEAD)[None, :]
+    values = tl.load(places) if WHOLE else tl.load(places, mask=(rows < num_tokens)[:, None], other=0.0)
+    return values.to(tl.float32) if UPCAST else values  # the interpreter has no bf16 product
 
-    The gradients of keys and values stay in registers while the queries pass, a few at a time and transposed: so few
-    queries are the narrow side of a tensor core's product, which has none for less than 64 rows.
-    """
-    scale: tl.constexpr = HEAD**-0.5
-    sequence, head = tl.program_id(0) // heads, tl.program_id(0) % heads
+
+@triton.jit
+def _store(at, values, first, width, num_tokens, ROWS: tl.constexpr, HEAD: tl.constexpr):
+    rows = first + tl.arange(0, ROWS)
+    places = at + rows[:, None] * width + tl.arange(0, HEAD)[None, :]
+    tl.store(places, values.to(at.dtype.element_ty), mask=(rows < num_tokens)[:, None])
+
+
+@triton.jit
+def attention_kernel(
+    out, levels, qkv, num_tokens, heads,
+    HEAD: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr,
+    CAUSAL: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """out = softmax(q k^T / sqrt(HEAD)) v, and each query's log-sum-exp in powers of two, a block of queries."""
+    one, start, head, first = _place(num_tokens, heads, BLOCK, HEAD)
     width = heads * HEAD
-    first = sequence.to(tl.int64) * num_tokens
-    base, gradients = qkv + first * (3 * width) + head * HEAD, dqkv + first * (3 * width) + head * HEAD
-    keys, within = tl.arange(0, KEYS), tl.arange(0, HEAD)
-    is_key = (keys < num_tokens)[:, None]
-    at = keys[:, None] * (3 * width) + within[None, :]
-    k = tl.load(base + width + at, mask=is_key, other=0.0)
-    v = tl.load(base + 2 * width + at, mask=is_key, other=0.0)
-    if UPCAST:
-        k, v = k.to(tl.float32), v.to(tl.float32)
-    dk = tl.zeros((KEYS, HEAD), tl.float32)
-    dv = tl.zeros((KEYS, HEAD), tl.float32)
-    dq_sum = tl.zeros((HEAD, QUERIES), tl.float32)
-    for start in range(0, num_tokens, QUERIES):
-        rows = start + tl.arange(0, QUERIES)
-        there = (rows < num_tokens)[:, None]
-        q = tl.load(base + rows[:, None] * (3 * width) + within[None, :], mask=there, other=0.0).to(k.dtype)
-        out_at = (first + rows)[:, None] * width + head * HEAD + within[None, :]
-        slopes = tl.load(dout + out_at, mask=there, other=0.0).to(k.dtype)
-        values = tl.load(out + out_at, mask=there, other=0.0)
-        mean = tl.sum(slopes.to(tl.float32) * values.to(tl.float32), 1)  # of a query's dp, weighted by p
-        levels_at = levels + tl.program_id(0).to(tl.int64) * num_tokens + rows
-        level = tl.load(levels_at, mask=rows < num_tokens, other=float("inf"))
-        p = tl.exp2(tl.dot(k, q.T) * (scale * LOG2E) - level[None, :])  # [KEYS, QUERIES]
-        p = tl.where(is_key, p, 0.0)
-        dp = tl.dot(v, slopes.T)
-        dv = tl.dot(p.to(k.dtype), slopes, dv)
-        ds = (p * (dp - mean[None, :])).to(k.dtype)
-        dk = tl.dot(ds, q, dk)
-        dq = tl.dot(k.T, ds) * scale  # [HEAD, QUERIES]
-        dq_sum += dq
-        dq_at = gradients + rows[None, :] * (3 * width) + within[:, None]
-        tl.store(dq_at, dq.to(dqkv.dtype.element_ty), mask=(rows < num_tokens)[None, :])
-    dk *= scale
-    tl.store(gradients + width + at, dk.to(dqkv.dtype.element_ty), mask=is_key)
-    tl.store(gradients + 2 * width + at, dv.to(dqkv.dtype.element_ty), mask=is_key)
-    sums_at = sums + sequence.to(tl.int64) * (3 * width) + head * HEAD + within
-    tl.store(sums_at, tl.sum(dq_sum, 1))
-    tl.store(sums_at + width, tl.sum(dk, 0))
-    tl.store(sums_at + 2 * width, tl.sum(dv, 0))
+    at = qkv + start * (3 * width) + head
+    to, levels_at = out + start * width + head, levels + one * num_tokens
+    if num_tokens - first <= TAIL:
+        _values(to, levels_at, at, first, num_tokens, width, TAIL, HEAD, STEP, TAIL, CAUSAL, UPCAST)
+    else:
+        _values(to, levels_at, at, first, num_tokens, width, BLOCK, HEAD, STEP, TAIL, CAUSAL, UPCAST)
+
+
+@triton.jit
+def _values(
+    to, levels, at, first, num_tokens, width,
+    ROWS: tl.constexpr, HEAD: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr,
+    CAUSAL: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Of ROWS queries."""
+    q = _load(at, first, 3 * width, num_tokens, ROWS, HEAD, False, UPCAST)
+    largest = tl.full((ROWS,), -float("inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    sums = tl.zeros((ROWS, HEAD), tl.float32)
+    end = num_tokens
+    if CAUSAL:
+        end = tl.minimum(first + ROWS, num_tokens)
+    whole = end // STEP * STEP
+    for key in range(0, whole, STEP):
+        largest, total, sums = _meet(
+            largest, total, sums, q, at, first, key, num_tokens, width, ROWS, HEAD, STEP, True, CAUSAL, UPCAST
+        )
+    for key in range(whole, end, TAIL):
+        largest, total, sums = _meet(
+            largest, total, sums, q, at, first, key, num_tokens, width, ROWS, HEAD, TAIL, False, CAUSAL, UPCAST
+        )
+    _store(to, sums / total[:, None], first, width, num_tokens, ROWS, HEAD)
+    rows = first + tl.arange(0, ROWS)
+    tl.store(levels + rows, largest + tl.log2(total), mask=rows < num_tokens)
+
+
+@triton.jit
+def _meet(
+    largest, total, sums, q, at, first, key, num_tokens, width,
+    ROWS: tl.constexpr, HEAD: tl.constexpr, KEYS: tl.constexpr, WHOLE: tl.constexpr,
+    CAUSAL: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """The queries' sums with KEYS keys more."""
+    scale: tl.constexpr = HEAD**-0.5 * LOG2E
+    k = _load(at + width, key, 3 * width, num_tokens, KEYS, HEAD, WHOLE, UPCAST)
+    v = _load(at + 2 * width, key, 3 * width, num_tokens, KEYS, HEAD, WHOLE, UPCAST)
+    logits = tl.dot(q, k.T) * scale
+    keys = key + tl.arange(0, KEYS)
+    if not WHOLE:
+        logits = tl.where((keys < num_tokens)[None, :], logits, -float("inf"))
+    if CAUSAL:
+        logits = tl.where(keys[None, :] <= (first + tl.arange(0, ROWS))[:, None], logits, -float("inf"))
+    larger = tl.maximum(largest, tl.max(logits, 1))
+    terms = tl.exp2(logits - larger[:, None])
+    shrink = tl.exp2(largest - larger)
+    return larger, total * shrink + tl.sum(terms, 1), tl.dot(terms.to(v.dtype), v, sums * shrink[:, None])
+
+
+@triton.jit
+def attention_queries_kernel(
+    dqkv, sums, means, dout, out, levels, qkv, num_tokens, heads,
+    HEAD: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr,
+    CAUSAL: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """The gradients of a block of queries, their sums before they are rounded, and means, what each query's slopes of
+    its probabilities are by these probabilities, which the keys' gradients need."""
+    one, start, head, first = _place(num_tokens, heads, BLOCK, HEAD)
+    width = heads * HEAD
+    at, to = qkv + start * (3 * width) + head, dqkv + start * (3 * width) + head
+    dout_at, out_at = dout + start * width + head, out + start * width + head
+    levels_at, means_at = levels + one * num_tokens, means + one * num_tokens
+    sums_at = sums + (one // heads * tl.cdiv(num_tokens, BLOCK) + first // BLOCK) * (3 * width) + head
+    if num_tokens - first <= TAIL:
+        _dq(
+            to, sums_at, means_at, dout_at, out_at, levels_at, at, first, num_tokens, width,
+            TAIL, HEAD, STEP, TAIL, CAUSAL, UPCAST,
+        )  # fmt: skip
+    else:
+        _dq(
+            to, sums_at, means_at, dout_at, out_at, levels_at, at, first, num_tokens, width,
+            BLOCK, HEAD, STEP, TAIL, CAUSAL, UPCAST,
+        )  # fmt: skip
+
+
+@triton.jit
+def _dq(
+    to, sums, means, dout, out, levels, at, first, num_tokens, width,
+    ROWS: tl.constexpr, HEAD: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr,
+    CAUSAL: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Of ROWS queries."""
+    scale: tl.constexpr = HEAD**-0.5
+    rows = first + tl.arange(0, ROWS)
+    there = rows < num_tokens
+    q = _load(at, first, 3 * width, num_tokens, ROWS, HEAD, False, UPCAST)
+    slopes = _load(dout, first, width, num_tokens, ROWS, HEAD, False, UPCAST)
+    values = _load(out, first, width, num_tokens, ROWS, HEAD, False, UPCAST)
+    mean = tl.sum(slopes.to(tl.float32) * values.to(tl.float32), 1)
+    tl.store(means + rows, mean, mask=there)
+    level = tl.load(levels + rows, mask=there, other=float("inf"))
+    dq = tl.zeros((ROWS, HEAD), tl.float32)
+    end = num_tokens
+    if CAUSAL:
+        end = tl.minimum(first + ROWS, num_tokens)
+    whole = end // STEP * STEP
+    for key in range(0, whole, STEP):
+        dq = _dq_of(
+            dq, q, slopes, mean, level, at, first, key, num_tokens, width, ROWS, HEAD, STEP, True, CAUSAL, UPCAST
+        )
+    for key in range(whole, end, TAIL):
+        dq = _dq_of(
+            dq, q, slopes, mean, level, at, first, key, num_tokens, width, ROWS, HEAD, TAIL, False, CAUSAL, UPCAST
+        )
+    dq *= scale
+    _store(to, dq, first, 3 * width, num_tokens, ROWS, HEAD)
+    tl.store(sums + tl.arange(0, HEAD), tl.sum(dq, 0))
+
+
+@triton.jit
+def _dq_of(
+    dq, q, slopes, mean, level, at, first, key, num_tokens, width,
+    ROWS: tl.constexpr, HEAD: tl.constexpr, KEYS: tl.constexpr, WHOLE: tl.constexpr,
+    CAUSAL: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """dq with what KEYS keys add. Keys behind the last token are zero and add nothing."""
+    scale: tl.constexpr = HEAD**-0.5 * LOG2E
+    k = _load(at + width, key, 3 * width, num_tokens, KEYS, HEAD, WHOLE, UPCAST)
+    v = _load(at + 2 * width, key, 3 * width, num_tokens, KEYS, HEAD, WHOLE, UPCAST)
+    p = tl.exp2(tl.dot(q, k.T) * scale - level[:, None])
+    if CAUSAL:
+        p = tl.where((key + tl.arange(0, KEYS))[None, :] <= (first + tl.arange(0, ROWS))[:, None], p, 0.0)
+    ds = p * (tl.dot(slopes, v.T) - mean[:, None])
+    return tl.dot(ds.to(k.dtype), k, dq)
+
+
+@triton.jit
+def attention_keys_kernel(
+    dqkv, sums, means, dout, levels, qkv, num_tokens, heads,
+    HEAD: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr,
+    CAUSAL: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """The gradients of a block of keys and of their values, and their sums before they are rounded."""
+    one, start, head, first = _place(num_tokens, heads, BLOCK, HEAD)
+    width = heads * HEAD
+    at, to = qkv + start * (3 * width) + head, dqkv + start * (3 * width) + head
+    dout_at = dout + start * width + head
+    levels_at, means_at = levels + one * num_tokens, means + one * num_tokens
+    sums_at = sums + (one // heads * tl.cdiv(num_tokens, BLOCK) + first // BLOCK) * (3 * width) + head
+    if num_tokens - first <= TAIL:
+        _dk_dv(
+            to, sums_at, means_at, dout_at, levels_at, at, first, num_tokens, width,
+            TAIL, HEAD, STEP, TAIL, CAUSAL, UPCAST,
+        )  # fmt: skip
+    else:
+        _dk_dv(
+            to, sums_at, means_at, dout_at, levels_at, at, first, num_tokens, width,
+            BLOCK, HEAD, STEP, TAIL, CAUSAL, UPCAST,
+        )  # fmt: skip
+
+
+@triton.jit
+def _dk_dv(
+    to, sums, means, dout, levels, at, first, num_tokens, width,
+    ROWS: tl.constexpr, HEAD: tl.constexpr, STEP: tl.constexpr, TAIL: tl.constexpr,
+    CAUSAL: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Of ROWS keys."""
+    scale: tl.constexpr = HEAD**-0.5
+    k = _load(at + width, first, 3 * width, num_tokens, ROWS, HEAD, False, UPCAST)
+    v = _load(at + 2 * width, first, 3 * width, num_tokens, ROWS, HEAD, False, UPCAST)
+    dk, dv = tl.zeros((ROWS, HEAD), tl.float32), tl.zeros((ROWS, HEAD), tl.float32)
+    begin = 0
+    if CAUSAL:
+        begin = first
+    whole = num_tokens // STEP * STEP
+    for query in range(begin, whole, STEP):
+        dk, dv = _dk_dv_of(
+            dk, dv, k, v, means, dout, levels, at, first, query, num_tokens, width,
+            ROWS, HEAD, STEP, True, CAUSAL, UPCAST,
+        )  # fmt: skip
+    for query in range(tl.maximum(whole, begin), num_tokens, TAIL):
+        dk, dv = _dk_dv_of(
+            dk, dv, k, v, means, dout, levels, at, first, query, num_tokens, width,
+            ROWS, HEAD, TAIL, False, CAUSAL, UPCAST,
+        )  # fmt: skip
+    there = (first + tl.arange(0, ROWS) < num_tokens)[:, None]
+    dk, dv = tl.where(there, dk * scale, 0.0), tl.where(there, dv, 0.0)
+    _store(to + width, dk, first, 3 * width, num_tokens, ROWS, HEAD)
+    _store(to + 2 * width, dv, first, 3 * width, num_tokens, ROWS, HEAD)
+    tl.store(sums + width + tl.arange(0, HEAD), tl.sum(dk, 0))
+    tl.store(sums + 2 * width + tl.arange(0, HEAD), tl.sum(dv, 0))
+
+
+@triton.jit
+def _dk_dv_of(
+    dk, dv, k, v, means, dout, levels, at, first, query, num_tokens, width,
+    ROWS: tl.constexpr, HEAD: tl.constexpr, QUERIES: tl.constexpr, WHOLE: tl.constexpr,
+    CAUSAL: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """dk and dv with what QUERIES queries add, keys down and queries across. Behind the last token they add nothing."""
+    scale: tl.constexpr = HEAD**-0.5 * LOG2E
+    queries = query + tl.arange(0, QUERIES)
+    there = queries < num_tokens
+    q = _load(at, query, 3 * width, num_tokens, QUERIES, HEAD, WHOLE, UPCAST)
+    slopes = _load(dout, query, width, num_tokens, QUERIES, HEAD, WHOLE, UPCAST)
+    level = tl.load(levels + queries, mask=there, other=float("inf"))
+    mean = tl.load(means + queries, mask=there, other=0.0)
+    p = tl.exp2(tl.dot(k, q.T) * scale - level[None, :])
+    if CAUSAL:
+        p = tl.where((first + tl.arange(0, ROWS))[:, None] <= queries[None, :], p, 0.0)
+    dv = tl.dot(p.to(slopes.dtype), slopes, dv)
+    ds = p * (tl.dot(v, slopes.T) - mean[None, :])
+    return tl.dot(ds.to(q.dtype), q, dk), dv

@@ -31,7 +31,6 @@ def trained(folder: str, label: str, more: Overrides, fused: bool) -> dict[str, 
         importlib.import_module(f"neuclip_scale.models.triton_{module}")
         layer.fused = fused
     transformer.FUSED_DTYPES = (torch.float32,)  # interpreted, the kernels take it, and it shows more
-    Attention._fits = lambda layer, x, packing: layer.fused and not layer.causal  # type: ignore[method-assign]
     launches: list[str] = []
     if fused:
         count_launches(launches)
