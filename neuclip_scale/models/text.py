@@ -72,6 +72,9 @@ def encode_tokens(parts: TextTransformerParts, tokens: Tensor, packing: Packing 
         embedded = packing.split(parts.token_embedding(packing.rows(tokens)))
         x = join([part + positions[: part.shape[1]] for part in embedded])  # [T, width]
         tokens = tokens[packing.order]
+    # What autocast makes of pictures' tokens: half of the memory that blocks and norms pass over.
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
     # The end token has the largest id of the vocabulary, and under the causal mask only it has seen the whole
     # text.
     x = parts.transformer(x, tokens.argmax(dim=-1), packing)  # [N, width]

@@ -14,6 +14,7 @@ from neuclip_scale.models.building import build_model, create_model
 from neuclip_scale.models.clip import CLIP
 from neuclip_scale.models.presets import PRESETS, get_preset
 from neuclip_scale.models.tokenizer import CLIPTokenizer
+from neuclip_scale.models.transformer import ResidualAttentionBlock
 
 TINY = replace(
     PRESETS["demo"],
@@ -75,6 +76,19 @@ def test_padding_and_shorter_batches_do_not_change_text_features(model: CLIP) ->
     garbage = tokens.clone()
     garbage[:, 4:] = 17  # after the end token
     torch.testing.assert_close(model(tokens=garbage).text_features, features)
+
+
+def test_blocks_have_the_dtype_of_autocast(model: CLIP, batch: tuple[Tensor, Tensor]) -> None:
+    found: list[torch.dtype] = []
+    for tower in (model.visual, model.transformer):
+        for block in (part for part in tower.modules() if isinstance(part, ResidualAttentionBlock)):
+            block.register_forward_pre_hook(lambda block, inputs: found.append(inputs[0].dtype))
+    model(*batch)
+    assert set(found) == {torch.float32}
+    found.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(*batch)
+    assert set(found) == {torch.bfloat16}
 
 
 def test_features_stay_float32_under_autocast_and_in_bfloat16(model: CLIP, batch: tuple[Tensor, Tensor]) -> None:
