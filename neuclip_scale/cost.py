@@ -154,7 +154,7 @@ class RunCost:
         seconds: float,
         sections: Mapping[str, float],
         arithmetic: StepArithmetic,
-        objective: Objective,
+        objective_flops: int,
         captions: PackedTokens | None = None,
     ) -> None:
         """Count one finished step; `captions` where they were packed."""
@@ -162,7 +162,7 @@ class RunCost:
         self.device_seconds += seconds * arithmetic.shape.world_size
         self.model_flops += arithmetic.model_flops(captions)
         self.hardware_flops += arithmetic.hardware_flops(captions)
-        self.objective_flops += arithmetic.objective_flops(objective)
+        self.objective_flops += objective_flops
         if captions is not None:
             self.packed_steps += 1
             self.packed_tokens += captions.run.mean

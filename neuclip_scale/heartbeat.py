@@ -29,13 +29,15 @@ class Beat:
     host: str
     pid: int
     step: int
-    """Steps that have finished."""
+    """Steps that have finished: the host has read their numbers."""
     step_seconds: float
     """Since the last of them; 0 while nothing is expected to finish, as during an evaluation."""
     section: str
     """Innermost section of the step that runs; empty between steps."""
     place: int
     """How many times the step has passed from one section to another."""
+    launched: int = 0
+    """Steps that the host has launched. It waits for numbers of one of them where no section runs."""
     state: Literal["running", "ended", "failed", "hung"] = "running"
     error: str = ""
     job: str = ""

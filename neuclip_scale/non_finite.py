@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from neuclip_scale import distributed, files
-from neuclip_scale.data.batch import Batch
-from neuclip_scale.similarity import PairFeatures
 
 
 class NonFiniteLossError(RuntimeError):
@@ -19,12 +18,17 @@ class NonFiniteLossError(RuntimeError):
 
 
 def check_finite(
-    metrics: Mapping[str, Any], pairs: PairFeatures, batch: Batch, step: int, run_dir: Path, precision: str
+    metrics: Mapping[str, Any],
+    features: Sequence[Tensor],
+    uids: Sequence[str],
+    step: int,
+    run_dir: Path,
+    precision: str,
 ) -> None:
     """Raise NonFiniteLossError on every rank if the reduced `metrics` hold a loss or gradient that is not finite.
 
-    A collective in that case only, which the ranks agree on since the metrics are equal. Each rank leaves its uids in
-    `run_dir`.
+    A collective in that case only, which the ranks agree on since the metrics are equal. `features` and `uids` are of
+    this rank's pairs. Each rank leaves its uids in `run_dir`.
     """
     # fp16's loss scaler looks for bad gradients itself: it skips the update and lowers its scale.
     watched = ("loss",) if precision == "fp16" else ("loss", "grad_norm")
@@ -33,9 +37,9 @@ def check_finite(
         return
     rank = distributed.rank()
     path = run_dir / f"nonfinite_step_{step:09d}_rank_{rank:05d}.json"
-    finite = all(bool(torch.isfinite(side).all()) for side in (pairs.image, pairs.text))
-    files.write_json(path, {"step": step, "rank": rank, "features_finite": finite, "uids": batch.uids})
-    everyone = distributed.gather_objects((rank, finite, batch.uids[:3]))
+    finite = all(bool(torch.isfinite(side).all()) for side in features)
+    files.write_json(path, {"step": step, "rank": rank, "features_finite": finite, "uids": uids})
+    everyone = distributed.gather_objects((rank, finite, uids[:3]))
     culprits = [entry for entry in everyone if not entry[1]] or everyone
     listed = "; ".join(f"rank {rank} (uids {', '.join(uids)}, ...)" for rank, _, uids in culprits)
     source = "backward pass" if math.isfinite(metrics["loss"]) else "objective"

@@ -20,6 +20,7 @@ from neuclip_scale.data.manifest import Manifest
 from neuclip_scale.data.mixing import MixedOrder
 from neuclip_scale.data.streams import StreamOrder
 from neuclip_scale.engines import Engine
+from neuclip_scale.launched_step import StepNumbers
 from neuclip_scale.objectives import Objective
 
 EXIT_STOPPED = 75
@@ -32,10 +33,14 @@ class RunState:
     def __init__(self, folder: Path, config: Recipe) -> None:
         self.folder, self.config = folder, config
         self.step = 0
+        """Steps whose numbers have been read."""
+        self.launched = 0
+        """Steps that have been launched; ahead of `step` while the numbers of the last are under way."""
         self.num_read = 0
         self.num_skipped = 0
         self.cost = RunCost()
-        self.temperature_dropped = False
+        self.small_temperature_step: int | None = None
+        """The first step that saw tau at `temperature_drop_at` or below."""
         self.epochs = EpochLedger()
         """What this rank has read of the epochs that are not over; after a resumption rank 0 keeps everybody's."""
         self.epochs_checked = 0
@@ -68,18 +73,23 @@ class RunState:
             )
         return found
 
-    def count(self, num_read: int, num_skipped: int) -> None:
-        """Add samples read and skipped by all ranks."""
-        self.num_read += num_read
-        self.num_skipped += num_skipped
+    def temperature_dropped(self, step: int) -> bool:
+        """Whether tau's learning rate has fallen at `step` (the first is 1), for good: tau may rise again.
 
-    def advance(self, loaded: LoadedBatch, tau: float) -> None:
-        """Note a finished step."""
+        It does at the second step after tau was small: the first one may have been launched before that was read.
+        """
+        return self.small_temperature_step is not None and step >= self.small_temperature_step + 2
+
+    def advance(self, loaded: LoadedBatch, numbers: StepNumbers) -> None:
+        """Note a step whose numbers have been read."""
         self.step += 1
+        self.num_read += numbers.num_read
+        self.num_skipped += numbers.num_skipped
         self._positions = dict(loaded.stream_positions)
         self.epochs.merge(loaded.epochs)
-        # FastCLIP's rule is one-way: tau may rise again, its learning rate does not.
-        self.temperature_dropped |= tau <= self.config.optim.temperature_drop_at
+        tau = 1 / numbers.metrics["logit_scale"]
+        if self.small_temperature_step is None and tau <= self.config.optim.temperature_drop_at:
+            self.small_temperature_step = self.step
 
     def close_epochs(self, order: StreamOrder | MixedOrder, positions: Sequence[int]) -> list[str]:
         """What is to be said of the epochs that ended with this step (collective).
@@ -139,7 +149,7 @@ class RunState:
             "num_skipped": self.num_skipped,
             "train_seconds": self.cost.train_seconds,
             "cost": self.cost.state(),
-            "temperature_dropped": self.temperature_dropped,
+            "small_temperature_step": self.small_temperature_step,
             "torch_version": str(torch.__version__),
         }
         per_rank = {
@@ -172,10 +182,12 @@ class RunState:
         if distributed.is_main():
             self.epochs.merge({int(epoch): tuple(sums) for epoch, sums in shared["epochs"].items()})
         self.epochs_checked, self.epochs_wrong = shared["epochs_checked"]
-        self.step = shared["step"]
+        self.step = self.launched = shared["step"]
         self.cost.load(shared, len(ranks))
         self.num_read, self.num_skipped = shared["num_read"], shared["num_skipped"]
-        self.temperature_dropped = shared["temperature_dropped"]
+        # Older code only said that it had fallen, or that it would with the next step.
+        older = self.step - 1 if shared.get("temperature_dropped") else None
+        self.small_temperature_step = shared.get("small_temperature_step", older)
         if len(ranks) == distributed.world_size():
             checkpoint.restore_rng(ranks[distributed.rank()]["random"])
         else:

@@ -62,8 +62,8 @@ class StepTimer:
     def seconds(self) -> dict[str, float]:
         """Seconds of every section that was entered, and of `OTHER`, once the `with` block is over.
 
-        On a GPU this waits for the last event. A step that has already copied a result to the host has drained the
-        stream, and waits for nothing.
+        On a GPU this waits for the last event. Where the host has a result that was copied inside the block, it waits
+        for nothing.
         """
         totals: dict[str, float] = {}
         if isinstance(self._stamps[-1], torch.cuda.Event):

@@ -5,12 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from neuclip_scale import distributed, files, telemetry
 from neuclip_scale.config import (
@@ -26,7 +23,6 @@ from neuclip_scale.config import (
 )
 from neuclip_scale.cost import PackedTokens, StepArithmetic
 from neuclip_scale.data.batch import Batch
-from neuclip_scale.data.digest import batch_digest
 from neuclip_scale.data.loader import LoadedBatch, TrainLoader
 from neuclip_scale.data.required_audit import required_audit
 from neuclip_scale.data.run_manifest import run_manifest
@@ -38,6 +34,7 @@ from neuclip_scale.evaluation.in_training import TrainingEvaluation
 from neuclip_scale.evaluation.normalizer_monitor import NormalizerMonitor
 from neuclip_scale.evaluation.reference_pairs import ReferencePairs
 from neuclip_scale.grad_cache import CachedFeatures, KeptActivations, RandomState
+from neuclip_scale.launched_step import LaunchedStep, QueuedNumbers, StepClock, StepResult
 from neuclip_scale.models.building import plan_model
 from neuclip_scale.models.pretrained import pretrained_values
 from neuclip_scale.models.tokenizer import build_tokenizer
@@ -50,20 +47,7 @@ from neuclip_scale.optim import schedule_factor, set_learning_rates
 from neuclip_scale.run_state import RunState, StopSignal
 from neuclip_scale.run_summary import run_summary
 from neuclip_scale.sections import StepTimer, left_out, section
-from neuclip_scale.similarity import PairFeatures
 from neuclip_scale.telemetry.hang_watch import HangWatch
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one training step computed on this rank, without a graph."""
-
-    pairs: PairFeatures
-    output: ObjectiveOutput
-    logit_scale: Tensor  # [1], before the update
-    grad_norm: Tensor  # []
-    captions: PackedTokens | None
-    """None where they were not packed."""
 
 
 class Trainer:
@@ -148,7 +132,7 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """Train to the end, or to a stop signal (collective); returns what summary.json holds.
 
-        SIGTERM and SIGUSR1 finish the step, save, and return with status "stopped"; the same call goes on later.
+        SIGTERM and SIGUSR1 finish what was launched, save, and return with status "stopped"; the same call goes on.
         Raises NonFiniteLossError, TooManyBadSamples, CheckpointError.
         """
         config, state = self.config, self.run_state
@@ -173,10 +157,7 @@ class Trainer:
             if warning := out_of_reach(config.objective, self.manifest.num_samples, config.train.global_batch_size):
                 logger.message(f"warning: {warning}")
             self._catch_up(logger)
-            batches = iter(self.loader)
-            stopping = False
-            while state.step < self.num_steps and not stopping:
-                stopping = self._run_step(batches, skips, logger, stop)
+            self._run_steps(skips, logger, stop)
             finished = state.step >= self.num_steps
             if not finished:
                 # Started again from a PATH, the run would begin there once more.
@@ -186,36 +167,81 @@ class Trainer:
                 )
             return self._finish(logger, finished)
 
-    def _run_step(
-        self, batches: Iterator[LoadedBatch], skips: SkipLog, logger: telemetry.RunLogger, stop: StopSignal
-    ) -> bool:
-        """Load, train, record and save as due (collective); returns whether to stop."""
-        config, state = self.config, self.run_state
+    def _run_steps(self, skips: SkipLog, logger: telemetry.RunLogger, stop: StopSignal) -> None:
+        """Train until the end, or until a rank is asked to stop; save and evaluate where due (collective).
+
+        The next step is launched before a step's numbers are read, so that a GPU always has work.
+        """
+        batches, clock = iter(self.loader), StepClock()
+        before: LaunchedStep | None = None
+        stopping = False
+        while self.run_state.step < self.num_steps and not stopping:
+            launched = self._launch(batches, skips, stop)
+            if before is not None:
+                stopping = self._record(before, skips, logger, clock)
+            before = launched
+            if stopping or self._reads_at_once(launched.number):
+                stopping |= self._record(launched, skips, logger, clock)
+                before = None
+                with clock.paused():
+                    self._between_steps(logger, stopping)
+
+    def _reads_at_once(self, step: int) -> bool:
+        """Whether step `step` must be recorded before another is launched; equal on all ranks."""
+        # The time that the normalizers' measurement takes is left out of its own step, so none may run beside it.
+        measures = self.monitor.is_due(step + 1)
+        return step == self.num_steps or self._save_is_due(step) or self.evaluation.is_due(step) or measures
+
+    def _launch(self, batches: Iterator[LoadedBatch], skips: SkipLog, stop: StopSignal) -> LaunchedStep:
+        """Load a batch, and queue a step on it and its numbers' way to the host (collective)."""
+        state, optim, number = self.run_state, self.config.optim, self.run_state.launched + 1
         began = time.perf_counter()
         with StepTimer(self.device) as timer:
             with section("data"), self._keep_random_state():
                 loaded = next(batches)
             data_time = time.perf_counter() - began
-            factor = schedule_factor(state.step, self.num_steps, config.optim)
+            factor = schedule_factor(number - 1, self.num_steps, optim)
             set_learning_rates(
                 self.engine.optimizer,
                 factor,
-                constant_temperature=config.optim.temperature_schedule == "constant",
-                temperature_dropped=state.temperature_dropped,
+                constant_temperature=optim.temperature_schedule == "constant",
+                temperature_dropped=state.temperature_dropped(number),
             )
             with section("data"):
                 batch = loaded.batch.to(self.device, non_blocking=True)
-            result = self.train_step(batch, self.monitor if self.monitor.is_due(state.step + 1) else None)
-            metrics, captions, stopping, saved, positions = self._reduce(result, loaded, stop.requested)
+            result = self.train_step(batch, self.monitor if self.monitor.is_due(number) else None)
+            numbers = QueuedNumbers(result, loaded, stop=stop.requested, save_is_written=state.save_is_written)
+        skips.add(loaded.skipped)
+        state.launched = number
+        self.watch.launched(number)
+        return LaunchedStep(
+            number,
+            numbers,
+            loaded,
+            features=(result.pairs.image, result.pairs.text),
+            timer=timer,
+            data_time=data_time,
+            learning_rate=optim.learning_rate * factor,
+            objective_flops=self.arithmetic.objective_flops(self.objective),
+            measured=self.monitor.take_result(),
+        )
+
+    def _record(self, step: LaunchedStep, skips: SkipLog, logger: telemetry.RunLogger, clock: StepClock) -> bool:
+        """Wait for the numbers of the oldest step not yet recorded, check and log them (collective); returns whether
+        to stop.
+        """
+        config, state = self.config, self.run_state
+        numbers = step.numbers.read()
+        metrics = numbers.metrics
         try:
-            check_finite(metrics, result.pairs, batch, state.step + 1, self.run_dir, config.train.precision)
+            uids = step.loaded.batch.uids
+            check_finite(metrics, step.features, uids, step.number, self.run_dir, config.train.precision)
         except NonFiniteLossError:  # of numbers that are equal on all ranks
             state.finish_save()
             raise
-        state.advance(loaded, tau=1 / metrics["logit_scale"])
-        for line in state.close_epochs(self.loader.order, positions):
+        state.advance(step.loaded, numbers)
+        for line in state.close_epochs(self.loader.order, numbers.positions):
             logger.message(line)
-        skips.add(loaded.skipped)
         # Counts of all ranks, equal on all ranks: they stop together.
         check_bad_fraction(
             state.num_read,
@@ -224,21 +250,19 @@ class Trainer:
             config.data.max_bad_fraction,
             f"listed in {skips.path.parent}",
         )
-        metrics |= self.monitor.take_result()
         # Measuring is not training: its time would count against the method that is measured.
-        step_time = time.perf_counter() - began - metrics.get("normalizer/seconds", 0.0)
-        sections = timer.seconds()
-        state.cost.add_step(step_time, sections, self.arithmetic, self.objective, captions)
-        metrics |= self.arithmetic.caption_metrics(captions)
-        metrics |= {"lr": config.optim.learning_rate * factor, "data_time": data_time}
+        step_time = clock.step(numbers.arrival) - step.measured.get("normalizer/seconds", 0.0)
+        sections = step.timer.seconds()
+        state.cost.add_step(step_time, sections, self.arithmetic, step.objective_flops, numbers.captions)
+        metrics |= step.measured | self.arithmetic.caption_metrics(numbers.captions)
+        metrics |= {"lr": step.learning_rate, "data_time": step.data_time}
         metrics |= {"step_time": step_time, "num_skipped": state.num_skipped}
         metrics |= {f"time/{name}": spent for name, spent in sections.items()}
-        logger.log_step(state.step, metrics)
-        if saved:
+        logger.log_step(step.number, metrics)
+        if numbers.saved:
             state.finish_save()
-        self.watch.finished(state.step)
-        self._between_steps(logger, stopping)
-        return stopping
+        self.watch.finished(step.number)
+        return numbers.stopping
 
     def train_step(self, batch: Batch, monitor: NormalizerMonitor | None = None) -> StepResult:
         """One optimizer step on this rank's part of the global batch (collective)."""
@@ -266,7 +290,7 @@ class Trainer:
         with section("optimizer"):
             grad_norm = engine.step(self.config.train.max_grad_norm)
             engine.clamp_temperature(self.config.objective.temperature_min, self.config.objective.temperature_max)
-            engine.update_average(self.run_state.step + 1)
+            engine.update_average(self.run_state.launched + 1)
         captions = PackedTokens.of(micro_batches, engine.module)
         return StepResult(pairs, output, cached.logit_scale, grad_norm, captions)
 
@@ -312,44 +336,20 @@ class Trainer:
         with self.watch.paused(), self._keep_random_state():
             return self._all_pairs.encode(self.engine)
 
-    @section("reduce")
-    def _reduce(
-        self, result: StepResult, loaded: LoadedBatch, stop: bool
-    ) -> tuple[dict[str, Any], PackedTokens | None, bool, bool, list[int]]:
-        """Of all ranks: numbers of this step, its captions, whether any was asked to stop, whether all have written the
-        checkpoint that is being saved, and the positions of all streams (collective).
-
-        One reduction and one copy to the host for everything: each `.item()` would be a stop of the GPU.
-        """
-        names = list(result.output.metrics)
-        values = [result.output.loss, *(result.output.metrics[name] / self.world_size for name in names)]
-        counts = [stop, self.run_state.save_is_written, loaded.num_read, len(loaded.skipped)]
-        tokens = [mean / self.world_size for part in result.captions or () for mean in part]
-        flags = result.output.loss.new_tensor([*counts, *tokens], dtype=result.output.loss.dtype)
-        packed = torch.cat([torch.stack([v.reshape(()) for v in values]), flags])
-        local = torch.stack([result.logit_scale.reshape(()), result.grad_norm.reshape(()).to(packed)])
-        numbers = torch.cat([distributed.all_reduce_sum(packed), local]).tolist()
-        loss, *means = numbers[: 1 + len(names)]
-        stopping, num_written, num_read, num_skipped, *tokens, scale, grad_norm = numbers[1 + len(names) :]
-        captions = PackedTokens.of_means(tokens) if tokens else None
-        self.run_state.count(int(num_read), int(num_skipped))
-        digests, positions = distributed.all_gather_rows(loaded.stream_marks.to(self.device)).T.tolist()
-        metrics: dict[str, Any] = {"loss": loss, "logit_scale": scale, "grad_norm": grad_norm}
-        metrics |= dict(zip(names, means, strict=True))
-        metrics["batch_digest"] = batch_digest(digests)
-        return metrics, captions, stopping > 0, num_written == self.world_size, positions
-
     def _between_steps(self, logger: telemetry.RunLogger, stopping: bool) -> None:
-        step, config = self.run_state.step, self.config
+        step = self.run_state.step
         last = step >= self.num_steps
-        due = config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0
-        if due or stopping or last:
+        if self._save_is_due(step) or stopping or last:
             with self.run_state.cost.paused():
                 self.run_state.start_save(self.engine, self.objective, self.manifest)
-                if stopping or last or not config.checkpoint.background:
+                if stopping or last or not self.config.checkpoint.background:
                     self.run_state.finish_save()
         if not last and not stopping and self.evaluation.is_due(step):
             self._evaluate_between(logger)
+
+    def _save_is_due(self, step: int) -> bool:
+        every_steps = self.config.checkpoint.every_steps
+        return every_steps > 0 and step % every_steps == 0
 
     def _catch_up(self, logger: telemetry.RunLogger) -> None:
         """Evaluate what was due at the step that the run goes on from, if it had been stopped before."""

@@ -69,8 +69,12 @@ def child(options: Step, contender: str) -> None:
 
 def our_steps(options: Step, parts: int, objective: str, folder: Path, *, compiled: bool = False) -> Iterator[Any]:
     """`Trainer.train_step` on one batch: first one step, then `options.steps` each time."""
+    import torch
+
     from neuclip_scale import Trainer, load_recipe
+    from neuclip_scale.data.loader import LoadedBatch
     from neuclip_scale.data.synthetic import write_synthetic_shards
+    from neuclip_scale.launched_step import QueuedNumbers
 
     write_synthetic_shards(folder / "shards", options.batch_size, options.batch_size, image_size=40, seed=0)
     settings = {
@@ -83,9 +87,15 @@ def our_steps(options: Step, parts: int, objective: str, folder: Path, *, compil
     }  # fmt: skip
     trainer = Trainer(load_recipe("demo", settings))
     batch, count = our_batch(trainer, options), 1
+    loaded = LoadedBatch(batch, {0: 0}, torch.zeros(1, dtype=torch.int64), [], options.batch_size)
     while True:
-        for _ in range(count):
-            float(trainer.train_step(batch).output.loss)  # `fit` reads its numbers after every step
+        before: QueuedNumbers | None = None
+        for _ in range(count):  # `fit` reads a step's numbers when it has launched the next
+            launched = QueuedNumbers(trainer.train_step(batch), loaded)
+            if before is not None:
+                before.read()
+            before = launched
+        launched.read()
         yield
         count = options.steps
 

@@ -261,7 +261,7 @@ class OptimConfig:
     temperature_schedule: Literal["encoders", "constant"] = "encoders"
     """Learning rate of log(1/tau): the encoders' schedule, or constant from the first step (FastCLIP, AmorLIP)."""
     temperature_drop_at: float = 0.0
-    """Once tau is at most this, its learning rate falls to a third (FastCLIP, NeuCLIP: 0.03); 0 never."""
+    """Two steps after tau is at most this, its learning rate falls to a third (FastCLIP, NeuCLIP: 0.03); 0 never."""
 
 
 @dataclass(frozen=True, kw_only=True)

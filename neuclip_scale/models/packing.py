@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neuclip_scale.transfers import to_device
+
 MOST_RECTANGLES = 4
 """Every one has attention kernels of its own to start; four leave out most of what any number would."""
 MULTIPLE = 8
@@ -69,11 +71,9 @@ def pack(lengths: Sequence[int], context_length: int, device: torch.device, *, a
         rectangles = _of_one_kind(rectangles)
     each = np.repeat([length for _, length in rectangles], [captions for captions, _ in rectangles])
     starts = np.cumsum(each) - each
-    # One copy to the device for all three, for which the host does not wait.
+    # One copy to the device for all three.
     places = torch.from_numpy(np.stack([order, np.argsort(order, kind="stable"), starts]))
-    if device.type == "cuda":
-        places = places.pin_memory()
-    in_order, inverse, first = places.to(device, non_blocking=True).unbind()
+    in_order, inverse, first = to_device(places, device).unbind()
     return Packing(in_order, inverse, first, rectangles)
 
 

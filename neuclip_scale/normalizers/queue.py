@@ -14,6 +14,7 @@ from neuclip_scale.normalizers.own_entries import OwnEntries
 from neuclip_scale.normalizers.rounded import Rounded
 from neuclip_scale.similarity import BatchShape, PairFeatures
 from neuclip_scale.similarity.choosing import Kernels, choose
+from neuclip_scale.transfers import to_device
 
 KERNELS = Kernels("queue with {} entries", "neuclip_scale.normalizers.triton_queue_check")
 LEAST_WEIGHT = 1e-3
@@ -137,8 +138,8 @@ class EmbeddingQueue(nn.Module):
         count = min(self.size, pairs.global_size)
         slots = (self.num_pushed + np.arange(count)) % self.size
         mine = np.flatnonzero(slots % self.world_size == self.rank)  # on the host, which so waits for no device
-        newest = torch.from_numpy(pairs.global_size - count + mine).to(self.index.device, non_blocking=True)
-        places = torch.from_numpy(slots[mine] // self.world_size).to(self.index.device, non_blocking=True)
+        newest = to_device(torch.from_numpy(pairs.global_size - count + mine), self.index.device)
+        places = to_device(torch.from_numpy(slots[mine] // self.world_size), self.index.device)
         image, text = pairs.world_rows(newest)
         self._rounded_image.write(self.image, places, image.to(self.image))
         self._rounded_text.write(self.text, places, text.to(self.text))

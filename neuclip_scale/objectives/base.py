@@ -181,7 +181,7 @@ class MarginObjective(Objective):
 
     def add_eps(self, log_value: Tensor) -> Tensor:
         """log(eps + exp(log_value))."""
-        return torch.logaddexp(log_value, log_value.new_tensor(self.log_eps))
+        return torch.logaddexp(log_value, log_value.new_full((), self.log_eps))
 
 
 def margin_gradients(

@@ -63,7 +63,7 @@ class RunningNormalizers:
         else:
             log_u = self.table.lookup(world_index)
             log_u = torch.where(torch.isinf(log_u), world_batch_rows, log_u)
-        return log_u, {"normalizer/gamma": batch_rows.new_tensor(gamma)}
+        return log_u, {"normalizer/gamma": batch_rows.new_full((), gamma)}
 
 
 class FastCLIP(MarginObjective):

@@ -70,7 +70,7 @@ class RGCL(Objective):
         mean_margin = torch.stack([side.mean for side in sums], 1) - own
 
         log_u, metrics = self.running.log_u(world_index, batch_rows, self.samples_seen, training=self.training)
-        world_rows = torch.logaddexp(log_u, log_u.new_tensor(self.log_eps)).to(scale)
+        world_rows = torch.logaddexp(log_u, log_u.new_full((), self.log_eps)).to(scale)
         rows = pairs.local_rows(world_rows)
         image, text = margin_gradients(
             pairs, 1 / world_tau, rows, world_rows, batch_rows, weight=torch.ones_like(scale), tile_size=self.tile_size

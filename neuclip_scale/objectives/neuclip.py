@@ -13,6 +13,7 @@ from neuclip_scale.normalizers import NormalizerPredictionNetwork, RecentPairs
 from neuclip_scale.objectives.base import MarginObjective
 from neuclip_scale.sections import section
 from neuclip_scale.similarity import BatchShape, PairFeatures
+from neuclip_scale.transfers import to_device
 
 
 class NeuCLIP(MarginObjective):
@@ -95,7 +96,7 @@ class NeuCLIP(MarginObjective):
         past = min(len(self.recent), m) if self.section.prototype_source == "recent" else 0
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.num_steps)
         order = torch.randperm(pairs.global_size, generator=generator)
-        rows = order.repeat(-(-(m - past) // pairs.global_size))[: m - past].to(world_index.device)
+        rows = to_device(order.repeat(-(-(m - past) // pairs.global_size))[: m - past], world_index.device)
         own_image, own_text = pairs.world_rows(rows)
         text = torch.cat([self.recent.text[:past], own_text.to(self.recent.text)])
         image = torch.cat([self.recent.image[:past], own_image.to(self.recent.image)])

@@ -41,13 +41,13 @@ class HangWatch:
         self._facts = dict(facts) if rank == 0 else {}
         self._timeout = timeout_seconds
         self._period = min(BEAT_SECONDS, timeout_seconds / 4) if timeout_seconds else BEAT_SECONDS
-        self._step, self._since, self._first, self._paused = 0, time.monotonic(), True, 0
+        self._step, self._launched, self._since, self._first, self._paused = 0, 0, time.monotonic(), True, 0
         self._end = threading.Event()
 
     @contextmanager
     def running(self, step: int) -> Iterator[None]:
         """Watch inside this block, in which steps after `step` run."""
-        self._step, self._since, self._first = step, time.monotonic(), True
+        self._step, self._launched, self._since, self._first = step, step, time.monotonic(), True
         self._end.clear()
         _or_tell(lambda: write_beat(self.run_dir, self._beat()))
         thread = threading.Thread(target=self._watch, name="hang watch", daemon=True)
@@ -62,6 +62,10 @@ class HangWatch:
             self._end.set()
             thread.join()
             _or_tell(lambda: write_beat(self.run_dir, replace(self._beat(), **last)))
+
+    def launched(self, step: int) -> None:
+        """A step has been launched, which may not have finished."""
+        self._launched = step
 
     def finished(self, step: int) -> None:
         """A step has finished."""
@@ -88,6 +92,7 @@ class HangWatch:
             step_seconds=0.0 if self._paused else time.monotonic() - self._since,
             section=section,
             place=place,
+            launched=self._launched,
             state=state,
             job=os.environ.get("SLURM_JOB_ID", ""),
             facts=self._facts,
@@ -104,10 +109,9 @@ class HangWatch:
 
     def _give_up(self, waited: float) -> None:
         beat = self._beat("hung")
-        where = f"in section {beat.section!r}" if beat.section else "between two steps"
         told = (
-            f"rank {self.rank} on {beat.host} (pid {beat.pid}): no step for {waited:.0f} s after step {beat.step}, "
-            f"{where} (train.hang_timeout_seconds={self._timeout:g})"
+            f"rank {self.rank} on {beat.host} (pid {beat.pid}): no step for {waited:.0f} s {_place(beat)} "
+            f"(train.hang_timeout_seconds={self._timeout:g})"
         )
         try:
             _or_tell(lambda: write_beat(self.run_dir, beat))
@@ -140,14 +144,23 @@ def find_suspects(run_dir: Path, world_size: int, silent_after: float) -> list[s
             told.append(f"suspect: {who}: {seen}")
         else:
             beats[rank] = beat
-    furthest = max(((beat.step, beat.place) for beat in beats.values()), default=(0, 0))
-    behind = [beat for beat in beats.values() if (beat.step, beat.place) < furthest]
+    furthest = max(map(_progress, beats.values()), default=(0, 0, 0))
+    behind = [beat for beat in beats.values() if _progress(beat) < furthest]
     told += [f"suspect: rank {beat.rank} on {beat.host} (pid {beat.pid}): {_place(beat)}" for beat in behind]
     return told or [f"rank {rank} on {beat.host}: {_place(beat)}" for rank, beat in beats.items()]
 
 
+def _progress(beat: Beat) -> tuple[int, int, int]:
+    return beat.step, beat.launched, beat.place
+
+
 def _place(beat: Beat) -> str:
-    where = f"in {beat.section}, place {beat.place} of the step" if beat.section else "between two steps"
+    if beat.section:
+        where = f"in {beat.section}, place {beat.place} of step {beat.launched + 1}"
+    elif beat.launched > beat.step:
+        where = f"waiting for the numbers of step {beat.step + 1}"
+    else:
+        where = "between two steps"
     return f"after step {beat.step}, {where}"
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data_helpers import make_loader, take
@@ -60,7 +62,7 @@ def test_a_run_reports_each_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[
     }  # fmt: skip
     if interrupted:
         trainer = Trainer(load_recipe("demo", fields))
-        trainer._between_steps = _stop_after_four(trainer)  # type: ignore[method-assign]
+        trainer.watch.finished = _stop_after_four(trainer)  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
             trainer.fit()
     summary = Trainer(load_recipe("demo", fields)).fit()
@@ -68,13 +70,10 @@ def test_a_run_reports_each_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.count("each of the 45 samples was read once") == 2 + interrupted  # once more
 
 
-def _stop_after_four(trainer: object) -> object:
-    original = trainer._between_steps  # type: ignore[attr-defined]
-
-    def stop(*arguments: object) -> None:
-        original(*arguments)
-        if trainer.run_state.step == 4:  # type: ignore[attr-defined]
-            trainer.run_state.finish_save()  # type: ignore[attr-defined]
+def _stop_after_four(trainer: Any) -> Callable[[int], None]:
+    def stop(step: int) -> None:
+        if step == 4:
+            trainer.run_state.finish_save()
             raise KeyboardInterrupt
 
     return stop

@@ -100,13 +100,13 @@ CHAIN = ["ddp, 2 ranks", "zero3, 2 ranks", "fsdp2, 2 x 2 ranks", "zero1, 2 ranks
 
 
 def train_until(folder: str, run: str, more: Overrides, last: int) -> dict[str, Any]:
-    """`train`, which gets SIGTERM in step `last`, and so saves and ends after it."""
+    """`train`, which gets SIGTERM in step `last`, where a checkpoint is due, and so ends after it."""
     from neuclip_scale.trainer import Trainer
 
     whole = Trainer.train_step
 
     def train_step(self: Trainer, *given: Any) -> Any:
-        if self.run_state.step + 1 == last:
+        if self.run_state.launched + 1 == last:
             signal.raise_signal(signal.SIGTERM)
         return whole(self, *given)
 
@@ -116,7 +116,8 @@ def train_until(folder: str, run: str, more: Overrides, last: int) -> dict[str, 
 
 def test_a_run_goes_on_under_another_engine_and_number_of_ranks(folder: str) -> None:
     """Six steps, each under another engine, end where one process ends; moments and step counts travel too."""
-    more = {"train.num_steps": len(CHAIN), "checkpoint.keep": 20, "train.micro_batch_size": 6}
+    more = {"train.num_steps": len(CHAIN), "checkpoint.keep": 20, "checkpoint.every_steps": 1}
+    more |= {"train.micro_batch_size": 6}
     expected = train(folder, "unbroken", more)
     for number, label in enumerate(CHAIN, start=1):
         world_size, engine = ENGINES[label]

@@ -113,6 +113,7 @@ def measure(folder: str, cases: list[Mapping[str, Any]]) -> list[Measured]:
 
 def _measure(folder: str, overrides: Mapping[str, Any]) -> Measured:
     from neuclip_scale.config import load_recipe
+    from neuclip_scale.launched_step import QueuedNumbers
     from neuclip_scale.trainer import Trainer
 
     run_dir = Path(folder) / f"run{next(_numbers)}"
@@ -123,9 +124,9 @@ def _measure(folder: str, overrides: Mapping[str, Any]) -> Measured:
             loaded = next(batches)
             watch.begin()
             result = trainer.train_step(loaded.batch)
-            trainer._reduce(result, loaded, False)
+            QueuedNumbers(result, loaded).read()
             del result
-            trainer.run_state.step += 1
+            trainer.run_state.launched += 1
     shutil.rmtree(run_dir, ignore_errors=True)
     return Measured(watch.peak, watch.sent, watch.order)
 
@@ -151,7 +152,7 @@ def _allocated(folder: str, overrides: Mapping[str, Any]) -> int:
             loaded = next(batches)
             with record_function(f"step {number}"):
                 trainer.train_step(loaded.batch)
-            trainer.run_state.step += 1
+            trainer.run_state.launched += 1
     events = profiler.profiler.kineto_results.events()
     (step,) = (event for event in events if event.name() == "step 1")
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")

@@ -25,7 +25,7 @@ class WatchedTrainer(Trainer):
 
     def train_step(self, batch: Batch, *rest: Any) -> Any:
         result = super().train_step(batch, *rest)
-        if self.run_state.step + 1 == 4:
+        if self.run_state.launched + 1 == 4:
             self.after_step_4.set()
         return result
 

@@ -103,7 +103,7 @@ class PoisonedTrainer(Trainer):
     poisoned_rank = 0
 
     def train_step(self, *given: Any) -> Any:
-        if self.run_state.step == 2 and self.rank == self.poisoned_rank:
+        if self.run_state.launched == 2 and self.rank == self.poisoned_rank:
             with torch.no_grad():
                 self.engine.module.get_parameter("visual.conv1.weight")[0, 0, 0, 0] = torch.nan
         return super().train_step(*given)

@@ -25,7 +25,7 @@ def fit(values: dict[str, Any], stuck: int) -> int:
 
     class Sleeper(Trainer):
         def train_step(self, *arguments: Any) -> Any:
-            if self.rank == stuck and self.run_state.step == 2:
+            if self.rank == stuck and self.run_state.launched == 2:
                 time.sleep(600)
             return super().train_step(*arguments)
 
@@ -48,7 +48,9 @@ def test_a_rank_that_sleeps_is_named_and_shows_where(shards: Path, runs: Path) -
     assert "train.hang_timeout_seconds=3" in ranks[0].text()
     beat = read_beat(runs / "run", 1)
     assert beat is not None
-    assert (beat.state, beat.step) == ("hung", 2)
+    assert (beat.state, beat.step, beat.launched) == ("hung", 1, 2)
+    assert "after step 1, in encode, place" in waiting
+    assert "of step 3" in waiting
 
 
 def test_a_rank_that_is_stopped_is_named_by_the_others(shards: Path, runs: Path) -> None:
@@ -80,7 +82,7 @@ def test_steps_that_come_and_pauses_are_no_hang(shards: Path, runs: Path) -> Non
 
 def some_beat(rank: int, age: float = 0.0, **fields: Any) -> Beat:
     given = {"time": time.time() - age, "rank": rank, "host": "n1", "pid": 1, "step": 7, "step_seconds": 9.0}
-    return Beat(**{**given, "section": "encode", "place": 5, **fields})
+    return Beat(**{**given, "launched": 8, "section": "encode", "place": 5, **fields})
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,9 @@ def some_beat(rank: int, age: float = 0.0, **fields: Any) -> Beat:
     [
         ({"step": 6}, "after step 6"),
         ({"section": "data", "place": 1}, "in data, place 1"),
-        ({"section": "", "place": 0}, "between two steps"),
+        ({"launched": 7, "section": "", "place": 0}, "after step 7, between two steps"),
+        ({"launched": 8, "section": "", "place": 0}, "after step 7, waiting for the numbers of step 8"),
+        ({"launched": 7, "place": 9}, "in encode, place 9 of step 8"),
         ({"age": 100.0}, "silent for 1"),
     ],
 )
@@ -103,7 +107,7 @@ def test_the_suspect_is_the_one_that_differs(tmp_path: Path, odd: dict[str, Any]
 def test_where_none_stands_out_all_are_told(tmp_path: Path) -> None:
     for rank in range(3):
         write_beat(tmp_path, some_beat(rank))
-    place = "after step 7, in encode, place 5 of the step"
+    place = "after step 7, in encode, place 5 of step 9"
     assert find_suspects(tmp_path, 3, 30) == [f"rank {rank} on n1: {place}" for rank in range(3)]
     assert find_suspects(tmp_path, 4, 30) == ["suspect: rank 3: it has never beaten"]
 

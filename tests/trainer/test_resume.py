@@ -23,12 +23,12 @@ from neuclip_scale.trainer import Trainer
 
 
 class StoppedTrainer(Trainer):
-    """Gets SIGTERM in the middle of a step."""
+    """Gets SIGTERM in the middle of step 2, so that the step which is launched before the others know is the last."""
 
-    stop_in_step = 3
+    stop_in_step = 2
 
     def train_step(self, batch: Batch, *rest: Any) -> Any:
-        if self.run_state.step + 1 == self.stop_in_step:
+        if self.run_state.launched + 1 == self.stop_in_step:
             signal.raise_signal(signal.SIGTERM)
         return super().train_step(batch, *rest)
 

@@ -125,7 +125,7 @@ def _overrides(trajectory: Trajectory, folder: str) -> dict[str, Any]:
 
 
 def _measure(exact: Tensor, watchers: list[Watcher], trainer: Trainer, trajectory: Trajectory) -> None:
-    step = trainer.run_state.step + 1
+    step = trainer.run_state.launched + 1
     for watcher in watchers:
         assert watcher.output is not None
         assert watcher.output.normalizers is not None
