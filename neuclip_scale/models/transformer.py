@@ -76,8 +76,8 @@ class Attention(nn.Module):
     """
 
     fused = False
-    FUSED_TOKENS = 320
-    """Longer sequences fill a general kernel's tiles."""
+    FUSED_TOKENS = 577
+    """ViT-L/14's at 336 pixels. Where more are, a general kernel has as few to spare."""
     FUSED_HEAD = 64
     """Numbers of a head."""
 

@@ -24,9 +24,10 @@ HEAD = Attention.FUSED_HEAD
 BLOCK = 64
 OPTIONS: dict[str, dict[str, int]] = {
     "attention_kernel": {"STEP": 64, "TAIL": 16, "num_warps": 4, "num_stages": 3},
-    "attention_queries_kernel": {"STEP": 64, "TAIL": 16, "num_warps": 4, "num_stages": 2},
-    "attention_keys_kernel": {"STEP": 32, "TAIL": 16, "num_warps": 4, "num_stages": 2},
+    "attention_queries_kernel": {"STEP": 32, "TAIL": 16, "num_warps": 4, "num_stages": 3},
+    "attention_keys_kernel": {"STEP": 32, "TAIL": 16, "num_warps": 4, "num_stages": 1},
 }
+"""The fastest of those in docs/benchmarks/attention_h200.json."""
 
 
 @triton_op("neuclip_scale::attention", mutates_args={})
