@@ -5,23 +5,29 @@ A trap that no longer does is a cure that can go.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
-from engine_helpers import Overrides, train, zero
+import torch.distributed as dist
+from engine_helpers import Overrides, overrides, train, zero
 from ranks import run_ranks
 from torch import Tensor, nn
 from torch.multiprocessing import ProcessRaisedException
 
-from neuclip_scale import distributed
+from neuclip_scale import distributed, load_recipe
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.engines import deepspeed
 from neuclip_scale.engines.deepspeed import DeepSpeedEngine
+from neuclip_scale.models.building import create_model
 from neuclip_scale.models.clip import CLIP, CLIPOutput, Towers
+from neuclip_scale.models.presets import get_preset
+from neuclip_scale.trainer import Trainer
 
 pytestmark = pytest.mark.distributed
 
@@ -156,3 +162,34 @@ def largest_difference(result: dict[str, Any], expected: dict[str, Any]) -> floa
     """Of any weight."""
     pairs = ((result["state"][name]["value"], kept["value"]) for name, kept in expected["state"].items())
     return max(float((mine - theirs).abs().max()) for mine, theirs in pairs)
+
+
+def test_small_parameters_travel_with_the_others(folder: str) -> None:
+    """DeepSpeed's own threshold keeps them whole, and gathers each by a call of its own after every update."""
+    file = Path(folder) / "threshold.json"
+    settings = json.loads((Path(__file__).parents[2] / "ds_configs/zero3.json").read_bytes())
+    assert settings["zero_optimization"].pop("stage3_param_persistence_threshold") == 0
+    file.write_text(json.dumps(settings))
+    parameters = sum(1 for _ in create_model(get_preset("toy")).parameters())
+    cured, _ = run_ranks(2, gathers_of_a_step, folder, "zero3")
+    trapped, _ = run_ranks(2, gathers_of_a_step, folder, str(file))
+    assert cured < parameters / 3
+    assert trapped > parameters / 2
+
+
+def gathers_of_a_step(folder: str, config: str) -> int:
+    """All-gathers of ZeRO 3's third step, which knows from the first what it will want."""
+    calls: list[object] = []
+    gather = dist.all_gather_into_tensor
+
+    def counted(*given: Any, **options: Any) -> Any:
+        calls.append(None)
+        return gather(*given, **options)
+
+    with patch.object(dist, "all_gather_into_tensor", counted):
+        trainer = Trainer(load_recipe("demo", overrides(folder, f"gathers {Path(config).stem}", zero(config))))
+        batches = iter(trainer.loader)
+        for _ in range(3):
+            calls.clear()
+            trainer.train_step(next(batches).batch)
+    return len(calls)
