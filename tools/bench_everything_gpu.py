@@ -21,6 +21,7 @@ SEVERAL = ("ours, openclip, micro-batches", "ours, openclip, micro-batches, comp
 RUNS: dict[str, tuple[str, ...]] = {
     "kernels": ("kernels", "--repeats", "5", "--contenders", "kernels", "triton", "open_clip"),
     "layers": ("layers",),
+    "layers_captions": ("layers", "--causal", "--num-tokens", "77", "--num-heads", "8"),
     "npn": ("npn", "--device", "cuda", "--kernels"),
     "step_b16": (
         *STEP, "ViT-B-16", "--batch-size", "512", "--steps", "5", "--repeats", "3", "--contenders",
@@ -37,6 +38,7 @@ RUNS: dict[str, tuple[str, ...]] = {
         *STEP, "ViT-L-14", "--batch-size", "128", "--steps", "5", "--repeats", "3", "--contenders",
         "open_clip", "ours, openclip", *COMPILED,
     ),
+    "step_l14_256": (*STEP, "ViT-L-14", "--batch-size", "256", "--steps", "5", "--repeats", "3", "--contenders", *COMPILED),
     "step_b16_large": (
         *STEP, "ViT-B-16", "--batch-size", "4096", "--micro-batches", "8", "--steps", "1", "--repeats", "2",
         "--contenders", "open_clip", "open_clip, accum_freq", *SEVERAL,
