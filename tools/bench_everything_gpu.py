@@ -38,7 +38,9 @@ RUNS: dict[str, tuple[str, ...]] = {
         *STEP, "ViT-L-14", "--batch-size", "128", "--steps", "5", "--repeats", "3", "--contenders",
         "open_clip", "ours, openclip", *COMPILED,
     ),
-    "step_l14_256": (*STEP, "ViT-L-14", "--batch-size", "256", "--steps", "5", "--repeats", "3", "--contenders", *COMPILED),
+    "step_l14_256": (
+        *STEP, "ViT-L-14", "--batch-size", "256", "--steps", "5", "--repeats", "3", "--contenders", *COMPILED,
+    ),
     "step_b16_large": (
         *STEP, "ViT-B-16", "--batch-size", "4096", "--micro-batches", "8", "--steps", "1", "--repeats", "2",
         "--contenders", "open_clip", "open_clip, accum_freq", *SEVERAL,
