@@ -4,7 +4,7 @@ A general kernel's tiles are as long as a GPU likes them, and a picture of 197 t
 gradients need sums that programs share, and passes over memory that put them where the joint projection of queries,
 keys and values reads. Here a program has BLOCK tokens of one head of one sequence and meets the others STEP at a time;
 what is left over, 5 tokens of 197 and one of 257, takes tiles of TAIL. The scores are computed twice for the gradients,
-once for those of queries and once for those of keys and values: a third more products, but sums that stay in registers,
+once for those of queries and once for those of keys and values: seven products, not five, but sums stay in registers,
 so that three or four programs share a multiprocessor and one multiplies while another takes exponentials. Every
 gradient is written once, where it is read. No atomics, the same bits every time.
 
