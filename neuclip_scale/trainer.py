@@ -132,7 +132,8 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """Train to the end, or to a stop signal (collective); returns what summary.json holds.
 
-        SIGTERM and SIGUSR1 finish what was launched, save, and return with status "stopped"; the same call goes on.
+        After SIGTERM or SIGUSR1 it saves, up to four steps later, and returns with status "stopped"; the same call goes
+        on.
         Raises NonFiniteLossError, TooManyBadSamples, CheckpointError.
         """
         config, state = self.config, self.run_state

@@ -73,7 +73,7 @@ def encode_tokens(parts: TextTransformerParts, tokens: Tensor, packing: Packing 
         x = join([part + positions[: part.shape[1]] for part in embedded])  # [T, width]
         tokens = tokens[packing.order]
     # What autocast makes of pictures' tokens: half of the memory that blocks and norms pass over.
-    if torch.is_autocast_enabled(x.device.type):
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # which has none on the meta device
         x = x.to(torch.get_autocast_dtype(x.device.type))
     # The end token has the largest id of the vocabulary, and under the causal mask only it has seen the whole
     # text.

@@ -27,13 +27,14 @@ OPTIONS: dict[str, dict[str, int]] = {
     "attention_queries_kernel": {"STEP": 32, "TAIL": 16, "num_warps": 4, "num_stages": 3},
     "attention_keys_kernel": {"STEP": 32, "TAIL": 16, "num_warps": 4, "num_stages": 1},
 }
-"""The fastest of those in docs/benchmarks/attention_h200.json."""
+"""The fastest at 197 and 257 tokens of those in docs/benchmarks/attention_h200.json."""
 
 
 @triton_op("neuclip_scale::attention", mutates_args={})
 def attention(qkv: Tensor, bias: Tensor, heads: int, causal: bool) -> tuple[Tensor, Tensor]:
-    """Self-attention of `qkv` [N, L, 3 heads HEAD], bf16 or fp16 -> [N, L, heads HEAD], and logarithms for the backward
-    pass. `causal`: no token sees those behind it.
+    """Self-attention of `qkv` [N, L, 3 heads HEAD], bf16 or fp16 -> [N, L, heads HEAD], and logarithms [N, heads, L],
+    fp32, for the backward pass. `causal`: no token sees those behind it. Raises AssertionError for another size of a
+    head.
 
     `bias` [3 heads HEAD] is the one already in `qkv`, whose gradient this returns: nothing else has to pass over
     `qkv`'s for it.
@@ -51,7 +52,8 @@ def attention(qkv: Tensor, bias: Tensor, heads: int, causal: bool) -> tuple[Tens
 def attention_backward(
     dout: Tensor, out: Tensor, levels: Tensor, qkv: Tensor, heads: int, causal: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of qkv, in its dtype, and of the bias, fp32."""
+    """From `dout` and `out` [N, L, heads HEAD] and what else `attention` had and returned: the gradients of qkv
+    [N, L, 3 heads HEAD], in its dtype, and of the bias [3 heads HEAD], fp32."""
     dout, out, levels, qkv = dout.contiguous(), out.contiguous(), levels.contiguous(), qkv.contiguous()
     dqkv, means = torch.empty_like(qkv), torch.empty_like(levels)
     sums = qkv.new_empty(qkv.shape[0], _blocks(qkv.shape[1]), qkv.shape[2], dtype=torch.float32)

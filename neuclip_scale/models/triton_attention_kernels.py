@@ -185,11 +185,13 @@ def _dq_of(
     ROWS: tl.constexpr, HEAD: tl.constexpr, KEYS: tl.constexpr, WHOLE: tl.constexpr,
     CAUSAL: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """dq with what KEYS keys add. Keys behind the last token are zero and add nothing."""
+    """dq with what KEYS keys add."""
     scale: tl.constexpr = HEAD**-0.5 * LOG2E
     k = _load(at + width, key, 3 * width, num_tokens, KEYS, HEAD, WHOLE, UPCAST)
     v = _load(at + 2 * width, key, 3 * width, num_tokens, KEYS, HEAD, WHOLE, UPCAST)
     p = tl.exp2(tl.dot(q, k.T) * scale - level[:, None])
+    if not WHOLE:  # a key of zeros can have an infinite p, which times zero is no number
+        p = tl.where((key + tl.arange(0, KEYS) < num_tokens)[None, :], p, 0.0)
     if CAUSAL:
         p = tl.where((key + tl.arange(0, KEYS))[None, :] <= (first + tl.arange(0, ROWS))[:, None], p, 0.0)
     ds = p * (tl.dot(slopes, v.T) - mean[:, None])

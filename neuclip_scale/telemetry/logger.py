@@ -60,7 +60,7 @@ class RunLogger:
     def log_step(self, step: int, metrics: Mapping[str, float | int | str]) -> None:
         """Record finished step `step` (the first is 1).
 
-        `metrics` needs loss, step_time and data_time (seconds; step_time includes data_time); logit_scale
+        `metrics` needs loss, step_time and data_time (seconds); logit_scale
         (1/tau), lr, grad_norm, batch_digest, `normalizer/...` as there are. Added here: step, samples_seen,
         samples_per_second and samples_per_second_per_gpu (moving window), peak_memory_bytes.
         """

@@ -17,7 +17,7 @@ class ThroughputMeter:
         self._steps: deque[tuple[int, float, float]] = deque(maxlen=window)
 
     def update(self, samples: int, step_time: float, data_time: float) -> None:
-        """Add a step of `samples` pairs: its seconds, and those of them spent waiting for its batch."""
+        """Add a step of `samples` pairs: its seconds, and those that the host waited for its batch."""
         self._steps.append((samples, step_time, data_time))
 
     @property
@@ -33,9 +33,10 @@ class ThroughputMeter:
 
     @property
     def data_wait_share(self) -> float:
-        """Fraction of the window spent waiting for data, 0 to 1."""
+        """Fraction of the window that the host waited for data, 0 to 1: behind a GPU's back it costs nothing."""
         seconds = self._seconds
-        return sum(data for _, _, data in self._steps) / seconds if seconds > 0 else 0.0
+        # A wait can be longer than its own step: its batch is loaded while the step before runs.
+        return min(1.0, sum(data for _, _, data in self._steps) / seconds) if seconds > 0 else 0.0
 
     @property
     def _seconds(self) -> float:

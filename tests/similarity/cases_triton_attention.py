@@ -51,6 +51,23 @@ def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=limit)
 
 
+@pytest.mark.parametrize("tokens", [17, 64, 77, 197])
+def test_scores_far_below_zero(tokens: int) -> None:
+    """Where there are no tokens keys are zero, and a score of zero is more than any that there is."""
+    q, k, v = 4.0, -4.0, torch.randn(1, tokens, HEAD, generator=torch.Generator().manual_seed(0))
+    qkv = torch.cat([torch.full((1, tokens, HEAD), q), torch.full((1, tokens, HEAD), k), v], dim=2)
+    qkv = qkv.to(DEVICE, torch.bfloat16).requires_grad_()
+    bias = torch.zeros(3 * HEAD, device=DEVICE, requires_grad=True)
+    out, expected = (
+        attention(qkv, bias, 1, False)[0],
+        reference(exact := qkv.detach().double().requires_grad_(), 1, False),
+    )
+    dqkv, dbias = torch.autograd.grad(out.sum(), (qkv, bias))
+    (gradient,) = torch.autograd.grad(expected.sum(), exact)
+    for found, truth, limit in ((out, expected, 0.02), (dqkv, gradient, 0.1), (dbias, gradient.sum((0, 1)), 0.5)):
+        torch.testing.assert_close(found.double(), truth.detach(), rtol=0, atol=limit)
+
+
 def test_a_gradient_that_is_not_contiguous() -> None:
     qkv = torch.randn(2, 150, 3 * HEAD, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
     bias, dout = torch.zeros(3 * HEAD, device=DEVICE), torch.randn(150, 2, HEAD, device=DEVICE, dtype=torch.bfloat16)
