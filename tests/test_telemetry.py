@@ -156,6 +156,8 @@ def test_throughput_is_of_the_window() -> None:
     assert meter.samples_per_second == pytest.approx(16 / 4)
     assert meter.step_time == pytest.approx(2.0)
     assert meter.data_wait_share == pytest.approx(0.25)
+    meter.update(8, 1.0, 30.0)  # its batch came late, while the step before was waited for
+    assert meter.data_wait_share == 1.0
 
 
 @pytest.mark.parametrize(
