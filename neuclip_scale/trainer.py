@@ -132,8 +132,7 @@ class Trainer:
     def fit(self) -> dict[str, Any]:
         """Train to the end, or to a stop signal (collective); returns what summary.json holds.
 
-        After SIGTERM or SIGUSR1 it saves, up to four steps later, and returns with status "stopped"; the same call goes
-        on.
+        SIGTERM and SIGUSR1 save, up to four steps later, and return with status "stopped"; the same call goes on.
         Raises NonFiniteLossError, TooManyBadSamples, CheckpointError.
         """
         config, state = self.config, self.run_state

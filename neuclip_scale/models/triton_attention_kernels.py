@@ -8,6 +8,9 @@ once for those of queries and once for those of keys and values: seven products,
 so that three or four programs share a multiprocessor and one multiplies while another takes exponentials. Every
 gradient is written once, where it is read. No atomics, the same bits every time.
 
+Each kernel reckons its own pointers: torch looks up in the code which tensors a kernel writes, and where a function
+returns several pointers it takes all for written, and would copy them.
+
 Shapes: qkv and dqkv [N, L, 3 heads HEAD], out and dout [N, L, heads HEAD], levels and means [N, heads, L], and sums
 [N, blocks, 3 heads HEAD].
 """
@@ -46,6 +49,22 @@ def _load(
 
 
 @triton.jit
+def _load_keys(
+    at, first, width, num_tokens, ROWS: tl.constexpr, HEAD: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr
+):
+    """Keys and values of those tokens."""
+    k = _load(at + width, first, 3 * width, num_tokens, ROWS, HEAD, WHOLE, UPCAST)
+    v = _load(at + 2 * width, first, 3 * width, num_tokens, ROWS, HEAD, WHOLE, UPCAST)
+    return k, v
+
+
+@triton.jit
+def _keys_end(first, num_tokens, ROWS: tl.constexpr, CAUSAL: tl.constexpr):
+    """Behind the last key that ROWS queries see."""
+    return tl.minimum(first + ROWS, num_tokens) if CAUSAL else num_tokens
+
+
+@triton.jit
 def _store(at, values, first, width, num_tokens, ROWS: tl.constexpr, HEAD: tl.constexpr):
     rows = first + tl.arange(0, ROWS)
     places = at + rows[:, None] * width + tl.arange(0, HEAD)[None, :]
@@ -80,9 +99,7 @@ def _values(
     largest = tl.full((ROWS,), -float("inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     sums = tl.zeros((ROWS, HEAD), tl.float32)
-    end = num_tokens
-    if CAUSAL:
-        end = tl.minimum(first + ROWS, num_tokens)
+    end = _keys_end(first, num_tokens, ROWS, CAUSAL)
     whole = end // STEP * STEP
     for key in range(0, whole, STEP):
         largest, total, sums = _meet(
@@ -105,8 +122,7 @@ def _meet(
 ):  # fmt: skip
     """The queries' sums with KEYS keys more."""
     scale: tl.constexpr = HEAD**-0.5 * LOG2E
-    k = _load(at + width, key, 3 * width, num_tokens, KEYS, HEAD, WHOLE, UPCAST)
-    v = _load(at + 2 * width, key, 3 * width, num_tokens, KEYS, HEAD, WHOLE, UPCAST)
+    k, v = _load_keys(at, key, width, num_tokens, KEYS, HEAD, WHOLE, UPCAST)
     logits = tl.dot(q, k.T) * scale
     keys = key + tl.arange(0, KEYS)
     if not WHOLE:
@@ -162,9 +178,7 @@ def _dq(
     tl.store(means + rows, mean, mask=there)
     level = tl.load(levels + rows, mask=there, other=float("inf"))
     dq = tl.zeros((ROWS, HEAD), tl.float32)
-    end = num_tokens
-    if CAUSAL:
-        end = tl.minimum(first + ROWS, num_tokens)
+    end = _keys_end(first, num_tokens, ROWS, CAUSAL)
     whole = end // STEP * STEP
     for key in range(0, whole, STEP):
         dq = _dq_of(
@@ -187,8 +201,7 @@ def _dq_of(
 ):  # fmt: skip
     """dq with what KEYS keys add."""
     scale: tl.constexpr = HEAD**-0.5 * LOG2E
-    k = _load(at + width, key, 3 * width, num_tokens, KEYS, HEAD, WHOLE, UPCAST)
-    v = _load(at + 2 * width, key, 3 * width, num_tokens, KEYS, HEAD, WHOLE, UPCAST)
+    k, v = _load_keys(at, key, width, num_tokens, KEYS, HEAD, WHOLE, UPCAST)
     p = tl.exp2(tl.dot(q, k.T) * scale - level[:, None])
     if not WHOLE:  # a key of zeros can have an infinite p, which times zero is no number
         p = tl.where((key + tl.arange(0, KEYS) < num_tokens)[None, :], p, 0.0)
@@ -231,8 +244,7 @@ def _dk_dv(
 ):  # fmt: skip
     """Of ROWS keys."""
     scale: tl.constexpr = HEAD**-0.5
-    k = _load(at + width, first, 3 * width, num_tokens, ROWS, HEAD, False, UPCAST)
-    v = _load(at + 2 * width, first, 3 * width, num_tokens, ROWS, HEAD, False, UPCAST)
+    k, v = _load_keys(at, first, width, num_tokens, ROWS, HEAD, False, UPCAST)
     dk, dv = tl.zeros((ROWS, HEAD), tl.float32), tl.zeros((ROWS, HEAD), tl.float32)
     begin = 0
     if CAUSAL:
