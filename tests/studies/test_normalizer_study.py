@@ -74,10 +74,26 @@ def test_watchers_do_not_disturb_the_training_or_each_other(shards: Path, tmp_pa
     assert {key: together[key] for key in alone} == alone
 
 
+def test_chosen_estimators_give_what_they_give_among_all(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rows(folder: Path) -> dict[tuple[str, int], float]:
+        listed = json.loads((folder / "result.json").read_bytes())["rows"]
+        return {(row["estimator"], row["step"]): row["mse"] for row in listed}
+
+    few, all_of_them = tmp_path / "few", tmp_path / "all"
+    chosen = ["--estimators", "queue", "NPN, T_u 1"]
+    assert cli.main(arguments(shards, few, "--seeds", "3", "--sweeps", "updates", *chosen)) == 0
+    assert cli.main(arguments(shards, all_of_them, "--seeds", "3", "--sweeps", "updates")) == 0
+    assert {label for label, _ in rows(few)} == {"mini-batch", "queue", "NPN, T_u 1"}
+    assert rows(few).items() <= rows(all_of_them).items()
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--sweeps", "sizes"], "sweeps = 'sizes': no such sweep"),
+        (["--estimators", "queue", "NPN, T_u 1"], "estimators = 'NPN, T_u 1': no such estimator"),
         (["--shards", "9"], "shards = 9: "),
     ],
 )

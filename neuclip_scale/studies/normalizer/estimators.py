@@ -64,6 +64,19 @@ def estimators(sweeps: tuple[str, ...], num_prototypes: int, restart_every: int)
     return chosen
 
 
+def only(chosen: dict[str, Options], labels: tuple[str, ...]) -> dict[str, Options]:
+    """Those of `labels` and the mini-batch, what the others are compared with; all if there is no label.
+
+    Raises `ConfigError` for a label that is not among the chosen.
+    """
+    for label in labels:
+        if label not in chosen:
+            raise ConfigError(
+                "estimators", label, "no such estimator", f"Choose from {'; '.join(chosen)}, or add a sweep."
+            )
+    return {label: chosen[label] for label in chosen if not labels or label in (*labels, "mini-batch")}
+
+
 def objective_section(options: Options, base: ObjectiveConfig) -> ObjectiveConfig:
     """The objective's section of a recipe: `options` over `base`'s rho, eps and tile size."""
     common = {"rho": base.rho, "eps": base.eps, "tile_size": base.tile_size}

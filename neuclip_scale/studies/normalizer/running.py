@@ -13,7 +13,7 @@ import torch
 from neuclip_scale.config import ConfigError, load_recipe
 from neuclip_scale.data.shards import expand_shards
 from neuclip_scale.files import write_json
-from neuclip_scale.studies.normalizer.estimators import Options, estimators
+from neuclip_scale.studies.normalizer.estimators import Options, estimators, only
 from neuclip_scale.studies.normalizer.gradients import GradientProbe
 from neuclip_scale.studies.normalizer.settings import NormalizerStudy
 from neuclip_scale.studies.normalizer.watching import Trajectory, watch
@@ -28,7 +28,7 @@ def run_study(study: NormalizerStudy, report: Report) -> dict[str, Any]:
     """Run what is missing; returns {"settings", "rows", "gradients", "versions"}. Raises `ConfigError`."""
     if study.threads:
         torch.set_num_threads(study.threads)
-    chosen = estimators(study.sweeps, study.prototypes, study.restart_every)
+    chosen = only(estimators(study.sweeps, study.prototypes, study.restart_every), study.estimators)
     rows: list[dict[str, Any]] = []
     gradients: list[dict[str, Any]] = []
     planned = list(_trajectories(study))

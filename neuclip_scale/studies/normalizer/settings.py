@@ -36,6 +36,8 @@ class NormalizerStudy:
     sweeps: tuple[str, ...] = ()
     """Further estimators: updates, restarts, rate, grid (of both), prototypes, source, own, accumulator,
     queue, mix."""
+    estimators: tuple[str, ...] = ()
+    """Only these of all, by their labels in the report, as queue "NPN, lr 0.003"; the mini-batch's is always there."""
     gradient_batches: int = 0
     """Batches for bias and variance of the encoders' gradient at the end of each trajectory; 0 leaves it out."""
     threads: int = 0

@@ -69,7 +69,7 @@ def findings(table: list[Row]) -> list[str]:
                 f"{name}: the error at n/B = {ratio[most]:.0f} is {growth:.1f} times that at {ratio[least]:.0f}."
             )
     for name in ("NPN, T_u 1", "NPN, T_u 30", "NPN, no restart"):
-        if name in by_name:
+        if name in by_name and "NPN" in by_name:
             pairs = [(by_name[name][place]["mse"], by_name["NPN"][place]["mse"]) for place in places]
             worse = sum(changed > base for changed, base in pairs)
             factors = ", ".join(f"{changed / base:.2f}" for changed, base in pairs)
