@@ -132,7 +132,8 @@ class QueueConfig:
     """M, past pairs whose embeddings are negatives of the normalizers; 0 takes those of the last 16 steps, at least
     8192 and at most the data set."""
     forget: bool = True
-    """Whether older pairs count less, exp(-age/h) with the horizon h that has explained the last batches best."""
+    """Whether older pairs count less, exp(-age/h), in the mixture of horizons h that has explained the last batches
+    best."""
     join_batch: bool = True
     """Whether the batch's own negatives stand in one mean with the queue's."""
     batch_weight: float = 0.5

@@ -3,7 +3,7 @@
 from neuclip_scale.normalizers.amortized import AmortizedNormalizers
 from neuclip_scale.normalizers.batch import batch_log_normalizers
 from neuclip_scale.normalizers.exact import DatasetFeatures, exact_log_normalizers
-from neuclip_scale.normalizers.horizon import HorizonChoice, horizons_up_to
+from neuclip_scale.normalizers.horizon import HorizonMixture, horizons_up_to
 from neuclip_scale.normalizers.npn import NormalizerPredictionNetwork
 from neuclip_scale.normalizers.queue import EmbeddingQueue, QueueSums, join_with_batch
 from neuclip_scale.normalizers.recent import RecentPairs
@@ -14,7 +14,7 @@ __all__ = [
     "AmortizedNormalizers",
     "DatasetFeatures",
     "EmbeddingQueue",
-    "HorizonChoice",
+    "HorizonMixture",
     "IndividualTemperatures",
     "NormalizerPredictionNetwork",
     "NormalizerTable",

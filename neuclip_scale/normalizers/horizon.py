@@ -1,48 +1,62 @@
-"""How far back to look: the horizon whose normalizers explain fresh batches best, chosen as training goes."""
+"""How far back to look: the mixture of horizons that explains fresh batches best, learned as training goes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-MEMORY = 0.95
-"""Decay of the losses' running mean: about 20 steps."""
+LEARNING_RATE = 0.5
+"""Of the weights' logarithms, for a gradient that has no unit: from 0.3 to 2 the error is the same (docs/method.md)."""
+LEAST_WEIGHT = 1e-3
+"""What a horizon keeps, to come back when embeddings move faster or slower."""
+LARGEST_RATIO = 20.0
+"""Of a batch's g to the mixture's: one anchor that nothing resembled before shall not decide."""
 
 
-class HorizonChoice(nn.Module):
-    """Follows the loss of each of H horizons on every new batch and names the best.
+class HorizonMixture(nn.Module):
+    """Weights c of H horizons, none negative and 1 together: a_i = log sum_h c_h exp(a^h_i).
 
-    The loss is that of the reformulation itself, mean_i exp(-a_i)(eps + g_i) + a_i - 1 with g the new batch's, and a
-    from past pairs alone: a batch's negatives are no part of what they judge. It is least for a = log(eps + E g), so a
-    short horizon wins while embeddings move fast and a long one when they do not, whatever data and batch size are.
+    They follow the loss of the reformulation on every new batch, mean_i exp(-a_i)(eps + g_i) + a_i - 1 with g the
+    batch's, and a from past pairs alone: a batch's negatives are no part of what they judge. It is least for
+    a = log(eps + E g), so short horizons gain while embeddings move fast and long ones when they do not, whatever data
+    and batch size are. One exponentiated gradient step a batch (Kivinen and Warmuth 1997,
+    doi:10.1006/inco.1996.2612) with
+
+        dl/dc_h = mean_i exp(a^h_i - a_i) (1 - exp(-a_i)(eps + g_i)),      c_h <- c_h exp(-0.5 dl/dc_h) / sum
     """
 
     horizons: Tensor
-    losses: Tensor
-    started: Tensor
+    weights: Tensor
 
     def __init__(self, horizons: Tensor) -> None:
         """`horizons` [H] in pairs."""
         super().__init__()
         self.register_buffer("horizons", horizons, persistent=False)
-        self.register_buffer("losses", torch.zeros(len(horizons)))
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("weights", torch.full((len(horizons),), 1 / len(horizons), dtype=torch.float64))
 
-    @property
-    def best(self) -> Tensor:
-        """Place of the best horizon, []; the shortest until there are losses."""
-        return self.losses.argmin()
+    def mix(self, rows: Tensor) -> Tensor:
+        """The mixture's log-normalizers for those of each horizon: [..., H] -> [...]."""
+        return torch.logsumexp(rows + self.weights.log().to(rows), -1)
+
+    def gradients(self, past: Tensor, batch_rows: Tensor) -> Tensor:
+        """dl/dc of every anchor and side, [b, 2, H]; `past` [b, 2, H] from past pairs, `batch_rows` [b, 2]."""
+        mixed = self.mix(past)
+        ratio = (batch_rows - mixed).exp().clamp_max(LARGEST_RATIO)
+        return (past - mixed[..., None]).exp() * (1 - ratio)[..., None]
 
     @torch.no_grad()
-    def judge(self, losses: Tensor, count: Tensor) -> None:
-        """Take in a batch's losses: their sums [H] over the anchors of all ranks and how many there were, [].
+    def learn(self, gradients: Tensor, count: Tensor) -> None:
+        """Take in a batch: sums of `gradients` [H] over the anchors of all ranks and how many there were, [].
 
         Nothing is read back from the device. No anchor, as in the first step, changes nothing.
         """
-        fresh = (losses / count.clamp_min(1)).to(self.losses)
-        moved = torch.where(self.started, torch.lerp(fresh, self.losses, MEMORY), fresh)
-        self.losses.copy_(torch.where(count > 0, moved, self.losses))
-        self.started.logical_or_(count > 0)
+        mean = (gradients / count.clamp_min(1)).to(self.weights)
+        weights = torch.softmax(self.weights.log() - LEARNING_RATE * mean, 0).clamp_min(LEAST_WEIGHT)
+        self.weights.copy_(weights / weights.sum())
+
+    def mean_horizon(self, size: int) -> Tensor:
+        """The horizons' geometric mean in pairs by these weights, [], with the queue's size for infinity."""
+        return (self.weights * self.horizons.clamp_max(size).log()).sum().exp()
 
 
 def horizons_up_to(size: int, global_batch_size: int) -> Tensor:

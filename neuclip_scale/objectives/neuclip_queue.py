@@ -9,7 +9,7 @@ from torch import Tensor
 
 from neuclip_scale.config import QueueConfig
 from neuclip_scale.distributed import all_gather_rows, all_reduce_sum
-from neuclip_scale.normalizers import EmbeddingQueue, HorizonChoice, horizons_up_to, join_with_batch
+from neuclip_scale.normalizers import EmbeddingQueue, HorizonMixture, horizons_up_to, join_with_batch
 from neuclip_scale.objectives.base import MarginObjective
 from neuclip_scale.sections import section
 from neuclip_scale.similarity import BatchShape, PairFeatures
@@ -31,7 +31,7 @@ class NeuCLIPQueue(MarginObjective):
     """L = tau/B sum_i [ exp(-a_i)(eps + g_i) + a_i - 1 ] over both sides + 2 rho tau, a from the queue.
 
     No network: the queue's similarities hold for any tau, and an anchor never meets its own pair. Past pairs weigh
-    exp(-age/h), with the horizon h that has explained the last batches best, or alike if not `forget`. With
+    exp(-age/h), in the mixture of horizons h that has explained the last batches best, or alike if not `forget`. With
     `batch_weight` w, a = log((1 - w) exp(a) + w g).
     """
 
@@ -50,7 +50,7 @@ class NeuCLIPQueue(MarginObjective):
         self.batch_weight, self.join_batch = section.batch_weight, section.join_batch
         self.queue = EmbeddingQueue(embed_dim, size)
         horizons = horizons_up_to(size, global_batch_size) if section.forget else torch.tensor([torch.inf])
-        self.horizon = HorizonChoice(horizons)
+        self.horizon = HorizonMixture(horizons)
 
     def estimate_flops(self, shape: BatchShape) -> int:
         """See `MarginObjective.estimate_flops`; with a full queue."""
@@ -60,33 +60,31 @@ class NeuCLIPQueue(MarginObjective):
     def estimate(
         self, pairs: PairFeatures, scale: Tensor, batch_rows: Tensor, world_index: Tensor | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """See `MarginObjective.estimate`; afterwards the batch judges the horizons and joins the queue."""
+        """See `MarginObjective.estimate`; afterwards the batch teaches the horizons' weights and joins the queue."""
         if world_index is None:
             # Rows of this step count as samples of their own, so that nobody meets its own embedding.
             world_index = self.samples_seen + torch.arange(pairs.global_size, device=pairs.image.device)
         sums = self.queue.sums(pairs, scale, world_index, self.horizon.horizons, tile_size=self.tile_size)
         past, known = sums.log_means()
-        best = self.horizon.best.reshape(1)  # a place that stays on the device
-        rows = join_with_batch(sums, batch_rows, pairs.global_size).index_select(-1, best)
+        rows = join_with_batch(sums, batch_rows, pairs.global_size)
         if not self.join_batch:  # an empty queue has no mean: the batch stands in
-            known_best = known.index_select(-1, best)[:, None]
-            rows = torch.where(known_best, past.index_select(-1, best), rows)
-        rows = rows.squeeze(-1)
+            rows = torch.where(known[:, None], past, rows)
+        rows = self.horizon.mix(rows)
         if self.batch_weight:
             w = self.batch_weight
             rows = torch.logaddexp(rows + math.log1p(-w), batch_rows + math.log(w)) if w < 1 else batch_rows
         rows = self.add_eps(rows)
         if self.training:
-            self._judge(self.add_eps(past), known.all(1), batch_rows)
+            self._learn_horizons(self.add_eps(past), known.all(1), batch_rows)
             self.queue.push(pairs, world_index)
-        horizon = self.horizon.horizons.index_select(0, best).squeeze(0).clamp_max(self.queue.size)
-        return rows, all_gather_rows(rows), {"normalizer/horizon": horizon}
+        return rows, all_gather_rows(rows), {"normalizer/horizon": self.horizon.mean_horizon(self.queue.size)}
 
-    def _judge(self, past: Tensor, known: Tensor, batch_rows: Tensor) -> None:
-        """Losses of all horizons on the anchors that have a past for each (collective). past [b, 2, H], known [b]."""
-        losses = torch.where(known[:, None, None], self.values(past, batch_rows[..., None]), 0.0)
-        total = all_reduce_sum(torch.cat([losses.sum((0, 1)), 2 * known.sum().to(losses).reshape(1)]))
-        self.horizon.judge(total[:-1], total[-1])
+    def _learn_horizons(self, past: Tensor, known: Tensor, batch_rows: Tensor) -> None:
+        """From the anchors that have a past for each horizon (collective). past [b, 2, H], known [b]."""
+        gradients = self.horizon.gradients(past, self.add_eps(batch_rows))
+        gradients = torch.where(known[:, None, None], gradients, 0.0)
+        total = all_reduce_sum(torch.cat([gradients.sum((0, 1)), 2 * known.sum().to(gradients).reshape(1)]))
+        self.horizon.learn(total[:-1], total[-1])
 
     def values(self, rows: Tensor, batch_rows: Tensor) -> Tensor:
         """exp(-a)(eps + g) + a - 1."""

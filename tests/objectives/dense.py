@@ -151,43 +151,44 @@ class AmorLIP:
 
 
 class NeuCLIPQueue:
-    """Past embeddings in a list, cut to the last M; a horizon's loss is that of its own past alone on the new batch."""
+    """Past embeddings in a list, cut to the last M; horizons gain weight by how their own past explains new batches."""
 
     def __init__(self, size: int, *, eps: float, rho: float, weight: float, horizons: list[float]) -> None:
         self.size, self.eps, self.rho, self.weight = size, eps, rho, weight
-        self.horizons, self.losses = horizons, [0.0] * len(horizons)
+        self.horizons, self.shares = horizons, [1 / len(horizons)] * len(horizons)
         self.past: list[tuple[Tensor, Tensor, int]] = []
-        self.chosen: list[float] = []
 
     def step(self, image: Tensor, text: Tensor, log_scale: Tensor, bias: Tensor, index: Tensor) -> Tensor:
         tau = 1 / log_scale.exp()
         g = [others((m / tau).exp()).mean(1) for m in margins(image, text)]
-        best = min(range(len(self.horizons)), key=lambda h: self.losses[h])
-        self.chosen.append(self.horizons[best])
         loss = 2 * self.rho * tau
-        fresh = [0.0] * len(self.horizons)
+        gradient = [0.0] * len(self.horizons)
         B = len(image)
         for side, (anchors, batch_g) in enumerate(((image, g[0]), (text, g[1]))):
             a = torch.empty(B, dtype=torch.float64)
             for i, anchor in enumerate(anchors.detach()):
-                own = (image[i] * text[i]).sum().detach()
-                for h, horizon in enumerate(self.horizons):
+                own, g_i = (image[i] * text[i]).sum().detach(), float(batch_g[i].detach())
+                joined, alone = [], []
+                for horizon in self.horizons:
                     total = weights = 0.0
                     for younger, entry in enumerate(reversed(self.past)):
                         if entry[2] != int(index[i]):
                             w = math.exp(-younger / horizon)
                             total += w * float(((anchor @ entry[1 - side] - own) / tau.detach()).exp())
                             weights += w
-                    if h == best:
-                        mean = (total + (B - 1) * batch_g[i].detach()) / (weights + B - 1)
-                        a[i] = (self.eps + (1 - self.weight) * mean + self.weight * batch_g[i].detach()).log()
-                    if weights:
-                        alone, new = self.eps + total / weights, self.eps + float(batch_g[i].detach())
-                        fresh[h] += (new / alone + math.log(alone) - 1) / (2 * B)
+                    joined.append((total + (B - 1) * g_i) / (weights + B - 1))
+                    alone.append(self.eps + total / weights if weights else math.nan)
+                mean = sum(share * value for share, value in zip(self.shares, joined))
+                a[i] = math.log(self.eps + (1 - self.weight) * mean + self.weight * g_i)
+                if self.past:
+                    mean = sum(share * value for share, value in zip(self.shares, alone))
+                    ratio = min((self.eps + g_i) / mean, 20.0)
+                    for h, value in enumerate(alone):
+                        gradient[h] += value / mean * (1 - ratio) / (2 * B)
             loss = loss + tau * ((-a).exp() * (self.eps + batch_g) + a - 1).mean()
-        if self.past:
-            first = not any(self.losses)
-            self.losses = [new if first else 0.95 * old + 0.05 * new for old, new in zip(self.losses, fresh)]
+        moved = [share * math.exp(-0.5 * slope) for share, slope in zip(self.shares, gradient)]
+        floored = [max(share / sum(moved), 1e-3) for share in moved]
+        self.shares = [share / sum(floored) for share in floored]
         self.past += [(i, t, int(n)) for i, t, n in zip(image.detach(), text.detach(), index)]
         self.past = self.past[-self.size :]
         return loss

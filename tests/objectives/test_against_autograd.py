@@ -175,7 +175,9 @@ def test_every_method_over_several_epochs_of_state(name: str, tile_size: int) ->
         torch.testing.assert_close(loss.objective.table.rows.exp(), reference.table.u.nan_to_num(0.0))
         assert len(reference.table.gammas) == (1 if name in ("sogclr", "isogclr") else 4)
     if isinstance(reference, dense.NeuCLIPQueue):
-        assert len(set(reference.chosen)) > 1, "the choice of the horizon must have moved"
+        shares = torch.tensor(reference.shares, dtype=torch.float64)
+        torch.testing.assert_close(loss.objective.horizon.weights, shares, rtol=1e-9, atol=0)
+        assert shares.max() > 2 * shares.min(), "the horizons' weights must have moved apart"
     if isinstance(reference, dense.RGCL):
         torch.testing.assert_close(loss.objective.temperatures.rows[:, :2], reference.tau, rtol=1e-8, atol=1e-10)
         assert reference.tau.std() > 1e-3, "the temperatures must have moved apart"
