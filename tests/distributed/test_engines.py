@@ -43,6 +43,9 @@ RUNS: dict[str, Overrides] = {
 VARIANTS = (
     "fsdp2, 1 rank",
     "fsdp2, 2 ranks, offload",
+    "fsdp2, 2 x 2 ranks",
+    "zero0, 2 ranks",
+    "zero1, 2 ranks",
     "zero2, 1 rank",
     "zero2_offload, 2 ranks",
     "zero3_offload, 4 ranks",

@@ -200,7 +200,7 @@ def test_the_check_of_a_device_passes_and_would_not(monkeypatch: pytest.MonkeyPa
     ("dtype", "precision"), [("float32", "highest"), ("bfloat16", "highest"), ("float32", "medium")]
 )
 def test_steps_of_the_objective(dtype: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loss and gradients of steps until the queue has gone around; the horizons are judged on the way."""
+    """Loss and gradients of steps until the queue has gone around; the horizons' weights move on the way."""
     results: dict[str, list[Tensor]] = {}
     for path in ("torch", "triton"):
         monkeypatch.setenv(VARIABLE, path)
@@ -216,7 +216,7 @@ def test_steps_of_the_objective(dtype: str, precision: str, monkeypatch: pytest.
                 value = loss(*leaves, None, index)
                 value.backward()
             results[path] += [value.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
-        results[path].append(loss.objective.horizon.losses)
+        results[path].append(loss.objective.horizon.weights)
     assert len(results["torch"]) == len(results["triton"]) == 5 * 4 + 1
     limit = LIMIT if (dtype, precision) == ("float32", "highest") else 3e-2
     for mine, theirs in zip(results["triton"], results["torch"]):

@@ -33,11 +33,11 @@ def test_a_study_writes_rows_figures_and_a_page_and_goes_on(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "study"
-    more = ["--seeds", "0", "--sweeps", "updates", "queue", "--gradient-batches", "2", "--shards", "2", "0"]
+    more = ["--seeds", "0", "--sweeps", "queue", "--gradient-batches", "2", "--shards", "2", "0"]
     assert cli.main(arguments(shards, out, *more)) == 0
     text = capsys.readouterr().out
     result = json.loads((out / "result.json").read_bytes())
-    labels = list(estimators(("updates", "queue"), 24, 2))
+    labels = list(estimators(("queue",), 24, 2))
     assert {row["estimator"] for row in result["rows"]} == set(labels)
     # Two data sizes, measurements at steps 1, 2 and 4.
     assert {(row["n"], row["step"]) for row in result["rows"]} == {(n, s) for n in (40, 60) for s in (1, 2, 4)}
