@@ -14,8 +14,9 @@ LARGEST_RATIO = 20.0
 
 
 class HorizonMixture(nn.Module):
-    """Weights c of H horizons, none negative and 1 together: a_i = log sum_h c_h exp(a^h_i).
+    """Weights c of H horizons for each side, none negative and 1 together: a_i = log sum_h c_h exp(a^h_i).
 
+    A side has its own, for its negatives come from one tower, and the towers do not move alike.
     They follow the loss of the reformulation on every new batch, mean_i exp(-a_i)(eps + g_i) + a_i - 1 with g the
     batch's, and a from past pairs alone: a batch's negatives are no part of what they judge. It is least for
     a = log(eps + E g), so short horizons gain while embeddings move fast and long ones when they do not, whatever data
@@ -32,31 +33,31 @@ class HorizonMixture(nn.Module):
         """`horizons` [H] in pairs."""
         super().__init__()
         self.register_buffer("horizons", horizons, persistent=False)
-        self.register_buffer("weights", torch.full((len(horizons),), 1 / len(horizons), dtype=torch.float64))
+        self.register_buffer("weights", torch.full((2, len(horizons)), 1 / len(horizons), dtype=torch.float64))
 
     def mix(self, rows: Tensor) -> Tensor:
-        """The mixture's log-normalizers for those of each horizon: [..., H] -> [...]."""
+        """The mixture's log-normalizers for those of each horizon: [b, 2, H] -> [b, 2]."""
         return torch.logsumexp(rows + self.weights.log().to(rows), -1)
 
     def gradients(self, past: Tensor, batch_rows: Tensor) -> Tensor:
-        """dl/dc of every anchor and side, [b, 2, H]; `past` [b, 2, H] from past pairs, `batch_rows` [b, 2]."""
+        """dl/dc of every anchor, [b, 2, H]; `past` [b, 2, H] from past pairs, `batch_rows` [b, 2]."""
         mixed = self.mix(past)
         ratio = (batch_rows - mixed).exp().clamp_max(LARGEST_RATIO)
         return (past - mixed[..., None]).exp() * (1 - ratio)[..., None]
 
     @torch.no_grad()
     def learn(self, gradients: Tensor, count: Tensor) -> None:
-        """Take in a batch: sums of `gradients` [H] over the anchors of all ranks and how many there were, [].
+        """Take in a batch: sums of `gradients` [2, H] over the anchors of all ranks and how many there were, [].
 
         Nothing is read back from the device. No anchor, as in the first step, changes nothing.
         """
         mean = (gradients / count.clamp_min(1)).to(self.weights)
-        weights = torch.softmax(self.weights.log() - LEARNING_RATE * mean, 0).clamp_min(LEAST_WEIGHT)
-        self.weights.copy_(weights / weights.sum())
+        weights = torch.softmax(self.weights.log() - LEARNING_RATE * mean, -1).clamp_min(LEAST_WEIGHT)
+        self.weights.copy_(weights / weights.sum(-1, keepdim=True))
 
     def mean_horizon(self, size: int) -> Tensor:
-        """The horizons' geometric mean in pairs by these weights, [], with the queue's size for infinity."""
-        return (self.weights * self.horizons.clamp_max(size).log()).sum().exp()
+        """The horizons' geometric mean by both sides' weights, in pairs, []; infinity counts as the queue's size."""
+        return (self.weights.mean(0) * self.horizons.clamp_max(size).log()).sum().exp()
 
 
 def horizons_up_to(size: int, global_batch_size: int) -> Tensor:

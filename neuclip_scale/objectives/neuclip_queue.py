@@ -83,8 +83,8 @@ class NeuCLIPQueue(MarginObjective):
         """From the anchors that have a past for each horizon (collective). past [b, 2, H], known [b]."""
         gradients = self.horizon.gradients(past, self.add_eps(batch_rows))
         gradients = torch.where(known[:, None, None], gradients, 0.0)
-        total = all_reduce_sum(torch.cat([gradients.sum((0, 1)), 2 * known.sum().to(gradients).reshape(1)]))
-        self.horizon.learn(total[:-1], total[-1])
+        total = all_reduce_sum(torch.cat([gradients.sum(0).flatten(), known.sum().to(gradients).reshape(1)]))
+        self.horizon.learn(total[:-1].view_as(self.horizon.weights), total[-1])
 
     def values(self, rows: Tensor, batch_rows: Tensor) -> Tensor:
         """exp(-a)(eps + g) + a - 1."""

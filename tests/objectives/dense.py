@@ -155,17 +155,17 @@ class NeuCLIPQueue:
 
     def __init__(self, size: int, *, eps: float, rho: float, weight: float, horizons: list[float]) -> None:
         self.size, self.eps, self.rho, self.weight = size, eps, rho, weight
-        self.horizons, self.shares = horizons, [1 / len(horizons)] * len(horizons)
+        self.horizons, self.shares = horizons, [[1 / len(horizons)] * len(horizons) for _ in range(2)]
         self.past: list[tuple[Tensor, Tensor, int]] = []
 
     def step(self, image: Tensor, text: Tensor, log_scale: Tensor, bias: Tensor, index: Tensor) -> Tensor:
         tau = 1 / log_scale.exp()
         g = [others((m / tau).exp()).mean(1) for m in margins(image, text)]
         loss = 2 * self.rho * tau
-        gradient = [0.0] * len(self.horizons)
         B = len(image)
         for side, (anchors, batch_g) in enumerate(((image, g[0]), (text, g[1]))):
             a = torch.empty(B, dtype=torch.float64)
+            shares, gradient = self.shares[side], [0.0] * len(self.horizons)
             for i, anchor in enumerate(anchors.detach()):
                 own, g_i = (image[i] * text[i]).sum().detach(), float(batch_g[i].detach())
                 joined, alone = [], []
@@ -178,17 +178,17 @@ class NeuCLIPQueue:
                             weights += w
                     joined.append((total + (B - 1) * g_i) / (weights + B - 1))
                     alone.append(self.eps + total / weights if weights else math.nan)
-                mean = sum(share * value for share, value in zip(self.shares, joined))
+                mean = sum(share * value for share, value in zip(shares, joined))
                 a[i] = math.log(self.eps + (1 - self.weight) * mean + self.weight * g_i)
                 if self.past:
-                    mean = sum(share * value for share, value in zip(self.shares, alone))
+                    mean = sum(share * value for share, value in zip(shares, alone))
                     ratio = min((self.eps + g_i) / mean, 20.0)
                     for h, value in enumerate(alone):
-                        gradient[h] += value / mean * (1 - ratio) / (2 * B)
+                        gradient[h] += value / mean * (1 - ratio) / B
             loss = loss + tau * ((-a).exp() * (self.eps + batch_g) + a - 1).mean()
-        moved = [share * math.exp(-0.5 * slope) for share, slope in zip(self.shares, gradient)]
-        floored = [max(share / sum(moved), 1e-3) for share in moved]
-        self.shares = [share / sum(floored) for share in floored]
+            moved = [share * math.exp(-0.5 * slope) for share, slope in zip(shares, gradient)]
+            floored = [max(share / sum(moved), 1e-3) for share in moved]
+            self.shares[side] = [share / sum(floored) for share in floored]
         self.past += [(i, t, int(n)) for i, t, n in zip(image.detach(), text.detach(), index)]
         self.past = self.past[-self.size :]
         return loss
