@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +36,7 @@ class HorizonMixture(nn.Module):
         super().__init__()
         self.register_buffer("horizons", horizons, persistent=False)
         self.register_buffer("weights", torch.full((2, len(horizons)), 1 / len(horizons), dtype=torch.float64))
+        self.register_load_state_dict_pre_hook(_without_older_losses)
 
     def mix(self, rows: Tensor) -> Tensor:
         """The mixture's log-normalizers for those of each horizon: [b, 2, H] -> [b, 2]."""
@@ -67,3 +70,10 @@ def horizons_up_to(size: int, global_batch_size: int) -> Tensor:
         horizons.append(pairs)
         pairs *= 2
     return torch.tensor([*horizons, torch.inf])
+
+
+def _without_older_losses(mixture: HorizonMixture, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Checkpoints of older code hold a running loss of each horizon: there the weights begin anew."""
+    if state.pop(f"{prefix}losses", None) is not None:
+        del state[f"{prefix}started"]
+        state[f"{prefix}weights"] = mixture.weights

@@ -58,3 +58,14 @@ def test_no_anchor_changes_nothing_and_no_batch_breaks_it() -> None:
             mixture.learn(mixture.gradients(past, batch).sum(0), torch.tensor(4.0))
         torch.testing.assert_close(mixture.weights.sum(1), torch.ones(2, dtype=torch.float64))
         assert mixture.weights.min() > 0.9e-3
+
+
+def test_a_checkpoint_of_older_code_begins_with_equal_weights() -> None:
+    mixture = HorizonMixture(HORIZONS)
+    teach(mixture, torch.tensor([[0.0, 0.6, 0.6], [0.0, 0.6, 0.6]]), 30)
+    kept = {key: value.clone() for key, value in mixture.state_dict().items()}
+    older = HorizonMixture(HORIZONS)
+    older.load_state_dict({"losses": torch.tensor([0.3, 0.2, 0.4]), "started": torch.tensor(True)})
+    assert torch.equal(older.weights, torch.full((2, 3), 1 / 3, dtype=torch.float64))
+    older.load_state_dict(kept)
+    assert torch.equal(older.weights, mixture.weights)
