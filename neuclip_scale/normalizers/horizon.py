@@ -60,7 +60,7 @@ class HorizonMixture(nn.Module):
 
     def mean_horizon(self, size: int) -> Tensor:
         """The horizons' geometric mean by both sides' weights, in pairs, []; infinity counts as the queue's size."""
-        return (self.weights.mean(0) * self.horizons.clamp_max(size).log()).sum().exp()
+        return (self.weights.mean(0) * self.horizons.clamp_max(size).log()).sum().exp().to(self.horizons)
 
 
 def horizons_up_to(size: int, global_batch_size: int) -> Tensor:
