@@ -32,10 +32,12 @@ class HorizonMixture(nn.Module):
     weights: Tensor
 
     def __init__(self, horizons: Tensor) -> None:
-        """`horizons` [H] in pairs."""
+        """`horizons` [H] in pairs, ascending. The shortest begins with most weight: embeddings move fastest then."""
         super().__init__()
         self.register_buffer("horizons", horizons, persistent=False)
-        self.register_buffer("weights", torch.full((2, len(horizons)), 1 / len(horizons), dtype=torch.float64))
+        halves = 0.5 ** torch.arange(1, len(horizons) + 1, dtype=torch.float64)  # 1/2, 1/4, ..., and what is left
+        halves[-1] *= 2
+        self.register_buffer("weights", halves.repeat(2, 1))
         self.register_load_state_dict_pre_hook(_without_older_losses)
 
     def mix(self, rows: Tensor) -> Tensor:

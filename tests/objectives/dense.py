@@ -155,7 +155,9 @@ class NeuCLIPQueue:
 
     def __init__(self, size: int, *, eps: float, rho: float, weight: float, horizons: list[float]) -> None:
         self.size, self.eps, self.rho, self.weight = size, eps, rho, weight
-        self.horizons, self.shares = horizons, [[1 / len(horizons)] * len(horizons) for _ in range(2)]
+        self.horizons = horizons
+        first = [0.5 ** (place + 1) for place in range(len(horizons) - 1)]
+        self.shares = [[*first, 1 - sum(first)] for _ in range(2)]
         self.past: list[tuple[Tensor, Tensor, int]] = []
 
     def step(self, image: Tensor, text: Tensor, log_scale: Tensor, bias: Tensor, index: Tensor) -> Tensor:
