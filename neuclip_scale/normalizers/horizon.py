@@ -18,12 +18,13 @@ LARGEST_RATIO = 20.0
 class HorizonMixture(nn.Module):
     """Weights c of H horizons for each side, none negative and 1 together: a_i = log sum_h c_h exp(a^h_i).
 
-    A side has its own, for its negatives come from one tower, and the towers do not move alike.
-    They follow the loss of the reformulation on every new batch, mean_i exp(-a_i)(eps + g_i) + a_i - 1 with g the
-    batch's, and a from past pairs alone: a batch's negatives are no part of what they judge. It is least for
+    Each side has its own, for its negatives come from one tower, and the towers do not move alike.
+
+    The weights follow the loss of the reformulation on every new batch, l = mean_i exp(-a_i)(eps + g_i) + a_i - 1 with
+    g the batch's, and a from past pairs alone: a batch's negatives are no part of what they judge. It is least for
     a = log(eps + E g), so short horizons gain while embeddings move fast and long ones when they do not, whatever data
     and batch size are. One exponentiated gradient step a batch (Kivinen and Warmuth 1997,
-    doi:10.1006/inco.1996.2612) with
+    doi:10.1006/inco.1996.2612):
 
         dl/dc_h = mean_i exp(a^h_i - a_i) (1 - exp(-a_i)(eps + g_i)),      c_h <- c_h exp(-0.5 dl/dc_h) / sum
     """

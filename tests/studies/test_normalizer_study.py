@@ -74,9 +74,7 @@ def test_watchers_do_not_disturb_the_training_or_each_other(shards: Path, tmp_pa
     assert {key: together[key] for key in alone} == alone
 
 
-def test_chosen_estimators_give_what_they_give_among_all(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_chosen_estimators_give_what_they_give_among_all(shards: Path, tmp_path: Path) -> None:
     def rows(folder: Path) -> dict[tuple[str, int], float]:
         listed = json.loads((folder / "result.json").read_bytes())["rows"]
         return {(row["estimator"], row["step"]): row["mse"] for row in listed}
