@@ -221,7 +221,7 @@ def test_batch_sizes() -> None:
         ({"train__micro_batch_size": 600}, 2, "train.micro_batch_size", "Use at most 512"),
         ({"train__kept_micro_batches": -1}, 1, "train.kept_micro_batches", "zero or a positive number"),
         ({"train__kept_tower": "text"}, 1, "train.kept_tower", "a smaller train.micro_batch_size"),
-        ({"train__kept_micro_batches": 1}, 1, "train.kept_micro_batches", "a smaller train.micro_batch_size"),
+        ({"train__kept_micro_batches": 2}, 1, "train.kept_micro_batches", "a smaller train.micro_batch_size"),
         (
             {"train__micro_batch_size": 128, "train__kept_micro_batches": 4},
             2,

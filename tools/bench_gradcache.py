@@ -12,14 +12,16 @@ from typing import Any
 import bench_turns
 
 PLAIN, WHOLE, OURS, PEER = "plain", "ours, one micro-batch", "ours", "GradCache-style"
+FIRST = 0.0
 KEPT = {
-    "ours, text kept": (0.0, "text"),
-    "ours, image kept": (0.0, "image"),
+    "ours, nothing kept": (None, ""),
+    "ours, text kept": (FIRST, "text"),
+    "ours, image kept": (FIRST, "image"),
     "ours, a quarter kept": (0.25, ""),
     "ours, half kept": (0.5, ""),
     "ours, half and text kept": (0.5, "text"),
 }
-"""The share of the micro-batches whose activations are kept, and a tower of which all are."""
+"""The share of the micro-batches whose activations are kept, the first one at least, and a tower of which all are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,7 @@ def child(options: GradCache, contender: str) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = create_model(get_preset(options.preset)).train()
-    step = {PLAIN: _plain, PEER: _grad_cache}.get(contender, partial(_ours, kept=KEPT.get(contender, (0.0, ""))))
+    step = {PLAIN: _plain, PEER: _grad_cache}.get(contender, partial(_ours, kept=KEPT.get(contender, (FIRST, ""))))
     micro = options.batch_size if contender == WHOLE else options.micro_batch_size
     few = min(options.batch_size, 2 * options.micro_batch_size)
     step(model, _batch(model, few), min(micro, few))  # load kernels
@@ -88,7 +90,7 @@ def _plain(model: Any, batch: Any, micro_batch_size: int) -> None:
     ClipLoss()(output.image_features, output.text_features, output.logit_scale).backward()
 
 
-def _ours(model: Any, batch: Any, micro_batch_size: int, kept: tuple[float, Any]) -> None:
+def _ours(model: Any, batch: Any, micro_batch_size: int, kept: tuple[float | None, Any]) -> None:
     """As `Trainer.train_step` does it, with the engine's `backward` of one process."""
     import torch
 
@@ -106,7 +108,8 @@ def _ours(model: Any, batch: Any, micro_batch_size: int, kept: tuple[float, Any]
         return model(*inputs(part, towers))
 
     parts, (share, tower) = batch.split(micro_batch_size), kept
-    cached = CachedFeatures(encode, model, parts, alone, KeptActivations(int(share * len(parts)), tower))
+    number = 0 if share is None else max(1, int(share * len(parts)))
+    cached = CachedFeatures(encode, model, parts, alone, KeptActivations(number, tower))
     objective = create_objective(ObjectiveConfig(name="openclip"), Problem(embed_dim=model.embed_dim))
     output = objective(PairFeatures.single(cached.image, cached.text), cached.logit_scale)
     for rows, encoded in cached.replay():

@@ -16,7 +16,19 @@ import bench_turns
 
 PEER, PEER_PARTS = "open_clip", "open_clip, accum_freq"
 OURS, OURS_PARTS, NEUCLIP = "ours, openclip", "ours, openclip, micro-batches", "ours, neuclip"
-PEERS = {PEER: PEER, OURS: PEER, NEUCLIP: PEER, PEER_PARTS: PEER_PARTS, OURS_PARTS: PEER_PARTS}
+FSDP2 = {
+    "ours, openclip, fsdp2": {"engine.name": "fsdp2"},
+    "ours, openclip, fsdp2, resharding": {"engine.name": "fsdp2", "engine.fsdp.reshard_after_forward": True},
+}
+"""Of one rank, so what is seen is what hooks and copies cost, and no network."""
+PEERS = {
+    PEER: PEER,
+    OURS: PEER,
+    NEUCLIP: PEER,
+    PEER_PARTS: PEER_PARTS,
+    OURS_PARTS: PEER_PARTS,
+    **dict.fromkeys(FSDP2, PEER),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +71,7 @@ def child(options: Step, contender: str) -> None:
         if contender in (PEER, PEER_PARTS):
             steps = open_clip_steps(options, parts)
         else:
-            steps = our_steps(options, parts, "neuclip" if contender == NEUCLIP else "openclip", Path(folder))
+            steps = our_steps(options, parts, contender, Path(folder))
         next(steps)  # the optimizer's state, and NeuCLIP's first prototypes
 
         result = bench_turns.measured(lambda: next(steps))
@@ -67,7 +79,7 @@ def child(options: Step, contender: str) -> None:
     print(json.dumps(result))
 
 
-def our_steps(options: Step, parts: int, objective: str, folder: Path, *, compiled: bool = False) -> Iterator[Any]:
+def our_steps(options: Step, parts: int, contender: str, folder: Path, *, compiled: bool = False) -> Iterator[Any]:
     """`Trainer.train_step` on one batch: first one step, then `options.steps` each time."""
     import torch
 
@@ -81,9 +93,10 @@ def our_steps(options: Step, parts: int, objective: str, folder: Path, *, compil
         "run_dir": str(folder / "run"), "data.train": str(folder / "shards"), "data.num_workers": 0,
         "data.num_streams": 1, "evaluation.data": "", "evaluation.normalizer_every_steps": 0,
         "engine.device": options.device, "model.preset": options.preset, "model.compile": compiled,
-        "objective.name": objective, "train.global_batch_size": options.batch_size,
+        "objective.name": "neuclip" if contender == NEUCLIP else "openclip",
+        "train.global_batch_size": options.batch_size,
         "train.micro_batch_size": options.batch_size // parts, "train.num_steps": options.steps + 1,
-        "train.max_grad_norm": 1.0, "train.precision": options.precision,
+        "train.max_grad_norm": 1.0, "train.precision": options.precision, **FSDP2.get(contender, {}),
     }  # fmt: skip
     trainer = Trainer(load_recipe("demo", settings))
     batch, count = our_batch(trainer, options), 1

@@ -64,8 +64,7 @@ def _started(name: str, options: Any, folder: Path) -> Iterator[Any]:
     if plain in (bench_step.PEER, bench_step.PEER_PARTS):
         steps = bench_step.open_clip_steps(options, parts, compiled=compiled)
     else:
-        objective = "neuclip" if plain == bench_step.NEUCLIP else "openclip"
-        steps = bench_step.our_steps(options, parts, objective, folder, compiled=compiled)
+        steps = bench_step.our_steps(options, parts, plain, folder, compiled=compiled)
     next(steps)
     next(steps)
     return steps

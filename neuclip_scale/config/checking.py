@@ -237,11 +237,11 @@ def _check_batch(recipe: Recipe, world_size: int) -> None:
 def _check_kept_activations(recipe: Recipe, world_size: int) -> None:
     several = num_micro_batches(recipe, world_size)
     kept, tower = recipe.train.kept_micro_batches, recipe.train.kept_tower
-    if several == 1 and (kept or tower):
-        name, value = ("train.kept_micro_batches", kept) if kept else ("train.kept_tower", tower)
+    if several == 1 and (kept > 1 or tower):
+        name, value = ("train.kept_micro_batches", kept) if kept > 1 else ("train.kept_tower", tower)
         problem = "a rank's batch is one micro-batch, of which everything is kept"
         raise ConfigError(name, value, problem, "Leave it out, or give a smaller train.micro_batch_size.")
-    if kept >= several:
+    if kept >= several > 1:
         raise ConfigError(
             "train.kept_micro_batches",
             kept,

@@ -271,9 +271,10 @@ class TrainConfig:
     """Pairs per step over all ranks: the contrastive batch."""
     micro_batch_size: int = 0
     """Pairs encoded at a time on one rank; below the local batch, gradients are cached. 0: the local batch."""
-    kept_micro_batches: int = 0
+    kept_micro_batches: int = 1
     """Of several micro-batches, those whose activations are kept from the first encoding, so that they are not encoded
-    again: each costs a micro-batch's memory more and saves its forward pass."""
+    again: each saves its forward pass and costs a micro-batch's memory, but for the first, whose memory a backward
+    pass needs anyway."""
     kept_tower: Literal["", "image", "text"] = ""
     """A tower whose activations are kept for every micro-batch, so that only the other one is run again."""
     num_steps: int = 0
@@ -311,8 +312,9 @@ class CheckpointConfig:
 class FSDPConfig:
     replicas: int = 1
     """Copies of the model, each sharded over world size / replicas ranks (hybrid sharding); 1 shards over all ranks."""
-    reshard_after_forward: bool = True
-    """Let a block's gathered parameters go after its forward pass: less memory, one gathering more in the backward."""
+    reshard_after_forward: bool = False
+    """Let a block's gathered parameters go after each pass, and not once a step: less memory, by the blocks' size in
+    the precision that they run in, and a gathering more for each pass."""
     accumulate_sharded: bool = False
     """Reduce gradients after every micro-batch and keep this rank's part of the sum: less memory, more traffic."""
     cpu_offload: bool = False

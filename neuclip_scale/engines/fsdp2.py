@@ -21,7 +21,8 @@ from neuclip_scale.optim import create_optimizer
 
 
 class FSDP2Engine(Engine):
-    """Every block of both towers is gathered when it runs and let go afterwards; what is left is one group more.
+    """Every block of both towers is gathered before it runs, and what is left, one group more, before them. Parameters
+    stay until the step's last backward pass; with `engine.fsdp.reshard_after_forward` each pass gathers them anew.
 
     With `engine.fsdp.replicas` R the ranks form R groups that each hold the whole model (hybrid sharding). In bf16 the
     blocks' parameters travel and multiply in bf16; master weights, gradients' sums, embeddings, final projections and
@@ -52,6 +53,17 @@ class FSDP2Engine(Engine):
         super().__init__(model, create_optimizer(model, config.optim), device, config.train.precision)
         self._sharded = cast(FSDPModule, model)
         self._accumulate_sharded = section.accumulate_sharded
+        self._reshards = section.reshard_after_forward
+        if not self._reshards:
+            model.register_forward_hook(self._let_go)  # after FSDP's own
+
+    def _let_go(self, *_: object) -> None:
+        """After an evaluation, whose parameters no backward pass lets go: others may be read or written next."""
+        if torch.is_grad_enabled() or self.module.training:
+            return
+        for part in self.module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
     def encode(self, batch: Batch, towers: Towers = "both") -> CLIPOutput:
         """See `Engine.encode`; collective."""
@@ -62,11 +74,12 @@ class FSDP2Engine(Engine):
     def _synchronising(self, is_last: bool) -> Iterator[None]:
         self._sharded.set_requires_gradient_sync(is_last or self._accumulate_sharded)
         self._sharded.set_is_last_backward(is_last)
+        self._sharded.set_reshard_after_backward(is_last or self._reshards)
         yield
 
     def micro_step(self, *, is_last: bool) -> AbstractContextManager[Any]:
         """See `Engine.micro_step`. Until the last micro-batch gradients are whole on every rank, unless the recipe has
-        them reduced in each.
+        them reduced in each; and parameters, unless it lets them go after a forward pass.
         """
         return self._synchronising(is_last)
 

@@ -22,6 +22,10 @@ from neuclip_scale.models.vision import TimmTower, VisionTransformer
 
 SCALARS = ("logit_scale", "logit_bias")
 """Parameters that are in neither tower."""
+PROGRAMS = 64
+"""That torch may compile of one piece of code. All blocks share theirs: both towers', with a graph and without, of all
+tokens and of one are the eight that it would make, and micro-batches of another size (the last) take as many again.
+What it does not make runs uncompiled, and where a checkpointed block is run again that is another graph: an error."""
 
 Towers = Literal["both", "image", "text"]
 """What a forward pass runs."""
@@ -161,6 +165,8 @@ class CLIP(nn.Module):
         `options` go to `torch.compile`.
         """
         self._compiled = True
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(PROGRAMS, limits.recompile_limit)
         # The lengths of packed captions differ from step to step. One program for all of the tower's blocks, of sizes
         # that are not known and four rectangles in each, would take minutes to make.
         packed = set(self.transformer.resblocks) if self.packs_captions else set()
@@ -178,8 +184,7 @@ class CLIP(nn.Module):
     def compiling_nothing_new(self) -> AbstractContextManager[None]:
         """Inside, compiled towers run the programs they have, and what fits none as it is: for evaluation.
 
-        Its modes and sizes would use up the number of programs that torch compiles for one piece of code, which all
-        blocks share, and training go on uncompiled.
+        Its modes and sizes would take minutes to compile and use up `PROGRAMS`.
         """
         return torch.compiler.set_stance("eager_on_recompile") if self._compiled else nullcontext()
 

@@ -19,11 +19,13 @@ SMALLEST_TILE = 128
 NEARLY = 1.02
 """Of ways this close to the fastest, the one that changes least is chosen."""
 Overrides = dict[str, Any]
+LESS_MEMORY = tuple(f"engine.fsdp.{name}" for name in ("reshard_after_forward", "accumulate_sharded", "cpu_offload"))
+FSDP2: Overrides = {"engine.name": "fsdp2", **dict.fromkeys(LESS_MEMORY, False)}
 ENGINES: tuple[Overrides, ...] = (
     {"engine.name": "ddp"},
-    {"engine.name": "fsdp2", "engine.fsdp.accumulate_sharded": False},
-    {"engine.name": "fsdp2", "engine.fsdp.accumulate_sharded": True},
-    {"engine.name": "fsdp2", "engine.fsdp.accumulate_sharded": True, "engine.fsdp.cpu_offload": True},
+    *({**FSDP2, "engine.fsdp.reshard_after_forward": reshards} for reshards in (False, True)),
+    {**FSDP2, "engine.fsdp.reshard_after_forward": True, "engine.fsdp.accumulate_sharded": True},
+    {**FSDP2, **dict.fromkeys(LESS_MEMORY, True)},
     *({"engine.name": "deepspeed", "engine.deepspeed.config": name} for name in ("zero1", "zero2", "zero3")),
     *({"engine.name": "deepspeed", "engine.deepspeed.config": f"zero{stage}_offload"} for stage in (2, 3)),
 )
@@ -123,7 +125,8 @@ def _engines(config: Recipe, site: Site) -> Iterator[Overrides]:
             continue
         if engine["engine.name"] == "deepspeed" and config.optim.name != "adamw":
             continue
-        if site.world_size == 1 and engine["engine.name"] != "ddp" and "offload" not in str(engine):
+        offloads = engine.get("engine.fsdp.cpu_offload") or "offload" in engine.get("engine.deepspeed.config", "")
+        if site.world_size == 1 and engine["engine.name"] != "ddp" and not offloads:
             continue
         yield {"engine.fsdp.cpu_offload": False, "engine.fsdp.replicas": 1, **engine}
         # Shards within a node, copies over nodes: parameters do not cross the network.
@@ -137,8 +140,8 @@ def largest(config: Recipe, site: Site, overrides: Overrides) -> Option:
     """
     tried, fits = overrides, False
     for micro in _micro_batch_sizes(config, site):
-        nothing_kept = {"train.kept_micro_batches": 0, "train.kept_tower": ""}
-        tried, fits = _with_tiles(config, site, {**overrides, **nothing_kept, "train.micro_batch_size": micro})
+        first_kept = {"train.kept_micro_batches": 1, "train.kept_tower": ""}
+        tried, fits = _with_tiles(config, site, {**overrides, **first_kept, "train.micro_batch_size": micro})
         if fits:
             break
     option = consider(config, site, tried)

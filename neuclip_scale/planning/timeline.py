@@ -173,7 +173,7 @@ class _Step:
 
     def backward(self, *, is_last: bool) -> None:
         """A micro-batch's backward pass, with what travels beside it."""
-        units, self._has_all = self._units[::-1], False
+        units, self._has_all = self._units[::-1], self._keeps and not is_last
         sends = "gradients" in self._times and (is_last or self._sharding.reduces_often)
         if not sends and BACKWARD not in self._times:
             self.compute(self._work.backward)

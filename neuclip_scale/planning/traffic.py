@@ -196,14 +196,15 @@ def _passes(keep: KeptActivations, num_micro: int) -> Iterator[Towers | None]:
 def _gatherings(
     events: Sequence[Towers | None], tower: str, needed: bool, hooked: bool, *, stays: bool
 ) -> tuple[int, int]:
-    """How often a step gathers a group of FSDP2 in forward and in backward passes; `stays` after a forward pass."""
+    """How often a step gathers a group of FSDP2 in forward and in backward passes; `stays` until the last of these."""
     forward = backward = 0
     there = False
-    for towers in events:
+    for place, towers in enumerate(events):
         if towers is None:
             fetched = needed and not there
             backward += fetched
-            there = fetched and not hooked  # what is fetched for nothing stays until its next forward pass
+            # What is fetched for nothing stays until its next forward pass.
+            there = (stays and place < len(events) - 1 and (there or fetched)) or (fetched and not hooked)
         elif not tower or towers in ("both", tower):
             forward += not there
             there = stays

@@ -27,13 +27,11 @@ ENGINES: dict[str, tuple[int, Overrides]] = {
     "ddp, 2 ranks": (2, {}),
     "fsdp2, 1 rank": (1, FSDP2),
     "fsdp2, 2 ranks": (2, FSDP2),
-    "fsdp2, 2 ranks, offload": (2, FSDP2 | {"engine.fsdp.cpu_offload": True}),
-    "fsdp2, 2 x 2 ranks": (
-        4,
-        FSDP2
-        | {"engine.fsdp.replicas": 2, "engine.fsdp.reshard_after_forward": False}
-        | {"engine.fsdp.accumulate_sharded": True},
+    "fsdp2, 2 ranks, offload": (
+        2,
+        FSDP2 | {"engine.fsdp.cpu_offload": True, "engine.fsdp.reshard_after_forward": True},
     ),
+    "fsdp2, 2 x 2 ranks": (4, FSDP2 | {"engine.fsdp.replicas": 2, "engine.fsdp.accumulate_sharded": True}),
     "zero0, 2 ranks": (2, zero("zero0")),
     "zero1, 2 ranks": (2, zero("zero1")),
     "zero2, 1 rank": (1, zero("zero2")),

@@ -16,6 +16,7 @@ from ranks import run_ranks
 
 from neuclip_scale import distributed
 from neuclip_scale.config import ConfigError, load_recipe
+from neuclip_scale.data.batch import Batch
 from neuclip_scale.engines import create_engine
 from neuclip_scale.engines.base import like, local_part
 from neuclip_scale.models.building import plan_model
@@ -57,6 +58,46 @@ def test_optimizers_see_whole_tensors_on_shards(name: str, tolerance: float) -> 
             moved, error = expected[parameter] - before, after[parameter] - expected[parameter]
             assert moved.norm() > 0
             assert error.norm() <= tolerance * moved.norm(), parameter
+
+
+def evaluate_between_steps(overrides: Overrides) -> dict[str, torch.Tensor]:
+    """Weights, their average and features under it, where evaluations of the average lie between steps."""
+    config = load_recipe("demo", {"model.preset": "toy", "optim.learning_rate": 1e-2, "optim.eps": 1e-3, **overrides})
+    torch.manual_seed(0)
+    engine = create_engine(plan_model(config), config, distributed.initialize("cpu"))
+    set_learning_rates(engine.optimizer, 1.0, constant_temperature=False, temperature_dropped=False)
+    engine.start_average(0.5)
+    draw, size, model = torch.Generator().manual_seed(1), 4, engine.module
+    images = torch.randn(size, 3, model.image_size, model.image_size, generator=draw)
+    tokens = torch.randint(1, 100, (size, model.context_length), generator=draw)
+    batch = Batch(images, tokens, torch.arange(size), tuple(map(str, range(size))))
+    found = {}
+    for step in (1, 2, 3):
+        gradients = torch.randn(2, size, model.embed_dim, generator=draw) / distributed.world_size()
+        with engine.micro_step(is_last=True):
+            engine.backward(engine.encode(batch), *gradients, torch.ones(1) / distributed.world_size())
+        engine.step(0.0)
+        engine.update_average(step)
+        model.eval()
+        with torch.no_grad(), engine.averaged():
+            found[f"features {step}"] = engine.encode(batch).image_features.clone()
+        model.train()
+        found |= {
+            f"{step} {name} {key}": each.clone() for name, kept in engine.named_state() for key, each in kept.items()
+        }
+    return found
+
+
+@pytest.mark.parametrize("reshards", [False, True])
+def test_evaluations_of_the_average_leave_nothing_behind(reshards: bool) -> None:
+    """FSDP2 may keep gathered parameters: the average's must be gone when the weights' are back."""
+    (expected,) = run_ranks(1, evaluate_between_steps, {})
+    sharded = FSDP2 | {"engine.fsdp.reshard_after_forward": reshards}
+    for found in run_ranks(2, evaluate_between_steps, sharded):
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-5, msg=name)
+    assert not torch.equal(expected["features 3"], expected["features 2"])
 
 
 def train_compiled(folder: str, run: str, more: Overrides) -> dict[str, Any]:

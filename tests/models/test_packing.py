@@ -146,8 +146,8 @@ def test_a_compiled_tower_has_one_program_for_all_lengths() -> None:
 
 
 def test_evaluation_leaves_the_compiler_to_training() -> None:
-    """Blocks of both towers share one piece of code, of which torch compiles eight programs: as many as training takes,
-    with and without a graph, of all tokens and of one."""
+    """Blocks of both towers share one piece of code, of which training takes eight programs: with and without a graph,
+    of all tokens and of one."""
     model, lengths = text_model(layers=2), [3, 9, 77, 12, 40, 41, 8, 3]
     model.compile_towers(by_block=True, backend="aot_eager")
     torch._dynamo.reset()

@@ -86,13 +86,15 @@ def test_tiles_are_of_other_widths_and_of_cpus() -> None:
     ],
 )
 def test_a_step_adds_what_it_was_seen_to_add(name: str, contender: str, micro: int) -> None:
-    """Peaks of torch's allocator above weights, optimizer and batch; towers that are not compiled, as in plans."""
+    """Peaks of torch's allocator above weights, optimizer and batch; towers that are not compiled, as in plans, and no
+    activations kept."""
     found = result(name)
     (row,) = (row for row in found["rows"] if row["contender"] == contender)
     plan = plan_memory(
         recipe(**{
             "objective.name": "openclip", "train.max_grad_norm": 1.0, "model.preset": found["options"]["preset"],
             "train.global_batch_size": found["options"]["batch_size"], "train.micro_batch_size": micro,
+            "train.kept_micro_batches": 0,
         }),
         1,
     )  # fmt: skip

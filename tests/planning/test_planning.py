@@ -153,8 +153,11 @@ def test_the_roofline_is_its_parts() -> None:
     slow = dataclasses.replace(H100, network=1e6, nvlink=1e6)
     waited = plan_time(config, dataclasses.replace(site, gpu=slow))
     assert waited.hidden - waited.encoders <= waited.exposed <= waited.hidden
-    again = plan_time(recipe(**{"train.global_batch_size": 4096, "train.micro_batch_size": 512}), site)
-    assert again.hardware_flops > 1.3 * again.model_flops
+    two = {"train.global_batch_size": 4096, "train.micro_batch_size": 512}  # for each of 4 ranks
+    both, second = (plan_time(recipe(**two, **{"train.kept_micro_batches": kept}), site) for kept in (0, 1))
+    assert both.hardware_flops > 1.3 * both.model_flops
+    assert second.hardware_flops - time.model_flops == pytest.approx((both.hardware_flops - time.model_flops) / 2)
+    assert recipe(**two).train.kept_micro_batches == 1
     host = plan_time(config, dataclasses.replace(site, assume=Assumptions(operation_us=5.0)))
     assert host.encoders - host.starting == pytest.approx(time.encoders)
     trace = encoder_trace(config.model, "bf16", False)

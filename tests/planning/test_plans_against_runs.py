@@ -29,7 +29,8 @@ def zero(name: str) -> Case:
 
 
 FSDP2: Case = {"engine.name": "fsdp2"}
-SEVERAL: Case = {"train.micro_batch_size": 8}
+RESHARDS: Case = {"engine.fsdp.reshard_after_forward": True}
+SEVERAL: Case = {"train.micro_batch_size": 8, "train.kept_micro_batches": 0}
 BF16: Case = {"train.precision": "bf16"}
 CHECKPOINTED: Case = {"model.grad_checkpointing": True}
 RING: Case = {"objective.exchange": "ring"}
@@ -53,11 +54,12 @@ CASES: dict[str, tuple[int, list[Case]]] = {
     "fsdp2": (
         2,
         [
+            FSDP2 | BF16 | CHECKPOINTED | RESHARDS,
             FSDP2 | BF16 | CHECKPOINTED,
             FSDP2 | SEVERAL | {"engine.fsdp.accumulate_sharded": True, "train.max_grad_norm": 0.5},
-            FSDP2 | SEVERAL | KEPT_IMAGE | PACKED,
-            FSDP2 | SEVERAL | LOCKED | {"engine.fsdp.reshard_after_forward": False},
-            FSDP2 | SEVERAL | LOCKED | KEPT_TEXT,
+            FSDP2 | SEVERAL | KEPT_IMAGE | PACKED | RESHARDS,
+            FSDP2 | SEVERAL | LOCKED,
+            FSDP2 | SEVERAL | LOCKED | KEPT_TEXT | RESHARDS,
         ],
     ),
     "fsdp2, 2 x 2 ranks": (4, [FSDP2 | {"engine.fsdp.replicas": 2}]),
@@ -127,7 +129,8 @@ def check_order(config: Recipe, world_size: int, order: list[str]) -> None:
     kind between two others as one, and about as many calls.
     """
     train = config.train
-    if config.model.lock or train.kept_micro_batches or train.kept_tower or config.objective.exchange == "ring":
+    keeps = num_micro_batches(config, world_size) > 1 and (train.kept_micro_batches or train.kept_tower)
+    if config.model.lock or keeps or config.objective.exchange == "ring":
         return  # of these the timeline knows what travels and when it is needed, not every call in its order
     planned, is_fsdp2 = planned_order(config, world_size), config.engine.name == "fsdp2"
     assert planned == order if is_fsdp2 else runs(planned) == runs(order), config.engine
