@@ -27,6 +27,10 @@ RUNS: dict[str, tuple[str, ...]] = {
         *STEP, "ViT-B-16", "--batch-size", "512", "--steps", "5", "--repeats", "3", "--contenders",
         "open_clip", "ours, openclip", *COMPILED, "ours, neuclip, compiled", *SEVERAL,
     ),
+    "step_b16_parts": (
+        *STEP, "ViT-B-16", "--batch-size", "1024", "--micro-batches", "2", "--steps", "3", "--repeats", "3",
+        "--contenders", "ours, openclip, compiled", "ours, openclip, micro-batches, compiled",
+    ),
     "step_b16_fsdp2": (
         *STEP, "ViT-B-16", "--batch-size", "512", "--steps", "5", "--repeats", "3", "--contenders",
         "ours, openclip, compiled", "ours, openclip, fsdp2, compiled", "ours, openclip, fsdp2, resharding, compiled",
