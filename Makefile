@@ -19,7 +19,7 @@ INSTALLED := $(VENV)/.installed
 DEMO_RUNS := $(METHODS:%=runs/demo-%)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test reproduce-datacomp parity lint format bench doctor clean
+.PHONY: help setup demo test tests reproduce-datacomp parity lint style types format bench doctor clean
 
 help:  ## List these commands
 	@echo "usage: make COMMAND [PYTHON=python3.12] [METHODS=\"openclip neuclip\"]"
@@ -52,8 +52,12 @@ demo: setup  ## Train on real clip art for ten minutes, evaluate, and compare ME
 	done
 	$(BIN)/neuclip report $(DEMO_RUNS) --output runs/demo-report
 
-test: setup lint  ## Run every check: ruff, mypy and the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: setup style  ## Run every check: ruff, then mypy beside the tests
+	@$(MAKE) --no-print-directory -j2 types tests
+
+tests: setup
+	@# Some tests run make themselves, which shall not look for this one's job slots.
+	MAKEFLAGS= $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 reproduce-datacomp: setup  ## From a published list to a report beside the published numbers; SCALE=demo, SET=cc3m, ...
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/neuclip reproduce $(or $(SET),$(SCALE)) $(REPRODUCE_ARGS)
@@ -61,9 +65,13 @@ reproduce-datacomp: setup  ## From a published list to a report beside the publi
 parity: setup  ## Hold every engine to one process over all objectives and options: an hour
 	NEUCLIP_PARITY=1 $(BIN)/python -m pytest tests/distributed/test_engines.py -k whole_product
 
-lint: setup  ## Check style, formatting and types
+lint: style types  ## Check style, formatting and types
+
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: setup
 	$(BIN)/mypy
 
 format: setup  ## Format the code and mend what ruff can mend

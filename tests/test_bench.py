@@ -110,7 +110,7 @@ bench_queue_gpu.show(options, result)
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_layers_are_measured_torch_beside_triton() -> None:
     """In Triton's interpreter, as `layers` runs on a GPU."""
-    small = ("--device", "cpu", "--batch-size", "1", "--num-heads", "1", "--repeats", "1")
+    small = ("--device", "cpu", "--batch-size", "1", "--num-heads", "1", "--num-tokens", "72", "--repeats", "1")
     done = bench("layers", *small, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
     for name in ("GELU forward", "GELU backward", "attention forward", "attention backward"):

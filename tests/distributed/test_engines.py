@@ -47,6 +47,7 @@ VARIANTS = (
     "zero0, 2 ranks",
     "zero1, 2 ranks",
     "zero2, 1 rank",
+    "zero2, 4 ranks",
     "zero2_offload, 2 ranks",
     "zero3_offload, 4 ranks",
 )
