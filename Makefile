@@ -56,8 +56,9 @@ test: setup style  ## Run every check: ruff, then mypy beside the tests
 	@$(MAKE) --no-print-directory -j2 types tests
 
 tests: setup
-	@# Some tests run make themselves, which shall not look for this one's job slots.
-	MAKEFLAGS= $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@# One thread each: workers have the cores, and OpenMP's threads spin while they wait for one. Some tests run make
+	@# themselves, which shall not look for this one's job slots.
+	MAKEFLAGS= OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 reproduce-datacomp: setup  ## From a published list to a report beside the published numbers; SCALE=demo, SET=cc3m, ...
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/neuclip reproduce $(or $(SET),$(SCALE)) $(REPRODUCE_ARGS)
