@@ -110,14 +110,22 @@ def train_compiled(folder: str, run: str, more: Overrides) -> dict[str, Any]:
         CLIP.compile_towers = whole  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("label", ["ddp, 2 ranks", "fsdp2, 2 ranks", "zero2, 1 rank"])
-def test_compiled_towers_make_the_same_updates(folder: str, label: str) -> None:
-    more = {"model.preset": "toy", "train.micro_batch_size": 3, "model.grad_checkpointing": True}
+COMPILED: Overrides = {"model.preset": "toy", "train.micro_batch_size": 3, "model.grad_checkpointing": True}
+
+
+@pytest.fixture(scope="module")
+def not_compiled(folder: str) -> dict[str, Any]:
+    return train(folder, "plain", COMPILED | {"model.pack_captions": False})
+
+
+@pytest.mark.parametrize("label", ["ddp, 2 ranks", "fsdp2, 1 rank", "zero2, 1 rank"])
+def test_compiled_towers_make_the_same_updates(folder: str, not_compiled: dict[str, Any], label: str) -> None:
+    """FSDP2's hooks lie around what is compiled on one rank as on several, each of which would compile for itself. Its
+    last micro-batch is another size, which takes programs of its own."""
     world_size, engine = ENGINES[label]
-    (result, *_) = run_ranks(world_size, train_compiled, folder, f"compiled {label}", more | engine)
-    assert_same(
-        result, train(folder, f"plain {label}", more | {"model.pack_captions": False}), weights=2e-5, losses=1e-5
-    )
+    more = COMPILED | engine | ({"train.micro_batch_size": 10} if label.startswith("fsdp2") else {})
+    (result, *_) = run_ranks(world_size, train_compiled, folder, f"compiled {label}", more)
+    assert_same(result, not_compiled, weights=2e-5, losses=1e-5)
 
 
 def test_what_a_backend_cannot_compile_says_so(folder: str) -> None:
