@@ -23,9 +23,7 @@ LESS_MEMORY = tuple(f"engine.fsdp.{name}" for name in ("reshard_after_forward", 
 FSDP2: Overrides = {"engine.name": "fsdp2", **dict.fromkeys(LESS_MEMORY, False)}
 ENGINES: tuple[Overrides, ...] = (
     {"engine.name": "ddp"},
-    *({**FSDP2, "engine.fsdp.reshard_after_forward": reshards} for reshards in (False, True)),
-    {**FSDP2, "engine.fsdp.reshard_after_forward": True, "engine.fsdp.accumulate_sharded": True},
-    {**FSDP2, **dict.fromkeys(LESS_MEMORY, True)},
+    *({**FSDP2, **dict.fromkeys(LESS_MEMORY[:count], True)} for count in range(len(LESS_MEMORY) + 1)),
     *({"engine.name": "deepspeed", "engine.deepspeed.config": name} for name in ("zero1", "zero2", "zero3")),
     *({"engine.name": "deepspeed", "engine.deepspeed.config": f"zero{stage}_offload"} for stage in (2, 3)),
 )
@@ -131,7 +129,7 @@ def _engines(config: Recipe, site: Site) -> Iterator[Overrides]:
         yield {"engine.fsdp.cpu_offload": False, "engine.fsdp.replicas": 1, **engine}
         # Shards within a node, copies over nodes: parameters do not cross the network.
         if engine["engine.name"] == "fsdp2" and site.nodes > 1 and site.world_size % site.nodes == 0:
-            yield {"engine.fsdp.cpu_offload": False, **engine, "engine.fsdp.replicas": site.nodes}
+            yield {**engine, "engine.fsdp.replicas": site.nodes}
 
 
 def largest(config: Recipe, site: Site, overrides: Overrides) -> Option:
