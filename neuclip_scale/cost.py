@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from neuclip_scale import distributed
-from neuclip_scale.config import Recipe, local_batch_size, pairs_encoded_again
+from neuclip_scale.config import ModelConfig, Recipe, local_batch_size, pairs_encoded_again
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.models.clip import CLIP
 from neuclip_scale.objectives import Objective
@@ -53,6 +53,9 @@ class PackedTokens(NamedTuple):
         return cls.of_means([each / len(needed) for each in sums])
 
 
+_counted: dict[ModelConfig, EncoderFlops] = {}
+
+
 @dataclass(frozen=True)
 class StepArithmetic:
     """FLOPs of a training step over all ranks."""
@@ -64,10 +67,12 @@ class StepArithmetic:
 
     @classmethod
     def of(cls, model: CLIP, config: Recipe, world_size: int) -> StepArithmetic:
-        """Count for a recipe's model and batch sizes. No communication."""
+        """Count for a recipe's model and batch sizes, each model once: it takes seconds. No communication."""
         local_size = local_batch_size(config, world_size)
         shape = BatchShape(local_size, config.train.global_batch_size, model.embed_dim)
-        return cls(count_encoder_flops(model), shape, pairs_encoded_again(config, world_size))
+        if config.model not in _counted:
+            _counted[config.model] = count_encoder_flops(model)
+        return cls(_counted[config.model], shape, pairs_encoded_again(config, world_size))
 
     def model_flops(self, captions: PackedTokens | None) -> int:
         """Both towers forward and backward, nothing twice; captions up to their ends, or (None) the whole context."""

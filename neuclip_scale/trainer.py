@@ -79,7 +79,7 @@ class Trainer:
         # which can take hours: a model that cannot be built is an error of the first minute.
         distributed.seed_everything(config.seed)
         model = plan_model(config)
-        self.arithmetic = StepArithmetic.of(model, config, self.world_size)
+        self.arithmetic = distributed.on_main(lambda: StepArithmetic.of(model, config, self.world_size))
         self.manifest = run_manifest(self.run_dir / "manifest.json", config.data)
         audit = config.data.require_audit
         self.audit = distributed.on_main(lambda: required_audit(audit, self.manifest.fingerprint) if audit else None)

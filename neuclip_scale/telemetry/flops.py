@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from neuclip_scale.models.clip import CLIP
+from neuclip_scale.models.transformer import Transformer
 
 # BatchNorm refuses a single value per channel, so two pairs are the least.
 _PAIRS = 2
@@ -109,38 +110,66 @@ def _count(model: CLIP, device: torch.device, checkpointing: bool) -> EncoderFlo
     by_length = model.packs_captions
     lengths = [model.context_length - less for less in range(3 if by_length else 1)]
 
-    def count() -> tuple[int, list[int]]:
+    def count() -> tuple[_Counted, list[_Counted]]:
         """Of a picture, and of a caption of each length."""
-        texts = [_run(model, None, tokens[:, :length]) // _PAIRS for length in lengths]
-        return _run(model, images, None) // _PAIRS, texts
+        return _run(model, images, None), [_run(model, None, tokens[:, :length]) for length in lengths]
 
     if checkpointing:
         model.set_grad_checkpointing(False)
-    with torch.no_grad():
-        image_forward, forward = count()
-    image, text = count()
-    image_executed, executed = image, text
+    image, texts = count()
+    again, texts_again = image, texts
     if checkpointing:
         model.set_grad_checkpointing(True)
-        image_executed, executed = count()
+        again, texts_again = count()
+    forward, training, executed = (
+        tuple(each.forward for each in texts),
+        tuple(each.both for each in texts),
+        tuple(each.both for each in texts_again),
+    )
     return EncoderFlops(
-        image_forward,
+        image.forward,
         forward[0],
-        image + text[0],
-        image_executed + executed[0] - image - text[0],
+        image.both + training[0],
+        again.both + executed[0] - image.both - training[0],
         model.context_length,
-        TextFlops(tuple(forward), tuple(text), tuple(executed)) if by_length else None,
+        TextFlops(forward, training, executed) if by_length else None,
     )
 
 
-def _run(model: CLIP, images: Tensor | None, tokens: Tensor | None) -> int:
-    """FLOPs of a forward pass, and of the backward pass where gradients are enabled."""
+class _Counted(NamedTuple):
+    """FLOPs of one sample's forward pass, and of its forward and backward pass."""
+
+    forward: int
+    both: int
+
+
+def _run(model: CLIP, images: Tensor | None, tokens: Tensor | None) -> _Counted:
+    """Of all blocks, from two and three of them where all are alike: each further one in their midst adds as much."""
+    stack = getattr(model if images is None else model.visual, "transformer", None)
+    if not isinstance(stack, Transformer) or len(stack.resblocks) <= 5 or not _alike(stack.resblocks):
+        return _run_all(model, images, tokens)
+    blocks, counted = stack.resblocks, []
+    for number in (2, 3):
+        stack.resblocks = nn.ModuleList([*blocks[: number - 1], blocks[-1]])
+        counted.append(_run_all(model, images, tokens))
+    stack.resblocks = blocks
+    forward, both = (few + (len(blocks) - 2) * (more - few) for few, more in zip(*counted, strict=True))
+    return _Counted(forward, both)
+
+
+def _alike(blocks: nn.ModuleList) -> bool:
+    """Whether the same parameters of each are trained."""
+    return len({tuple((name, p.requires_grad) for name, p in block.named_parameters()) for block in blocks}) == 1
+
+
+def _run_all(model: CLIP, images: Tensor | None, tokens: Tensor | None) -> _Counted:
     # The counter does not know every fused kernel (the CPU's, for one), but all of this one's products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        features = [part for part in model(images, tokens)[:2] if part is not None]
-        if torch.is_grad_enabled():
-            torch.stack([part.sum() for part in features]).sum().backward()
-    return int(counter.get_total_flops())
+        (features,) = (part for part in model(images, tokens)[:2] if part is not None)
+        forward = counter.get_total_flops()
+        if features.requires_grad:
+            features.sum().backward()
+    return _Counted(forward // _PAIRS, counter.get_total_flops() // _PAIRS)
 
 
 def _stand_in(model: CLIP, device: torch.device) -> CLIP:

@@ -10,6 +10,7 @@ import torch
 from neuclip_scale.config import load_recipe
 from neuclip_scale.models.building import build_model
 from neuclip_scale.models.clip import CLIP
+from neuclip_scale.telemetry import flops
 from neuclip_scale.telemetry.flops import CaptionTokens, EncoderFlops, count_encoder_flops
 
 
@@ -64,6 +65,21 @@ def test_shorter_captions_are_counted_as_if_the_context_were_theirs(checkpointin
     assert counted.at(CaptionTokens(77, 77**2)) == counted
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model.grad_checkpointing": True, "model.dropout": 0.1},
+        {"model.lock": "image"},
+        {"model.lock": "image", "model.unlocked_layers": 2},
+    ],
+)
+def test_blocks_that_are_alike_need_not_all_be_run(fields: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = model("demo", **{"model.image_layers": 9, "model.text_layers": 7, **fields})
+    by_three = count_encoder_flops(deep)
+    monkeypatch.setattr(flops, "_alike", lambda blocks: False)
+    assert count_encoder_flops(deep) == by_three
+
+
 def test_what_a_step_runs() -> None:
     counted = EncoderFlops(image_forward=10, text_forward=3, training=39, recomputed=7)
     assert counted.forward == 13
@@ -87,20 +103,20 @@ def test_counting_leaves_the_model_and_the_generators_alone(fields: dict[str, ob
     counted = model("demo", **fields).train()
     before = {name: value.clone() for name, value in counted.state_dict().items()}
     random = torch.get_rng_state()
-    flops = count_encoder_flops(counted)
+    found = count_encoder_flops(counted)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, before[name]) for name, value in counted.state_dict().items())
     assert all(p.grad is None and p.device.type == "cpu" for p in counted.parameters())
-    assert count_encoder_flops(counted) == flops
+    assert count_encoder_flops(counted) == found
 
 
 def test_batch_norm_and_its_statistics() -> None:
     counted = model("RN50")
     before = {name: value.clone() for name, value in counted.named_buffers()}
-    flops = count_encoder_flops(counted)
+    found = count_encoder_flops(counted)
     # open_clip's attention pooling has all 50 places as queries and keeps the first; here it is asked for alone.
     of_pooling = 49 * (2 * (2048 * 2048 + 2048 * 1024) + 2 * 2 * 50 * 2048)
-    assert (flops.image_forward + of_pooling) / 1e9 == pytest.approx(12.22, abs=0.01)
+    assert (found.image_forward + of_pooling) / 1e9 == pytest.approx(12.22, abs=0.01)
     assert all(torch.equal(value, before[name]) for name, value in counted.named_buffers())
 
 
