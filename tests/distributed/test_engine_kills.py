@@ -27,7 +27,7 @@ pytestmark = pytest.mark.distributed
 preload_training()
 preload_deepspeed()
 preload(__name__)
-WORLD_SIZE, KILLS = 2, 12  # and 40 of a single process in test_checkpoint_kills.py
+WORLD_SIZE, KILLS = 2, 8  # and 40 of a single process in test_checkpoint_kills.py
 
 # 25,000 parameters, so that a save takes milliseconds: most of its time is then between the files.
 TINY = Preset(
