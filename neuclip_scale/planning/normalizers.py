@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 
-from neuclip_scale.config import Recipe, local_batch_size
+from neuclip_scale.config import ObjectiveConfig, Recipe, local_batch_size
 from neuclip_scale.normalizers import DatasetFeatures
 from neuclip_scale.objectives import Objective, create_objective
 from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue
@@ -31,7 +32,7 @@ NAMES = {
 
 
 def planned_objective(config: Recipe, embed_dim: int, dataset_size: int) -> Objective:
-    """The recipe's objective on the meta device; tables and queues as on a single rank."""
+    """The recipe's objective on the meta device, not to be changed; tables and queues as on a single rank."""
     train, seen = config.train, config.train.num_steps * config.train.global_batch_size
     problem = Problem(
         embed_dim=embed_dim,
@@ -40,8 +41,13 @@ def planned_objective(config: Recipe, embed_dim: int, dataset_size: int) -> Obje
         global_batch_size=train.global_batch_size,
         encode_dataset=_nobody,
     )
+    return _planned(config.objective, problem)
+
+
+@lru_cache(maxsize=32)
+def _planned(section: ObjectiveConfig, problem: Problem) -> Objective:
     with torch.device("meta"):
-        return create_objective(config.objective, problem)
+        return create_objective(section, problem)
 
 
 def _nobody() -> DatasetFeatures:
