@@ -54,6 +54,7 @@ class PackedTokens(NamedTuple):
 
 
 _counted: dict[ModelConfig, EncoderFlops] = {}
+"""What this process has counted already."""
 
 
 @dataclass(frozen=True)
