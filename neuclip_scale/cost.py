@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from neuclip_scale import distributed
-from neuclip_scale.config import ModelConfig, Recipe, local_batch_size, pairs_encoded_again
+from neuclip_scale.config import Recipe, local_batch_size, pairs_encoded_again
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.models.clip import CLIP
 from neuclip_scale.objectives import Objective
@@ -21,7 +21,7 @@ from neuclip_scale.similarity import BatchShape
 from neuclip_scale.telemetry import peak_memory_bytes
 from neuclip_scale.telemetry.devices import peak_flops
 from neuclip_scale.telemetry.energy import EnergyMeter, NoMeter, energy_meter
-from neuclip_scale.telemetry.flops import CaptionTokens, EncoderFlops, count_encoder_flops
+from neuclip_scale.telemetry.flops import CaptionTokens, EncoderFlops, encoder_flops
 
 
 class PackedTokens(NamedTuple):
@@ -53,10 +53,6 @@ class PackedTokens(NamedTuple):
         return cls.of_means([each / len(needed) for each in sums])
 
 
-_counted: dict[ModelConfig, EncoderFlops] = {}
-"""What this process has counted already."""
-
-
 @dataclass(frozen=True)
 class StepArithmetic:
     """FLOPs of a training step over all ranks."""
@@ -68,12 +64,10 @@ class StepArithmetic:
 
     @classmethod
     def of(cls, model: CLIP, config: Recipe, world_size: int) -> StepArithmetic:
-        """Count for a recipe's model and batch sizes, each model once: it takes seconds. No communication."""
+        """Count for a recipe's model and batch sizes. No communication."""
         local_size = local_batch_size(config, world_size)
         shape = BatchShape(local_size, config.train.global_batch_size, model.embed_dim)
-        if config.model not in _counted:
-            _counted[config.model] = count_encoder_flops(model)
-        return cls(_counted[config.model], shape, pairs_encoded_again(config, world_size))
+        return cls(encoder_flops(config.model, model), shape, pairs_encoded_again(config, world_size))
 
     def model_flops(self, captions: PackedTokens | None) -> int:
         """Both towers forward and backward, nothing twice; captions up to their ends, or (None) the whole context."""

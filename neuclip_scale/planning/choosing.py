@@ -153,19 +153,12 @@ def _with_kept_activations(config: Recipe, site: Site, option: Option) -> Option
         least, most = 0, several - 1
         while least <= most:
             kept = (least + most + 1) // 2
-            overrides = {**option.overrides, "train.kept_micro_batches": kept, "train.kept_tower": tower}
-            if not _fits(config, site, overrides):
-                most = kept - 1
-                continue
-            least, tried = kept + 1, consider(config, site, overrides)
-            if tried.time.seconds < best.time.seconds:
+            values = {"train.kept_micro_batches": kept, "train.kept_tower": tower}
+            tried = consider(config, site, {**option.overrides, **values})
+            least, most = (kept + 1, most) if tried.fits else (least, kept - 1)
+            if tried.fits and tried.time.seconds < best.time.seconds:
                 best = tried
     return best
-
-
-def _fits(config: Recipe, site: Site, overrides: Overrides) -> bool:
-    """Without planning what it sends and how long it takes, which takes longer."""
-    return not _problem(plan_memory(with_values(config, overrides), site.world_size, site.dataset_size), site)
 
 
 def _with_tiles(config: Recipe, site: Site, overrides: Overrides) -> tuple[Overrides, bool]:

@@ -166,13 +166,15 @@ def _step_on_gpu(document: Mapping[str, Any], path: Path) -> Measured:
 
 
 def _whole_step(fields: _Fields, row: Mapping[str, Any], key: str, path: Path, device: str) -> Measured:
-    from neuclip_scale.planning.timing import encoder_flops
+    from neuclip_scale.planning.sharding import planned
+    from neuclip_scale.telemetry.flops import encoder_flops
 
     options = fields["options"]
     if options.has("caption_tokens") and options["caption_tokens"].text() != "0.0":
         raise ConfigError("--measured", str(path), "its captions were packed", "Measure without --caption-tokens.")
     preset, pairs = options["preset"].text(), options["batch_size"].size()
-    flops = encoder_flops(_model(preset, path)).training * pairs
+    section = _model(preset, path)
+    flops = encoder_flops(section, planned(section, False)).training * pairs
     how = ", compiled" if row["contender"].endswith("compiled") else ""
     told = f"encoders: {path}, whole steps of {preset}{how} on {device}, objective and update included"
     return Measured(encoders=flops / _Fields(row, path, "rows")[key].number(), told=(told,))

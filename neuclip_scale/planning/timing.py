@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 from neuclip_scale.config import (
     ConfigError,
-    ModelConfig,
     Recipe,
     local_batch_size,
     num_micro_batches,
@@ -22,7 +20,7 @@ from neuclip_scale.planning.sharding import FP32, model_sizes, planned, sharding
 from neuclip_scale.planning.site import Site
 from neuclip_scale.planning.timeline import Work, step_tasks
 from neuclip_scale.planning.traffic import Transfer, plan_traffic
-from neuclip_scale.telemetry.flops import CaptionTokens, EncoderFlops, count_encoder_flops
+from neuclip_scale.telemetry.flops import CaptionTokens, EncoderFlops, encoder_flops
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def plan_time(config: Recipe, site: Site, transfers: list[Transfer] | None = Non
     W = site.world_size
     if transfers is None:
         transfers = plan_traffic(config, W, site.dataset_size)
-    flops = _with_captions(encoder_flops(config.model), site)
+    flops = _with_captions(encoder_flops(config.model, planned(config.model, False)), site)
     objective_flops, objective = objective_time(config, site, flops.forward, _encoder_rate(config, site))
     forward, backward, arithmetic = _passes(config, site, flops)
     several = num_micro_batches(config, W)
@@ -127,12 +125,6 @@ def _with_captions(flops: EncoderFlops, site: Site) -> EncoderFlops:
         raise ConfigError(name, tokens, problem, "Take packed_tokens of a run's metrics.jsonl.")
     tokens = tokens or min(site.measured.caption_tokens or flops.context_length, flops.context_length)
     return flops.at(CaptionTokens(tokens, tokens**2))
-
-
-@lru_cache(maxsize=32)
-def encoder_flops(section: ModelConfig) -> EncoderFlops:
-    """FLOPs of a pair, once for each model."""
-    return count_encoder_flops(planned(section, False))
 
 
 def _update(config: Recipe, site: Site) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from neuclip_scale.config import ModelConfig
 from neuclip_scale.models.clip import CLIP
 from neuclip_scale.models.transformer import Transformer
 
@@ -87,6 +88,16 @@ def _left_out(counted: tuple[int, ...], context_length: int, captions: CaptionTo
     return round(linear * (context_length - captions.mean) + square * (context_length**2 - captions.mean_square))
 
 
+_counted: dict[ModelConfig, EncoderFlops] = {}
+
+
+def encoder_flops(section: ModelConfig, model: CLIP) -> EncoderFlops:
+    """`count_encoder_flops` of the model that a recipe's section makes, once in a process: it takes seconds."""
+    if section not in _counted:
+        _counted[section] = count_encoder_flops(model)
+    return _counted[section]
+
+
 def count_encoder_flops(model: CLIP) -> EncoderFlops:
     """Count with the model's own code on the meta device, where nothing is computed and no memory is used.
 
@@ -121,18 +132,18 @@ def _count(model: CLIP, device: torch.device, checkpointing: bool) -> EncoderFlo
     if checkpointing:
         model.set_grad_checkpointing(True)
         again, texts_again = count()
-    forward, training, executed = (
-        tuple(each.forward for each in texts),
-        tuple(each.both for each in texts),
-        tuple(each.both for each in texts_again),
+    text = TextFlops(
+        forward=tuple(each.forward for each in texts),
+        training=tuple(each.both for each in texts),
+        executed=tuple(each.both for each in texts_again),
     )
     return EncoderFlops(
         image.forward,
-        forward[0],
-        image.both + training[0],
-        again.both + executed[0] - image.both - training[0],
+        text.forward[0],
+        image.both + text.training[0],
+        again.both + text.executed[0] - image.both - text.training[0],
         model.context_length,
-        TextFlops(forward, training, executed) if by_length else None,
+        text if by_length else None,
     )
 
 

@@ -29,9 +29,9 @@ from neuclip_scale.planning.budget import KNOWN_SETS
 from neuclip_scale.planning.choosing import choose, consider
 from neuclip_scale.planning.memory import encoder_trace
 from neuclip_scale.planning.sharding import model_sizes
-from neuclip_scale.planning.timing import encoder_flops
 from neuclip_scale.planning.tracing import trace_encoders
 from neuclip_scale.planning.traffic import Transfer
+from neuclip_scale.telemetry.flops import encoder_flops
 
 RECIPES = [path.stem for path in (Path(cli.__file__).parent / "recipes").glob("*.yaml")]
 H100 = GPU_TYPES["h100"]
@@ -129,7 +129,8 @@ def test_packed_captions_shorten_the_step() -> None:
         for tokens in (0.0, 77.0, 24.0)
     ]
     assert plans[0] == plans[1]
-    text = encoder_flops(config.model).text_forward / encoder_flops(config.model).forward
+    flops = encoder_flops(config.model, plan_model(config))
+    text = flops.text_forward / flops.forward
     # Attention's products are a hundredth of the tower's at this length.
     assert plans[2].encoders / plans[0].encoders == pytest.approx(1 - text * (1 - 24 / 77), abs=0.01)
     assert plans[2].encoders / plans[0].encoders == pytest.approx(plans[2].model_flops / plans[0].model_flops)

@@ -23,11 +23,11 @@ PRECISIONS = HALVES[:1] if INTERPRETED else HALVES
 PROBLEMS = [  # tokens, heads, causal, scale
     (197, 2, False, 1.0), (256, 1, False, 3.0), (257, 1, False, 1.0), (129, 3, False, 0.1), (5, 1, False, 1.0),
     (77, 2, True, 1.0), (77, 1, False, 1.0), (8, 1, True, 1.0), (64, 1, True, 3.0), (72, 2, True, 1.0),
-    (112, 1, True, 1.0),
+    (112, 1, True, 1.0), (577, 1, False, 1.0),
 ]  # fmt: skip
-# The interpreter takes seconds for many tokens: of these, one precision, and not as many as the kernels can.
-if not INTERPRETED:
-    PROBLEMS.append((577, 1, False, 1.0))
+
+
+# The interpreter takes seconds for many tokens: of these, one precision.
 CASES = [(*problem, dtype) for problem in PROBLEMS for dtype in (HALVES if problem[0] < 128 else PRECISIONS)]
 
 
@@ -111,7 +111,7 @@ def test_a_fused_layer_has_the_gradients_of_the_layer(compiled: bool, packed: bo
 
 
 def pictures() -> tuple[Tensor, None]:
-    return torch.randn(2, 150 if INTERPRETED else 197, 2 * HEAD, device=DEVICE).bfloat16(), None
+    return torch.randn(2, 197, 2 * HEAD, device=DEVICE).bfloat16(), None
 
 
 def packed_captions(lengths: tuple[int, ...]) -> tuple[Tensor, Packing]:
