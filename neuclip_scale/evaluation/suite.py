@@ -61,4 +61,6 @@ def evaluate_folder(
 
 
 def _is_set(folder: Path) -> bool:
-    return (folder / "classnames.txt").is_file() or (folder / "dataset_type.txt").is_file()
+    """Also one that lacks the file saying which kind it is: opened, that is an error, and not a set left out."""
+    told = (folder / "classnames.txt").is_file() or (folder / "dataset_type.txt").is_file()
+    return told or any((folder / "test").glob("*.tar"))

@@ -64,6 +64,13 @@ def test_a_folder_that_is_itself_a_set(tmp_path: Path) -> None:
     assert evaluate(folder)["colours"]["top1"] == 1.0
 
 
+def test_shards_that_no_file_says_the_kind_of_are_not_left_out(tmp_path: Path) -> None:
+    write_set(tmp_path / "colours", [[picture("red", 0)]], classnames=CLASSES)
+    write_set(tmp_path / "pairs", [[{"png": jpeg(COLOURS["red"]), "txt": "red"}]])
+    with pytest.raises(EvaluationDataError, match="pairs is no evaluation set: it has neither classnames.txt"):
+        evaluate(tmp_path)
+
+
 def test_unreadable_samples_are_counted_and_listed(tmp_path: Path) -> None:
     samples = [
         picture("red", 0),
