@@ -67,7 +67,7 @@ def test_a_folder_that_is_itself_a_set(tmp_path: Path) -> None:
 def test_shards_that_no_file_says_the_kind_of_are_not_left_out(tmp_path: Path) -> None:
     write_set(tmp_path / "colours", [[picture("red", 0)]], classnames=CLASSES)
     write_set(tmp_path / "pairs", [[{"png": jpeg(COLOURS["red"]), "txt": "red"}]])
-    with pytest.raises(EvaluationDataError, match="pairs is no evaluation set: it has neither classnames.txt"):
+    with pytest.raises(EvaluationDataError, match=r"pairs is no evaluation set: it has neither classnames\.txt"):
         evaluate(tmp_path)
 
 
