@@ -14,6 +14,8 @@ import pytest
 import tyro
 
 from neuclip_scale import cli
+from neuclip_scale.commands.plan import FLAGS
+from neuclip_scale.commands.train import split_arguments
 from neuclip_scale.config import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +68,6 @@ def test_a_command_is_understood(page: str, command: str, monkeypatch: pytest.Mo
         raise UnderstoodError(whole(*given, **options))
 
     monkeypatch.setattr(tyro, "cli", understand)
-    monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(UnderstoodError) as caught:
         cli.main(words)
     parsed = caught.value.args[0]
@@ -76,7 +77,7 @@ def test_a_command_is_understood(page: str, command: str, monkeypatch: pytest.Mo
             _, method, fields = variant.split(":")
             load_recipe("demo", [*parsed.overrides, f"objective.name={method}", *fields.split(",")])
     if words[0] == "plan":
-        load_recipe(parsed.recipe, [word for word in words if re.match(r"[a-z_]+(\.[a-z_]+)+=", word)])
+        load_recipe(parsed.recipe, split_arguments(words[1:], flags=FLAGS)[0])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
