@@ -17,6 +17,7 @@ from neuclip_scale import cli
 from neuclip_scale.commands.plan import FLAGS
 from neuclip_scale.commands.train import split_arguments
 from neuclip_scale.config import load_recipe
+from neuclip_scale.studies.methods.plan import arms, base_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -72,10 +73,9 @@ def test_a_command_is_understood(page: str, command: str, monkeypatch: pytest.Mo
         cli.main(words)
     parsed = caught.value.args[0]
     if words[:2] == ["study", "methods"]:
-        load_recipe("demo", list(parsed.overrides))
-        for variant in parsed.variants:
-            _, method, fields = variant.split(":")
-            load_recipe("demo", [*parsed.overrides, f"objective.name={method}", *fields.split(",")])
+        base_recipe(parsed)
+        for arm in arms(parsed):
+            load_recipe(parsed.recipe, [*parsed.overrides, f"objective.name={arm.method}", *arm.changes])
     if words[0] == "plan":
         load_recipe(parsed.recipe, split_arguments(words[1:], flags=FLAGS)[0])
 
