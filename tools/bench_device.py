@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 MEBIBYTE = 1 << 20
@@ -51,6 +52,41 @@ def timed(action: Callable[[], object], device: Any) -> dict[str, float]:
     torch.cuda.synchronize()
     added = torch.cuda.max_memory_allocated() - before
     return {"milliseconds": first.elapsed_time(last), "added_mib": added / MEBIBYTE}
+
+
+@contextmanager
+def clock_and_power(device: Any) -> Iterator[dict[str, float]]:
+    """Means over what runs inside, `sm_mhz` and `watts`, of NVML's readings; nothing where there are none."""
+    import torch
+
+    seen: dict[str, float] = {}
+    try:
+        from neuclip_scale.telemetry.energy import open_nvml
+
+        nvml, handle = open_nvml(torch.device(device))
+    except Exception:  # no GPU, no nvidia-ml-py, or a driver that does not tell
+        nvml = None
+    if nvml is None:
+        yield seen
+        return
+    readings: list[tuple[float, float]] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.wait(0.02):
+            with suppress(nvml.NVMLError):
+                mhz = nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)
+                readings.append((mhz, nvml.nvmlDeviceGetPowerUsage(handle) / 1e3))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        reader.join()
+        if readings:
+            seen["sm_mhz"], seen["watts"] = (statistics.mean(kind) for kind in zip(*readings, strict=True))
 
 
 def against_bound(runs: list[dict[str, float]], bound: float) -> dict[str, Any]:

@@ -46,6 +46,10 @@ RUNS: dict[str, tuple[str, ...]] = {
         *STEP, "ViT-L-14", "--batch-size", "128", "--steps", "5", "--repeats", "3", "--contenders",
         "open_clip", "ours, openclip", *COMPILED,
     ),
+    "step_l14_checkpointed": (
+        *STEP, "ViT-L-14", "--batch-size", "352", "--steps", "3", "--repeats", "3", "--contenders",
+        "ours, openclip, checkpointed", "ours, openclip, checkpointed, compiled",
+    ),
     "step_l14_256": (
         *STEP, "ViT-L-14", "--batch-size", "256", "--steps", "5", "--repeats", "3", "--contenders", *COMPILED,
     ),

@@ -16,18 +16,19 @@ import bench_turns
 
 PEER, PEER_PARTS = "open_clip", "open_clip, accum_freq"
 OURS, OURS_PARTS, NEUCLIP = "ours, openclip", "ours, openclip, micro-batches", "ours, neuclip"
-FSDP2 = {
+VARIANTS = {
+    "ours, openclip, checkpointed": {"model.grad_checkpointing": True},
     "ours, openclip, fsdp2": {"engine.name": "fsdp2"},
     "ours, openclip, fsdp2, resharding": {"engine.name": "fsdp2", "engine.fsdp.reshard_after_forward": True},
 }
-"""Of one rank, so what is seen is what hooks and copies cost, and no network."""
+"""What else a recipe may say. FSDP2 is of one rank, so what is seen is what hooks and copies cost, and no network."""
 PEERS = {
     PEER: PEER,
     OURS: PEER,
     NEUCLIP: PEER,
     PEER_PARTS: PEER_PARTS,
     OURS_PARTS: PEER_PARTS,
-    **dict.fromkeys(FSDP2, PEER),
+    **dict.fromkeys(VARIANTS, PEER),
 }
 
 
@@ -96,7 +97,7 @@ def our_steps(options: Step, parts: int, contender: str, folder: Path, *, compil
         "objective.name": "neuclip" if contender == NEUCLIP else "openclip",
         "train.global_batch_size": options.batch_size,
         "train.micro_batch_size": options.batch_size // parts, "train.num_steps": options.steps + 1,
-        "train.max_grad_norm": 1.0, "train.precision": options.precision, **FSDP2.get(contender, {}),
+        "train.max_grad_norm": 1.0, "train.precision": options.precision, **VARIANTS.get(contender, {}),
     }  # fmt: skip
     trainer = Trainer(load_recipe("demo", settings))
     batch, count = our_batch(trainer, options), 1
@@ -149,7 +150,7 @@ def open_clip_steps(options: Step, parts: int, *, compiled: bool = False) -> Ite
     from open_clip_train.scheduler import cosine_lr
     from open_clip_train.train import train_one_epoch
 
-    model = _open_clip_model(options.preset).to(options.device)
+    model = open_clip_model(options.preset).to(options.device)
     single = [p for name, p in model.named_parameters() if p.ndim < 2 or "bn" in name or "ln" in name]
     known = set(map(id, single))
     groups = [
@@ -175,7 +176,8 @@ def open_clip_steps(options: Step, parts: int, *, compiled: bool = False) -> Ite
         loader.repeat(options.steps)
 
 
-def _open_clip_model(name: str) -> Any:
+def open_clip_model(name: str) -> Any:
+    """open_clip's towers with the widths, layers and heads of a preset of ours."""
     from open_clip import CLIP
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 

@@ -1,8 +1,9 @@
 """A training step on a GPU beside open_clip's own trainer: `python tools/bench.py step --device cuda`.
 
 All contenders live in one process and run by turns on batches that wait in the GPU's memory. Times are those of CUDA
-events; memory is the most that a step adds to weights, optimizer state and batch, by torch's allocator. On a CPU, which
-`measure` takes too, it only shows that this works.
+events; memory is the most that a step adds to weights, optimizer state and batch, by torch's allocator. Clock and power
+say whether the card's power limit, not its arithmetic, was the bound. On a CPU, which `measure` takes too, it only
+shows that this works.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_step
-from bench_device import NO_GPU, Runs, is_missing, name_of, timed
+from bench_device import NO_GPU, Runs, clock_and_power, is_missing, name_of, timed
 
 COMPILED = ", compiled"
 """Ends the names of contenders whose towers torch.compile has compiled."""
@@ -42,11 +43,12 @@ def measure(options: Any) -> dict[str, Any]:
         for _ in range(options.repeats):
             for name, each in steps.items():
                 runs.setdefault(name, []).append(_timed(each, options))
-    flops = _useful_flops(options)
+    flops = {"mfu": _useful_flops(options), "mfu_all_tokens": _all_flops(options)}
     return {
         "device": name_of(options.device),
         "torch": torch.__version__,
-        "flops_per_step": flops,
+        "flops_per_step": flops["mfu"],
+        "flops_per_step_all_tokens": flops["mfu_all_tokens"],
         "rows": [_row(name, runs, options, flops) for name in runs],
         "runs": runs,
         "failures": failures,
@@ -73,8 +75,9 @@ def _started(name: str, options: Any, folder: Path) -> Iterator[Any]:
 def _timed(steps: Iterator[Any], options: Any) -> dict[str, float]:
     """Seconds of a step."""
     _forget()
-    run = timed(lambda: next(steps), options.device)
-    return {"seconds": run["milliseconds"] / 1e3 / options.steps, "added_mib": run["added_mib"]}
+    with clock_and_power(options.device) as seen:
+        run = timed(lambda: next(steps), options.device)
+    return {"seconds": run["milliseconds"] / 1e3 / options.steps, "added_mib": run["added_mib"], **seen}
 
 
 def _forget() -> None:
@@ -98,7 +101,21 @@ def _useful_flops(options: Any) -> int:
     return count_encoder_flops(model).at(captions).training * size
 
 
-def _row(name: str, runs: Runs, options: Any, flops: int) -> dict[str, Any]:
+def _all_flops(options: Any) -> int:
+    """Of the same step as open_clip's towers take it: every block computes every token, padding among them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = bench_step.open_clip_model(options.preset)
+        tokens = torch.zeros(1, model.context_length, dtype=torch.int64)
+        images = torch.zeros(1, 3, *model.visual.image_size)
+    with FlopCounterMode(display=False) as counter:
+        model(images, tokens)
+    return 3 * int(counter.get_total_flops()) * int(options.batch_size)  # a backward pass is two forward ones
+
+
+def _row(name: str, runs: Runs, options: Any, flops: dict[str, int]) -> dict[str, Any]:
     from neuclip_scale.telemetry.devices import peak_flops
 
     each = runs[name]
@@ -111,8 +128,11 @@ def _row(name: str, runs: Runs, options: Any, flops: int) -> dict[str, Any]:
         "samples_per_second": options.batch_size / median,
         "added_mib": max(run["added_mib"] for run in each),
     }
+    for measured in ("sm_mhz", "watts"):
+        if all(measured in run for run in each):
+            row[measured] = statistics.median(run[measured] for run in each)
     if peak := peak_flops(name_of(options.device), options.precision):
-        row |= {"mfu": flops / median / peak, "bound_seconds": flops / peak}
+        row |= {kind: count / median / peak for kind, count in flops.items()} | {"bound_seconds": flops["mfu"] / peak}
     plain = name.removesuffix(COMPILED)
     peer = bench_step.PEERS[plain] + name[len(plain) :]
     if peer in runs:
@@ -130,14 +150,19 @@ def show(options: Any, result: dict[str, Any]) -> None:
         f"{options.preset}, B = {options.batch_size}, whole or in {options.micro_batches} parts, {options.precision}, "
         f"{result['device']}, {result['flops_per_step'] / 1e12:.1f} TFLOPs a step"
     )
-    print(f"{'':<40}{'time':>11}{'range':>22}{'pairs/s':>10}{'of peer':>9}{'MFU':>7}{'added MiB':>11}")
+    print(
+        f"{'':<48}{'time':>11}{'range':>22}{'pairs/s':>10}{'of peer':>9}"
+        f"{'MFU':>7}{'all tokens':>12}{'MHz':>6}{'watts':>7}{'added MiB':>11}"
+    )
     for row in result["rows"]:
         low, high = row["seconds_range"]
-        ratio, mfu = row.get("speed_ratio"), row.get("mfu")
+        ratio = row.get("speed_ratio")
+        mfu, all_tokens = (f"{row[kind]:.1%}" if kind in row else "-" for kind in ("mfu", "mfu_all_tokens"))
+        mhz, watts = (f"{row[kind]:.0f}" if kind in row else "-" for kind in ("sm_mhz", "watts"))
         print(
-            f"{row['contender']:<40}{row['seconds'] * 1e3:>8.1f} ms{f'{low * 1e3:.1f} to {high * 1e3:.1f} ms':>22}"
+            f"{row['contender']:<48}{row['seconds'] * 1e3:>8.1f} ms{f'{low * 1e3:.1f} to {high * 1e3:.1f} ms':>22}"
             f"{row['samples_per_second']:>10.0f}{'-' if ratio is None else f'{ratio:.2f}':>9}"
-            f"{'-' if mfu is None else f'{mfu:.1%}':>7}{row['added_mib']:>11.0f}"
+            f"{mfu:>7}{all_tokens:>12}{mhz:>6}{watts:>7}{row['added_mib']:>11.0f}"
         )
     for name, why in result["failures"].items():
-        print(f"{name:<40}{why}")
+        print(f"{name:<48}{why}")

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from neuclip_scale.models.clip import CLIP
 
 # They change memory and speed only; a run may go on with another value.
-FREE_TO_CHANGE = {"model.grad_checkpointing", "model.compile", "objective.tile_size", "objective.exchange"}
+FREE_TO_CHANGE = {
+    "model.grad_checkpointing", "model.compile", "model.cuda_graphs", "objective.tile_size", "objective.exchange",
+}  # fmt: skip
 
 
 def saved_recipe(shared: Mapping[str, Any]) -> Recipe:

@@ -116,7 +116,7 @@ def _coerce(hint: Any, value: Any, name: str) -> Any:
             raise ConfigError(name, value, "a section must be a mapping of fields", "Indent its fields below it.")
         return parse(hint, value, prefix=f"{name}.")
     if origin is Literal:
-        if value not in arguments:
+        if not any(value == one and type(value) is type(one) for one in arguments):  # 1 is no True
             raise ConfigError(name, value, "not one of the choices", f"Choose from {', '.join(map(str, arguments))}.")
         return value
     if origin is tuple:

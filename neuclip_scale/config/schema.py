@@ -49,8 +49,12 @@ class ModelConfig:
     """Dropout inside the transformer blocks of both towers."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    compile: bool = False
-    """Compile both towers with torch.compile."""
+    compile: Literal["auto", True, False] = False
+    """Compile both towers with torch.compile: shorter steps after a first one that takes a minute longer. auto: CLIP's
+    own transformers on a GPU where that works."""
+    cuda_graphs: bool = False
+    """Replay what was compiled as CUDA graphs, for micro-batches so small that the GPU waits for the host. Captions'
+    lengths differ from batch to batch: their tower takes part with pack_captions=False."""
     pack_captions: bool = True
     """Leave out most of the captions' padding, in CLIP's own text tower: the same features in less time and memory."""
 

@@ -17,7 +17,7 @@ from neuclip_scale import distributed
 from neuclip_scale.config import ConfigError, Recipe
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.engines.base import Engine, inputs
-from neuclip_scale.engines.zero_settings import read_settings, recipe_settings
+from neuclip_scale.engines.zero_settings import read_settings, recipe_settings, zero_stage
 from neuclip_scale.models.building import fill, filled_blocks
 from neuclip_scale.models.clip import CLIP, CLIPOutput, Towers
 from neuclip_scale.optim import create_optimizer, parameter_groups
@@ -47,9 +47,9 @@ class DeepSpeedEngine(Engine):
             raise ConfigError("train.precision", "fp16", "not tried with DeepSpeed", "Use bf16, or engine.name=ddp.")
         settings = read_settings(config.engine.deepspeed.config)
         zero = settings.get("zero_optimization", {})
-        self.stage = int(zero.get("stage", 0))
+        self.stage = zero_stage(settings)
         self.forward_is_collective = self.stage == 3
-        if self.stage == 3 and config.model.compile:
+        if self.stage == 3 and config.model.compile is True:
             raise ConfigError(
                 "model.compile",
                 True,

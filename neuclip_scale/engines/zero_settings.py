@@ -48,6 +48,11 @@ def read_settings(name: str) -> dict[str, Any]:
     return settings
 
 
+def zero_stage(settings: dict[str, Any]) -> int:
+    """Which of ZeRO's stages they ask for."""
+    return int(settings.get("zero_optimization", {}).get("stage", 0))
+
+
 def recipe_settings(config: Recipe) -> dict[str, Any]:
     """What the recipe decides, in DeepSpeed's words."""
     world_size = distributed.world_size()

@@ -31,10 +31,11 @@ def build_model(config: Recipe) -> CLIP:
     return fill(model)
 
 
-def plan_model(config: Recipe) -> CLIP:
+def plan_model(config: Recipe, *, compiled: bool | None = None) -> CLIP:
     """The same model on the meta device, without memory or values: `filled_blocks` gives it both.
 
-    A tower of timm or transformers is built by their code, whole and with its values.
+    A tower of timm or transformers is built by their code, whole and with its values. `compiled` takes the place of
+    `model.compile`, where the machine has been asked.
     """
     model = _plan(
         preset_of(config.model),
@@ -46,7 +47,7 @@ def plan_model(config: Recipe) -> CLIP:
     )
     if config.model.lock:
         lock_tower(model, config.model.lock, config.model.unlocked_layers)
-    _prepare(model, config)
+    _prepare(model, config, config.model.compile is True if compiled is None else compiled)
     return model
 
 
@@ -150,11 +151,13 @@ def _plan(
         )
 
 
-def _prepare(model: CLIP, config: Recipe) -> None:
+def _prepare(model: CLIP, config: Recipe, compiled: bool) -> None:
+    if config.model.cuda_graphs:
+        _check_graphs(config)
     model.packs_captions = model.packs_captions and config.model.pack_captions
     if config.model.grad_checkpointing:
         model.set_grad_checkpointing()
-    if config.model.compile:
+    if compiled:
         if config.model.grad_checkpointing and isinstance(model.visual, ModifiedResNet):
             raise ConfigError(
                 "model.compile",
@@ -163,4 +166,18 @@ def _prepare(model: CLIP, config: Recipe) -> None:
                 "Turn off model.compile or model.grad_checkpointing.",
             )
         # FSDP2 gathers a block's parameters before it: what is compiled must lie between two gatherings.
-        model.compile_towers(by_block=config.engine.name == "fsdp2")
+        by_block = config.engine.name == "fsdp2"
+        model.compile_towers(by_block=by_block, cuda_graphs=config.model.cuda_graphs)
+
+
+def _check_graphs(config: Recipe) -> None:
+    problem = remedy = ""
+    if config.model.compile is False:
+        problem, remedy = "only compiled towers are recorded", "Set model.compile to auto or True."
+    elif config.engine.name == "fsdp2":
+        problem = "FSDP2 gathers parameters at another place in memory each time, and a graph has them at one"
+        remedy = "Turn it off, or use engine.name=ddp."
+    elif config.model.dropout:
+        problem, remedy = "a graph with dropout was never tried", "Turn it off, or set model.dropout to 0."
+    if problem:
+        raise ConfigError("model.cuda_graphs", True, problem, remedy)

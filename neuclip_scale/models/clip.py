@@ -84,7 +84,7 @@ class CLIP(nn.Module):
         """A tower that stays in evaluation mode."""
         self.packs_captions = not isinstance(text, TransformersTower)
         """Whether `pack` leaves out padding; only CLIP's own text tower can do without."""
-        self._compiled = self._fused = False
+        self._compiled = self._fused = self._graphs = False
         self.starting_values: dict[str, Tensor] = {}
         """Pretrained values, by name, that `building.filled_blocks` gives a planned model instead of initial ones."""
         self.visual = visual
@@ -158,13 +158,14 @@ class CLIP(nn.Module):
             else:
                 yield tower
 
-    def compile_towers(self, *, by_block: bool = False, **options: Any) -> None:
+    def compile_towers(self, *, by_block: bool = False, cuda_graphs: bool = False, **options: Any) -> None:
         """Compile each tower, or each of its blocks, at its next call, in place: names in the state dict stay as they
         are. A text tower of packed captions always goes by blocks.
 
-        `options` go to `torch.compile`.
+        `cuda_graphs`: whole towers' kernels are recorded and replayed; `begin_step` before each step. `options` go to
+        `torch.compile`.
         """
-        self._compiled = True
+        self._compiled, self._graphs = True, cuda_graphs
         limits = torch._dynamo.config
         limits.recompile_limit = max(PROGRAMS, limits.recompile_limit)
         # The lengths of packed captions differ from step to step. One program for all of the tower's blocks, of sizes
@@ -177,9 +178,19 @@ class CLIP(nn.Module):
                 # Shapes as they are: a checkpointed block that is run again must find the graph of its first run.
                 block.compile(dynamic=False, **options)
             return
+        if cuda_graphs:
+            options["mode"] = "reduce-overhead"
         self.visual.compile(**options)
         if not packed:
             (self.text or self.transformer).compile(**options)
+
+    def begin_step(self) -> None:
+        """Before a step's first forward pass: what the step before left in CUDA graphs' memory may be overwritten.
+
+        Without it torch sees an end where a micro-batch's backward pass is done, and overwrites what others kept.
+        """
+        if self._graphs:
+            torch.compiler.cudagraph_mark_step_begin()
 
     def compiling_nothing_new(self) -> AbstractContextManager[None]:
         """Inside, compiled towers run the programs they have, and what fits none as it is: for evaluation.

@@ -19,10 +19,9 @@ ATTENTION = Kernels("attention of compiled towers in {}", "neuclip_scale.models.
 def fuse(model: nn.Module, device: torch.device) -> None:
     """Let the model's layers use their kernels on `device`, those that pass their check there.
 
-    For compiled models: others wait for the host, which an operator of our own costs more of. Not with checkpointing:
-    no GPU has compiled the two together yet.
+    For compiled models: others wait for the host, which an operator of our own costs more of.
     """
-    towers = [part for part in model.modules() if isinstance(part, Transformer) and not part.grad_checkpointing]
+    towers = [part for part in model.modules() if isinstance(part, Transformer)]
     for layer in (layer for tower in towers for layer in tower.modules()):
         if isinstance(layer, LinearGELU):
             layer.fused = _chosen(GELU, device, layer.out_features, "triton_gelu")

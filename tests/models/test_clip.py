@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuclip_scale.config import ConfigError, ModelConfig, ObjectiveConfig, Recipe
 from neuclip_scale.models.building import build_model, create_model
@@ -164,9 +164,31 @@ def test_compiled_towers_keep_names_and_gradients(batch: tuple[Tensor, Tensor], 
     assert list(model.state_dict()) == names
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_whole_towers_are_recorded_as_cuda_graphs(monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
+    modes: dict[nn.Module, str | None] = {}
+    marks: list[None] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda part, mode=None, **options: modes.update({part: mode}))
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(None))
+    model = create_model(TINY)
+    model.packs_captions = packed
+    model.compile_towers()
+    model.begin_step()
+    assert set(modes.values()) == {None}
+    assert not marks
+    model.compile_towers(cuda_graphs=True)
+    model.begin_step()
+    assert len(marks) == 1
+    assert modes[model.visual] == "reduce-overhead"
+    text = dict.fromkeys(model.transformer.resblocks) if packed else {model.transformer: "reduce-overhead"}
+    assert modes == {model.visual: "reduce-overhead", **text}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"preset": "demo", "cuda_graphs": True}, r"model.cuda_graphs = True.*compiled.*Set model.compile"),
+        ({"preset": "demo", "cuda_graphs": True, "compile": True, "dropout": 0.1}, r"model.cuda_graphs.*dropout to 0"),
         ({"preset": "ViT-B32"}, r"model.preset = 'ViT-B32'.*ViT-B-32"),
         ({"preset": "demo", "image_size": 33}, r"model.image_size = 33.*Use 32 or 40"),
         ({"preset": "demo", "image_size": 5}, r"model.image_size = 5.*Use 8"),

@@ -38,14 +38,11 @@ def test_what_is_fused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "choose_for", choose_for)
     monkeypatch.setattr(fused.importlib, "import_module", lambda name: None)
     model = create_model(get_preset("ViT-B-16"))
+    model.set_grad_checkpointing()
     fused.fuse(model, torch.device("cuda"))
     layers = [layer for layer in model.modules() if isinstance(layer, Attention | LinearGELU)]
     assert {layer.fused for layer in layers} == {True}
     assert set(asked) == {(fused.GELU, 3072), (fused.GELU, 2048), (fused.ATTENTION, 64)}
-    model = create_model(get_preset("toy"))
-    model.set_grad_checkpointing()
-    fused.fuse(model, torch.device("cuda"))
-    assert not any(getattr(layer, "fused", False) for layer in model.modules())
 
 
 def test_layers_are_fused_once_before_a_compiled_model_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
