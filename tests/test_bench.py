@@ -135,7 +135,7 @@ print(bench_everything_gpu.short_name("NVIDIA A100-SXM4-80GB"))
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     *sections, name = done.stdout.splitlines()
-    assert len(sections) == 13
+    assert len(sections) == 14
     assert all(line.endswith(" cuda") for line in sections)
     assert name == "a100-sxm4-80gb"
     assert "no such run" in bench("gpu", "--output", "new", "--only", "layer").stdout

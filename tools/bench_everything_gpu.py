@@ -31,6 +31,11 @@ RUNS: dict[str, tuple[str, ...]] = {
         *STEP, "ViT-B-16", "--batch-size", "1024", "--micro-batches", "2", "--steps", "3", "--repeats", "3",
         "--contenders", "ours, openclip, compiled", "ours, openclip, micro-batches, compiled",
     ),
+    "step_b16_graphs": (
+        *STEP, "ViT-B-16", "--batch-size", "512", "--micro-batches", "4", "--steps", "5", "--repeats", "3",
+        "--contenders", "ours, openclip, compiled", "ours, openclip, micro-batches, compiled",
+        "ours, openclip, micro-batches, graphs, compiled",
+    ),
     "step_b16_fsdp2": (
         *STEP, "ViT-B-16", "--batch-size", "512", "--steps", "5", "--repeats", "3", "--contenders",
         "ours, openclip, compiled", "ours, openclip, fsdp2, compiled", "ours, openclip, fsdp2, resharding, compiled",

@@ -16,7 +16,10 @@ import bench_turns
 
 PEER, PEER_PARTS = "open_clip", "open_clip, accum_freq"
 OURS, OURS_PARTS, NEUCLIP = "ours, openclip", "ours, openclip, micro-batches", "ours, neuclip"
+GRAPHS = "ours, openclip, micro-batches, graphs"
+"""Of compiled towers alone: give it with ", compiled"."""
 VARIANTS = {
+    GRAPHS: {"model.cuda_graphs": True, "model.pack_captions": False},
     "ours, openclip, checkpointed": {"model.grad_checkpointing": True},
     "ours, openclip, fsdp2": {"engine.name": "fsdp2"},
     "ours, openclip, fsdp2, resharding": {"engine.name": "fsdp2", "engine.fsdp.reshard_after_forward": True},
@@ -29,7 +32,10 @@ PEERS = {
     PEER_PARTS: PEER_PARTS,
     OURS_PARTS: PEER_PARTS,
     **dict.fromkeys(VARIANTS, PEER),
+    GRAPHS: PEER_PARTS,
 }
+SPLIT = (PEER_PARTS, OURS_PARTS, GRAPHS)
+"""Contenders that take the batch in parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +73,7 @@ def child(options: Step, contender: str) -> None:
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    parts = options.micro_batches if contender in (PEER_PARTS, OURS_PARTS) else 1
+    parts = options.micro_batches if contender in SPLIT else 1
     with tempfile.TemporaryDirectory() as folder:
         if contender in (PEER, PEER_PARTS):
             steps = open_clip_steps(options, parts)

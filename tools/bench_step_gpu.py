@@ -62,7 +62,7 @@ def _started(name: str, options: Any, folder: Path) -> Iterator[Any]:
     torch.manual_seed(0)
     plain = name.removesuffix(COMPILED)
     compiled = plain != name
-    parts = options.micro_batches if plain in (bench_step.PEER_PARTS, bench_step.OURS_PARTS) else 1
+    parts = options.micro_batches if plain in bench_step.SPLIT else 1
     if plain in (bench_step.PEER, bench_step.PEER_PARTS):
         steps = bench_step.open_clip_steps(options, parts, compiled=compiled)
     else:
