@@ -19,7 +19,7 @@ INSTALLED := $(VENV)/.installed
 DEMO_RUNS := $(METHODS:%=runs/demo-%)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test tests reproduce-datacomp parity lint style types format bench doctor clean
+.PHONY: help setup demo test test-all tests reproduce-datacomp parity lint style types format bench doctor clean
 
 help:  ## List these commands
 	@echo "usage: make COMMAND [PYTHON=python3.12] [METHODS=\"openclip neuclip\"]"
@@ -54,6 +54,9 @@ demo: setup  ## Train on real clip art for ten minutes, evaluate, and compare ME
 
 test: setup style  ## Run every check: ruff, then mypy beside the tests
 	@$(MAKE) --no-print-directory -j2 types tests
+
+test-all: export PYTEST_ARGS += -m ""
+test-all: test  ## The same with the long tests, that others stand for in `make test`: an hour
 
 tests: setup
 	@# One thread each: workers have the cores, and OpenMP's threads spin while they wait for one. Some tests run make

@@ -177,7 +177,12 @@ class Trainer:
         before: LaunchedStep | None = None
         stopping = False
         while self.run_state.step < self.num_steps and not stopping:
-            launched = self._launch(batches, skips, stop)
+            try:
+                launched = self._launch(batches, skips, stop)
+            except Exception:  # of the data, say; the step before it is done and has its line
+                if before is not None:
+                    self._record(before, skips, logger, clock)
+                raise
             if before is not None:
                 stopping = self._record(before, skips, logger, clock)
             before = launched

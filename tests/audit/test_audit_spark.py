@@ -24,7 +24,7 @@ def audit(world: PlantedWorld, output: Path, *more: str) -> dict[str, Any]:
     return dict(json.loads((output / "audit.json").read_bytes()))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_spark_and_duckdb_report_the_same(two_downloads: PlantedWorld, tmp_path: Path) -> None:
     if importlib.util.find_spec("pyspark") is None:
         pytest.skip("needs the extra `spark`")

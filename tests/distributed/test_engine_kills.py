@@ -101,7 +101,11 @@ def start_ranks(folder: Path, recipe: Recipe) -> tuple[list[Any], Connection]:
 
 
 @pytest.mark.parametrize(
-    "engine", [{"engine.name": "fsdp2"}, {"engine.name": "deepspeed", "engine.deepspeed.config": "zero3"}]
+    "engine",
+    [
+        {"engine.name": "fsdp2"},
+        pytest.param({"engine.name": "deepspeed", "engine.deepspeed.config": "zero3"}, marks=pytest.mark.long),
+    ],
 )
 def test_sigkill_at_any_moment_leaves_the_last_finished_save(tmp_path: Path, engine: dict[str, str]) -> None:
     recipe = load_recipe("demo", {"train.global_batch_size": 8, "optim.ema_decay": 0.9, **engine})

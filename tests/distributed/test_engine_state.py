@@ -46,7 +46,13 @@ def step_on_random_gradients(overrides: Overrides) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("name", "tolerance"),
     # lamb sums 3 million squares in fp32, muon multiplies in bf16
-    [("lamb", 5e-4), ("lion", 1e-5), ("muon", 2e-2), ("sgd", 1e-5), ("adamw", 1e-5)],
+    [
+        ("lamb", 5e-4),
+        ("lion", 1e-5),
+        pytest.param("muon", 2e-2, marks=pytest.mark.long),
+        ("sgd", 1e-5),
+        ("adamw", 1e-5),
+    ],
 )
 def test_optimizers_see_whole_tensors_on_shards(name: str, tolerance: float) -> None:
     """lamb looks at norms and muon at matrices: a rank that took its own part of either would step elsewhere."""
@@ -118,7 +124,14 @@ def not_compiled(folder: str) -> dict[str, Any]:
     return train(folder, "plain", COMPILED | {"model.pack_captions": False})
 
 
-@pytest.mark.parametrize("label", ["ddp, 2 ranks", "fsdp2, 1 rank", "zero2, 1 rank"])
+@pytest.mark.parametrize(
+    "label",
+    [
+        "ddp, 2 ranks",
+        pytest.param("fsdp2, 1 rank", marks=pytest.mark.long),
+        pytest.param("zero2, 1 rank", marks=pytest.mark.long),
+    ],
+)
 def test_compiled_towers_make_the_same_updates(folder: str, not_compiled: dict[str, Any], label: str) -> None:
     """FSDP2's hooks lie around what is compiled on one rank as on several, each of which would compile for itself. Its
     last micro-batch is another size, which takes programs of its own."""
@@ -176,7 +189,9 @@ def test_a_run_goes_on_under_another_engine_and_number_of_ranks(folder: str) -> 
     assert_same(result, expected, weights=2e-5, losses=1e-5)
 
 
-@pytest.mark.parametrize("label", ["fsdp2, 2 ranks", "zero1, 2 ranks", "zero3, 2 ranks"])
+@pytest.mark.parametrize(
+    "label", ["fsdp2, 2 ranks", pytest.param("zero1, 2 ranks", marks=pytest.mark.long), "zero3, 2 ranks"]
+)
 def test_the_same_ranks_go_on_bit_for_bit(folder: str, label: str) -> None:
     world_size, engine = ENGINES[label]
     more = engine | {"train.num_steps": 4, "checkpoint.every_steps": 2, "model.dropout": 0.1}

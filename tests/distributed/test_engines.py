@@ -40,6 +40,15 @@ RUNS: dict[str, Overrides] = {
 }  # fmt: skip
 
 
+LONG = (
+    "fsdp2, 1 rank",
+    "fsdp2, 2 ranks, offload",
+    "zero2, 4 ranks",
+    "zero2_offload, 2 ranks",
+    "zero3_offload, 4 ranks",
+)
+"""Layouts near to others."""
+LAYOUTS = [pytest.param(label, marks=pytest.mark.long if label in LONG else ()) for label in ENGINES]
 SHARDED = ("clip", "micro clip checkpointing", "openclip", "fastclip-v3", "exact")
 VARIANT = ("micro clip checkpointing", "openclip")
 
@@ -67,7 +76,7 @@ def single(folder: str) -> dict[str, Any]:
     return train_all(folder, "single", {"model.pack_captions": False})
 
 
-@pytest.mark.parametrize("label", ENGINES)
+@pytest.mark.parametrize("label", LAYOUTS)
 def test_an_engine_makes_the_updates_of_one_process(folder: str, single: dict[str, Any], label: str) -> None:
     """Weights and moments to 2e-5, losses and norms to 1e-5, with every kind of objective state."""
     world_size, engine = ENGINES[label]
@@ -122,7 +131,15 @@ def test_the_whole_product(product_folder: str, label: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "label", ["ddp, 2 ranks", "fsdp2, 2 ranks", "zero0, 2 ranks", "zero2, 4 ranks", "zero3, 2 ranks"]
+    "label",
+    [
+        "ddp, 2 ranks",
+        "zero3, 2 ranks",
+        *(
+            pytest.param(label, marks=pytest.mark.long)
+            for label in ("fsdp2, 2 ranks", "zero0, 2 ranks", "zero2, 4 ranks")
+        ),
+    ],
 )
 def test_bf16_stays_near_fp32(folder: str, single: dict[str, Any], label: str) -> None:
     """Weights to 1e-3, of steps of at most 1e-3 each; losses to 5e-3."""

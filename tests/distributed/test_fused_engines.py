@@ -13,6 +13,7 @@ import pytest
 FOLDER = Path(__file__).parent
 
 
+@pytest.mark.long
 @pytest.mark.distributed
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_cases() -> None:

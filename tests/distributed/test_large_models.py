@@ -44,7 +44,7 @@ def train(folder: str, more: dict[str, Any]) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("preset", "engine"),
     [
-        ("ViT-H-14", {"engine.name": "fsdp2"}),
+        pytest.param("ViT-H-14", {"engine.name": "fsdp2"}, marks=pytest.mark.long),
         ("ViT-L-14", {"engine.name": "deepspeed", "engine.deepspeed.config": "zero3"}),
     ],
 )

@@ -98,7 +98,10 @@ def assert_same_state(value: torch.Tensor, expected: torch.Tensor, name: str) ->
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("world_size", "micro", "objectives"), [(2, 5, tuple(OBJECTIVES)), (4, 0, STATES)])
+@pytest.mark.parametrize(
+    ("world_size", "micro", "objectives"),
+    [(2, 5, tuple(OBJECTIVES)), pytest.param(4, 0, STATES, marks=pytest.mark.long)],
+)
 def test_more_ranks_make_the_same_updates(
     folder: Path, single: dict[str, Any], world_size: int, micro: int, objectives: Collection[str]
 ) -> None:

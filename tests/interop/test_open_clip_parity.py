@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neuclip_scale.models.building import create_model
+from neuclip_scale.config import ModelConfig, Recipe
+from neuclip_scale.models.building import create_model, plan_model
 from neuclip_scale.models.clip import CLIP
 from neuclip_scale.models.interop import load_open_clip_state_dict, to_open_clip_state_dict
 from neuclip_scale.models.presets import PRESETS
@@ -56,7 +57,7 @@ def _assert_same_features(ours: CLIP, theirs: nn.Module) -> None:
 def test_names_and_shapes_equal_open_clips(open_clip: ModuleType, name: str) -> None:
     with torch.device("meta"):
         theirs = open_clip.CLIP(**open_clip.get_model_config(name))
-        ours = create_model(PRESETS[name])
+    ours = plan_model(Recipe(model=ModelConfig(preset=name)))
     assert _shapes(to_open_clip_state_dict(ours)) == _shapes(theirs.state_dict())
     assert ours.logit_scale.shape == (1,)
 

@@ -145,6 +145,7 @@ def test_a_compiled_tower_has_one_program_for_all_lengths() -> None:
     assert counters["stats"]["unique_graphs"] == programs
 
 
+@pytest.mark.long
 def test_evaluation_leaves_the_compiler_to_training() -> None:
     """Blocks of both towers share one piece of code, of which training takes eight programs: with and without a graph,
     of all tokens and of one."""

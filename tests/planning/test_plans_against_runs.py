@@ -107,7 +107,9 @@ def settings(folder: str) -> str:
     return folder
 
 
-@pytest.mark.parametrize("label", CASES)
+@pytest.mark.parametrize(
+    "label", [pytest.param(label, marks=pytest.mark.long if label == "ddp" else ()) for label in CASES]
+)
 def test_a_rank_holds_and_sends_what_was_planned(settings: str, label: str) -> None:
     world_size, cases = CASES[label]
     made = [overrides(settings, case) for case in cases]

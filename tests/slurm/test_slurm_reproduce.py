@@ -25,7 +25,7 @@ def submit(cluster: Cluster, folder: Path, *given: str, before: str = "") -> lis
     return found[1].split()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_chain_tells_of_a_training_that_failed_and_goes_on_with_the_same_command(
     cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -156,6 +156,7 @@ def rank_of(job: str, rank: int) -> psutil.Process:
     return ranks[0]
 
 
+@pytest.mark.long
 def test_a_chain_goes_on_after_a_hang_where_requeueing_is_forbidden(
     cluster: Cluster, data: Path, whole: Path, runs: Path
 ) -> None:
@@ -174,6 +175,7 @@ def test_a_chain_goes_on_after_a_hang_where_requeueing_is_forbidden(
     assert digests(runs / "run") == digests(whole)
 
 
+@pytest.mark.long
 def test_a_bad_node_is_named_excluded_and_the_job_requeued(cluster: Cluster, data: Path, runs: Path) -> None:
     arguments = demo_scale(data, runs / "run", **{"train.num_steps": 2})
     hangs = f'[[ "$1 $2" == "preflight probe" && $SLURMD_NODENAME == {cluster.nodes[0]} ]] && exec sleep 600'

@@ -143,6 +143,7 @@ def test_a_killed_study_goes_on_and_compares(data: tuple[Path, Path], tmp_path: 
             assert json.loads((folder / "summary.json").read_bytes())["objective"] == method
 
 
+@pytest.mark.long
 def test_each_arm_trains_with_the_learning_rate_that_scored_best(data: tuple[Path, Path], tmp_path: Path) -> None:
     plain = small(tmp_path / "study", data, "openclip", seeds=(0,))
     asked = MethodsStudy(**{**vars(plain), "learning_rates": (1e-5, 1e-2), "tuning_steps": 2, "jobs": 2})

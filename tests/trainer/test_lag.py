@@ -166,6 +166,21 @@ def test_a_step_with_a_number_that_is_none_is_named_after_the_next_was_launched(
     assert not list((runs / "run" / "checkpoints").glob("step_*"))
 
 
+def test_a_step_that_cannot_begin_leaves_the_one_before_it_its_line(shards: Path, runs: Path) -> None:
+    trainer = Trainer(recipe(shards, runs / "run", **TOY))
+    launch = trainer.train_step
+
+    def fails_in_the_fourth(*given: Any) -> Any:
+        if trainer.run_state.launched == 3:
+            raise OSError("no space left")
+        return launch(*given)
+
+    trainer.train_step = fails_in_the_fourth  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="no space left"):
+        trainer.fit()
+    assert [line["step"] for line in logged_steps(runs / "run")] == [1, 2, 3]
+
+
 def test_step_times_add_up_to_the_time_of_the_loop(shards: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without what saves and measures."""
     options = TOY | {"checkpoint.every_steps": 2, "evaluation.normalizer_every_steps": 3}
