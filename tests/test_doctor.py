@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torchvision
 
 from neuclip_scale.commands import doctor
+from neuclip_scale.engines import compiling
 from neuclip_scale.preflight.machine import ProbeError, all_reduce, worker_memory
 
 
@@ -37,6 +39,15 @@ def test_this_machine(tmp_path: Path) -> None:
     assert done.returncode == (0 if written["ok"] else 1)
     assert "checking gloo" in done.stderr
     assert "two processes" in done.stdout
+
+
+@pytest.mark.parametrize("fault", ["", "torch.compile does not run here (InductorError)"])
+def test_a_gpu_without_a_compiler(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(compiling, "compiler_fault", lambda device: fault)
+    found = doctor.check_compiler()
+    assert found.status == ("warning" if fault else "ok")
+    assert ("gcc and python3-dev" in found.remedy) == bool(fault)
 
 
 @pytest.mark.parametrize(("limit", "status"), [(200, "problem"), (800, "warning"), (1024, "ok")])

@@ -182,6 +182,17 @@ def check_nccl() -> Finding:
     return Finding("ok", f"{min(2, num_gpus)} processes added up their ranks")
 
 
+def check_compiler() -> Finding:
+    import torch
+
+    from neuclip_scale.engines.compiling import REMEDY, compiler_fault
+
+    if not torch.cuda.is_available():
+        return Finding("ok", "not needed without a GPU")
+    fault = compiler_fault(torch.device("cuda"))
+    return Finding("warning", fault, REMEDY) if fault else Finding("ok", "torch.compile makes programs for the GPU")
+
+
 def check_workers() -> Finding:
     from neuclip_scale.preflight.machine import WORKER_TENSOR_BYTES, worker_memory
 
@@ -265,6 +276,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "gloo": check_gloo,
     "GPU": check_gpu,
     "NCCL": check_nccl,
+    "compiler": check_compiler,
     "open files": check_open_files,
     "CPUs": check_cpus,
     "memory": check_memory,

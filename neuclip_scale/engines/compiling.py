@@ -11,6 +11,8 @@ from neuclip_scale.engines.zero_settings import read_settings, zero_stage
 from neuclip_scale.models.presets import ResNetConfig, preset_of
 from neuclip_scale.similarity.choosing import MIN_CAPABILITY
 
+REMEDY = "Have a C compiler and Python's headers: on Debian and Ubuntu the packages gcc and python3-dev."
+
 log = logging.getLogger(__name__)
 
 
@@ -37,20 +39,17 @@ def _reason_against(config: Recipe, device: torch.device) -> str:
     capability = torch.cuda.get_device_capability(device)
     if capability < MIN_CAPABILITY:
         return f"compute capability {capability[0]}.{capability[1]} is below {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]}"
-    return _failure(device)
+    return compiler_fault(device)
 
 
-def _failure(device: torch.device) -> str:
-    """What torch.compile lacks on this machine; empty if a small function runs."""
+def compiler_fault(device: torch.device) -> str:
+    """What is wrong with torch.compile on this machine; empty if a small function runs."""
     try:
         x = torch.arange(8.0, device=device)
         right = torch.allclose(torch.compile(_trial, dynamic=False)(x), _trial(x))
     except Exception as error:  # whatever a compiler or driver raises: a run must not end for want of a faster program
-        log.warning(
-            "torch.compile does not run here, and without it towers take 1.3 to 1.4 times as long. It needs a C "
-            "compiler and Python's headers: on Debian and Ubuntu the packages gcc and python3-dev",
-            exc_info=True,
-        )
+        told = "torch.compile does not run here, and without it towers take 1.3 to 1.4 times as long. %s"
+        log.warning(told, REMEDY, exc_info=True)
         return f"torch.compile does not run here ({type(error).__name__})"
     return "" if right else "torch.compile's programs are wrong here"
 
