@@ -94,7 +94,7 @@ def evaluate_between_steps(overrides: Overrides) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("reshards", [False, True])
+@pytest.mark.parametrize("reshards", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_evaluations_of_the_average_leave_nothing_behind(reshards: bool) -> None:
     """FSDP2 may keep gathered parameters: the average's must be gone when the weights' are back."""
     (expected,) = run_ranks(1, evaluate_between_steps, {})

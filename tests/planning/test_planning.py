@@ -165,6 +165,7 @@ def test_the_roofline_is_its_parts() -> None:
     assert host.encoders == pytest.approx(5e-6 * trace.training_operations)
 
 
+@pytest.mark.long
 def test_the_choice_fits_and_says_what_to_add() -> None:
     """A GPU with room for the parameters and little else: smaller micro-batches, checkpointing, shards."""
     config = recipe(**{"train.global_batch_size": 65536, "data.num_streams": 8})
@@ -211,7 +212,9 @@ def test_tiles_shrink_where_they_are_what_does_not_fit() -> None:
     assert choice.best.overrides["objective.tile_size"] <= 4096
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("cc3m", "demo") else pytest.mark.long) for name in sorted(RECIPES)]
+)
 def test_every_packaged_recipe_fits_on_its_machines(name: str) -> None:
     """At full size, on any machine: as many GPUs as its authors had, or one node."""
     nodes = {"datacomp_xlarge": 16, "datacomp_large": 2}.get(name, 1)

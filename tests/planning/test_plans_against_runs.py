@@ -108,7 +108,7 @@ def settings(folder: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "label", [pytest.param(label, marks=pytest.mark.long if label == "ddp" else ()) for label in CASES]
+    "label", [pytest.param(label, marks=pytest.mark.long if label in ("ddp", "zero") else ()) for label in CASES]
 )
 def test_a_rank_holds_and_sends_what_was_planned(settings: str, label: str) -> None:
     world_size, cases = CASES[label]

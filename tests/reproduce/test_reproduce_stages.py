@@ -148,7 +148,10 @@ def test_what_a_job_of_a_cluster_has_done_is_taken_over(world: World) -> None:
     assert world.run(trained, world.stage("evaluate/a", "train/a", kind="evaluate")) == "evaluate/a"
 
 
-@pytest.mark.parametrize("name", experiment_names())
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ("cc3m", "demo") else pytest.mark.long) for name in experiment_names()],
+)
 def test_every_packaged_experiment_can_be_planned(name: str, tmp_path: Path) -> None:
     experiment = load_experiment(name)
     (tmp_path / "list.tsv").touch()

@@ -139,6 +139,7 @@ def test_other_sequences_go_the_usual_way() -> None:
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.long
 def test_the_check_finds_nothing_and_finds_what_is_wrong(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     assert triton_attention_check.disagreement(DEVICE, dtype, HEAD) == ""
     exact = triton_attention_check.reference

@@ -88,6 +88,7 @@ def test_updates_and_predictions(sizes: tuple[int, int, int], own: str, eps: flo
     check(make(*sizes, own=own, eps=eps), Limits())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("limits", [Limits(32 * 33 * 4), Limits(split_anchors=32), Limits(64 * 33 * 4, 32)])
 def test_anchors_in_chunks_and_sums_in_splits(limits: Limits) -> None:
     """Chunks add to what those before have left; splits are added up."""

@@ -214,6 +214,7 @@ def test_long_sums_of_few_rows_are_divided(world: int, monkeypatch: pytest.Monke
 
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="a GPU tunes real blocks: test_tuned_blocks_on_a_gpu")
+@pytest.mark.long
 @pytest.mark.parametrize("winner", [0, 1, 2])
 def test_measuring_blocks_leaves_no_trace(winner: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton's own tuner runs every candidate on the real tensors before the one that counts."""

@@ -121,6 +121,7 @@ def test_a_time_limit_a_preemption_and_scancel_all_go_on_to_the_same_numbers(
     assert_same(logged_steps(runs / "run"), logged_steps(whole))
 
 
+@pytest.mark.long
 def test_a_killed_rank_and_a_node_that_fails_cost_only_the_steps_since_the_checkpoint(
     cluster: Cluster, data: Path, whole: Path, runs: Path
 ) -> None:
