@@ -79,7 +79,8 @@ class Trainer:
         # Equal weights on every rank; what the ranks draw afterwards (dropout) differs. Before the data are indexed,
         # which can take hours: a model that cannot be built is an error of the first minute.
         distributed.seed_everything(config.seed)
-        model = plan_model(config, compiled=compiles(config, self.device))
+        self.compiled = compiles(config, self.device)
+        model = plan_model(config, compiled=self.compiled)
         self.arithmetic = distributed.on_main(lambda: StepArithmetic.of(model, config, self.world_size))
         self.manifest = run_manifest(self.run_dir / "manifest.json", config.data)
         audit = config.data.require_audit
@@ -150,6 +151,7 @@ class Trainer:
             config.train.log_every_steps,
             state.step,
             world_size=self.world_size,
+            facts={"compiled_towers": self.compiled},
         )
         with logger, state.cost.metered(self.device), self.watch.running(state.step), StopSignal() as stop:
             if faulty := self.manifest.faulty_shards:

@@ -8,7 +8,7 @@ from typing import Any
 from neuclip_scale.comparison.differences import Difference, differences
 from neuclip_scale.comparison.run_folder import RunFolder
 
-MACHINE = ("hostname", "cpu", "num_cpus", "gpus", "cuda", "python", "platform", "world_size")
+MACHINE = ("hostname", "cpu", "num_cpus", "gpus", "cuda", "python", "platform", "world_size", "compiled_towers")
 """Keys of environment.json that describe where a run ran; launch command and job number do not."""
 
 

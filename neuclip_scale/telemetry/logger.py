@@ -39,8 +39,10 @@ class RunLogger:
         resume_step: int = 0,
         *,
         world_size: int = 1,
+        facts: Mapping[str, Any] | None = None,
         console: Console | None = None,
     ) -> None:
+        """`facts`: what else environment.json shall hold."""
         self.total_steps, self.samples_per_step, self.log_every = total_steps, samples_per_step, log_every
         self.world_size = world_size
         self.meter = ThroughputMeter()
@@ -49,7 +51,7 @@ class RunLogger:
             return
         run_dir = Path(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(run_dir / "environment.json", {**environment(), "world_size": world_size})
+        write_json(run_dir / "environment.json", {**environment(), "world_size": world_size, **(facts or {})})
         cut_metrics(run_dir / "metrics.jsonl", resume_step)
         self._evaluations = run_dir / "evaluations.jsonl"
         cut_metrics(self._evaluations, resume_step)

@@ -18,6 +18,7 @@ ENVIRONMENT = {
     "num_cpus": 2,
     "gpus": [],
     "world_size": 1,
+    "compiled_towers": False,
     "command": ["neuclip", "train"],
 }
 

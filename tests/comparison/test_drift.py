@@ -113,11 +113,12 @@ def test_code_and_machine_are_told_apart(tmp_path: Path) -> None:
         "hostname": "two",
         "world_size": 4,
         "gpus": ["H100"],
+        "compiled_towers": True,
         "command": ["another"],
     }
     found = runs(tmp_path, {}, {"environment": other})
     assert [each.name for each in code_differences(found)] == ["git commit", "uncommitted changes", "package torch"]
-    assert [each.name for each in machine_differences(found)] == ["hostname", "gpus", "world_size"]
+    assert [each.name for each in machine_differences(found)] == ["hostname", "gpus", "world_size", "compiled_towers"]
     assert code_notes(found) == ["1: ran with uncommitted changes, so its commit does not say what code ran."]
     assert [finding.kind for finding in compare_runs(found).findings] == ["code"]
 

@@ -158,3 +158,4 @@ def test_a_run_from_a_recipe_file_writes_its_summary(shards: Path, runs: Path) -
     # The resolved recipe, from which the run can be done again.
     again = load_recipe(runs / "run" / "config.yaml")
     assert (again.name, again.objective.name, again.train.num_steps) == ("mine", "fastclip-v3", 2)
+    assert json.loads((runs / "run" / "environment.json").read_text("utf-8"))["compiled_towers"] is False
