@@ -56,8 +56,8 @@ def timed(action: Callable[[], object], device: Any) -> dict[str, float]:
 
 @contextmanager
 def clock_and_power(device: Any) -> Iterator[dict[str, float]]:
-    """Means over what runs inside, `sm_mhz` and `watts`, of NVML's readings; nothing where there are none. Its watts are
-    themselves a mean over the last second, so of a shorter run they say little.
+    """Means over what runs inside, `sm_mhz` and `watts`, of NVML's readings; nothing where there are none. Its watts
+    are themselves a mean over the last second, so of a shorter run they say little.
     """
     import torch
 
