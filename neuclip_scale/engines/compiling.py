@@ -28,7 +28,7 @@ def compiles(config: Recipe, device: torch.device) -> bool:
 def _reason_against(config: Recipe, device: torch.device) -> str:
     """Why towers run as they are; empty if nothing speaks for it."""
     if device.type != "cuda":
-        return f"that was measured to pay on GPUs, not on {device.type}"
+        return "that was measured to pay on GPUs alone"
     section = config.model
     if section.image_tower or section.text_tower or isinstance(preset_of(section).image, ResNetConfig):
         return "that was measured for CLIP's own transformers alone"

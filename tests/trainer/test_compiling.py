@@ -54,7 +54,7 @@ def test_clip_s_transformers_on_a_gpu_are_compiled(caplog: pytest.LogCaptureFixt
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"device": torch.device("cpu")}, "not on cpu"),
+        ({"device": torch.device("cpu")}, "on GPUs alone"),
         ({"model.preset": "RN50"}, "CLIP's own transformers"),
         ({"model.image_tower": "vit_tiny_patch16_224"}, "CLIP's own transformers"),
         (ZERO3, "ZeRO 3"),
