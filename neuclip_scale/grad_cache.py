@@ -47,6 +47,15 @@ class RandomState:
         """Copy the current states."""
         return cls(torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None)
 
+    @classmethod
+    def kept(cls, device: torch.device) -> AbstractContextManager[None]:
+        """Inside, nothing is taken from the generators that dropout draws from.
+
+        A DataLoader takes its seed there when it starts: a resumed run, and one that measures more, would drop out
+        other units.
+        """
+        return cls.capture(device).replayed(device)
+
     @contextmanager
     def replayed(self, device: torch.device) -> Iterator[None]:
         """Draw the captured numbers again inside; go on outside as if nothing had been drawn."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -181,8 +180,8 @@ class Trainer:
         while self.run_state.step < self.num_steps and not stopping:
             try:
                 launched = self._launch(batches, skips, stop)
-            except Exception:  # of the data, say; the step before it is done and has its line
-                if before is not None:
+            except Exception:  # of the data, say: the step before gets its line. Other ranks are in other collectives.
+                if before is not None and self.world_size == 1:
                     self._record(before, skips, logger, clock)
                 raise
             if before is not None:
@@ -205,7 +204,7 @@ class Trainer:
         state, optim, number = self.run_state, self.config.optim, self.run_state.launched + 1
         began = time.perf_counter()
         with StepTimer(self.device) as timer:
-            with section("data"), self._keep_random_state():
+            with section("data"), RandomState.kept(self.device):
                 loaded = next(batches)
             data_time = time.perf_counter() - began
             factor = schedule_factor(number - 1, self.num_steps, optim)
@@ -292,7 +291,7 @@ class Trainer:
         with section("objective"):
             output = self.objective(pairs, cached.logit_scale, world_index, cached.logit_bias)
         if monitor is not None:
-            with left_out(), self.run_state.cost.paused(), self._keep_random_state():
+            with left_out(), self.run_state.cost.paused(), RandomState.kept(self.device):
                 monitor.measure(engine, pairs, cached.logit_scale, output, batch.sample_index)
         with section("replay"):
             self._replay(cached, output)
@@ -342,7 +341,7 @@ class Trainer:
         """All pairs as the encoders stand, for an objective that asks for them; every rank encodes all."""
         if self._all_pairs is None:
             self._all_pairs = self._reference_pairs(always_keep=True)
-        with self.watch.paused(), self._keep_random_state():
+        with self.watch.paused(), RandomState.kept(self.device):
             return self._all_pairs.encode(self.engine)
 
     def _between_steps(self, logger: telemetry.RunLogger, stopping: bool) -> None:
@@ -373,16 +372,8 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, Any]:
         """Scores of every evaluation set (collective)."""
-        with self.watch.paused(), self._keep_random_state():
+        with self.watch.paused(), RandomState.kept(self.device):
             return self.evaluation.run(self.engine, self.tokenizer, self.eval_transform, self.device)
-
-    def _keep_random_state(self) -> AbstractContextManager[None]:
-        """Inside, nothing is taken from the generators that dropout draws from.
-
-        A DataLoader takes its seed there when it starts: a resumed run, and one that measures more, would drop out
-        other units.
-        """
-        return RandomState.capture(self.device).replayed(self.device)
 
     def _finish(self, logger: telemetry.RunLogger, finished: bool) -> dict[str, Any]:
         state = self.run_state

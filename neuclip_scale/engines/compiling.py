@@ -7,7 +7,7 @@ import logging
 import torch
 
 from neuclip_scale.config import Recipe
-from neuclip_scale.engines.zero_settings import read_settings, zero_stage
+from neuclip_scale.engines.zero_settings import IN_ZERO3, read_settings, zero_stage
 from neuclip_scale.models.presets import ResNetConfig, preset_of
 from neuclip_scale.similarity.choosing import MIN_CAPABILITY
 
@@ -33,7 +33,7 @@ def _reason_against(config: Recipe, device: torch.device) -> str:
     if section.image_tower or section.text_tower or isinstance(preset_of(section).image, ResNetConfig):
         return "that was measured for CLIP's own transformers alone"
     if config.engine.name == "deepspeed" and zero_stage(read_settings(config.engine.deepspeed.config)) == 3:
-        return "ZeRO 3 gathers parameters by hooks in the middle of what would be compiled"
+        return IN_ZERO3
     if torch.version.hip:
         return "that was never tried with ROCm"
     capability = torch.cuda.get_device_capability(device)

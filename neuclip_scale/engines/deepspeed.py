@@ -17,7 +17,7 @@ from neuclip_scale import distributed
 from neuclip_scale.config import ConfigError, Recipe
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.engines.base import Engine, inputs
-from neuclip_scale.engines.zero_settings import read_settings, recipe_settings, zero_stage
+from neuclip_scale.engines.zero_settings import IN_ZERO3, read_settings, recipe_settings, zero_stage
 from neuclip_scale.models.building import fill, filled_blocks
 from neuclip_scale.models.clip import CLIP, CLIPOutput, Towers
 from neuclip_scale.optim import create_optimizer, parameter_groups
@@ -53,7 +53,7 @@ class DeepSpeedEngine(Engine):
             raise ConfigError(
                 "model.compile",
                 True,
-                "ZeRO 3 gathers parameters by hooks in the middle of what would be compiled",
+                IN_ZERO3,
                 "Turn it off, or use engine.name=fsdp2.",
             )
         if self.stage > 0 and config.optim.name != "adamw":

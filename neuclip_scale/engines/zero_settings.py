@@ -24,6 +24,8 @@ FROM_THE_RECIPE = {
     "zero_force_ds_cpu_optimizer": "engine",
 }
 """Entries of a DeepSpeed configuration that a ZeRO file may not hold, and who decides them."""
+IN_ZERO3 = "ZeRO 3 gathers parameters by hooks in the middle of what would be compiled"
+"""Why towers are not compiled under it."""
 
 
 def read_settings(name: str) -> dict[str, Any]:
