@@ -20,6 +20,7 @@ from neuclip_scale.data.batch import Batch
 from neuclip_scale.distributed import RowGathering, rank, world_size
 from neuclip_scale.models.batch_norm import frozen_running_statistics
 from neuclip_scale.models.clip import CLIPOutput, Towers
+from neuclip_scale.projection import Projection
 from neuclip_scale.similarity import PairFeatures, RingPairs
 
 
@@ -141,14 +142,15 @@ class CachedFeatures:
         for number in range(len(micro_batches)):
             outputs.append(self._first_pass(number))
             if gather:
-                image.add(_features(outputs[-1].image_features))
-                text.add(_features(outputs[-1].text_features))
-        self.image = torch.cat([_features(output.image_features) for output in outputs])  # [b, d]
-        self.text = torch.cat([_features(output.text_features) for output in outputs])  # [b, d]
+                image.add(features(outputs[-1].image_features))
+                text.add(features(outputs[-1].text_features))
+        self.image = torch.cat([features(output.image_features) for output in outputs])  # [b, d]
+        self.text = torch.cat([features(output.text_features) for output in outputs])  # [b, d]
         self.pairs: PairFeatures
         if gather or world_size() == 1:
             world = image.result(self.image), text.result(self.text)  # [B, d]
-            self.pairs = PairFeatures(self.image, self.text, *world, rank() * len(self.image))
+            shown = joined_projections(outputs)
+            self.pairs = PairFeatures(self.image, self.text, *world, rank() * len(self.image), shown)
         else:
             self.pairs = RingPairs.local(self.image, self.text)
         self.logit_scale = outputs[0].logit_scale  # [1]
@@ -201,16 +203,29 @@ def _joined(outputs: Sequence[CLIPOutput]) -> CLIPOutput:
         last = last._replace(
             image_features=other.image_features if last.image_features is None else last.image_features,
             text_features=other.text_features if last.text_features is None else last.text_features,
+            image_projection=last.image_projection or other.image_projection,
+            text_projection=last.text_projection or other.text_projection,
         )
     return last
 
 
 def _detached(output: CLIPOutput) -> CLIPOutput:
-    image, text, scale, bias = (None if part is None else part.detach() for part in output)
-    assert scale is not None
-    return CLIPOutput(image, text, scale, bias)
+    image, text, scale, bias, *projections = output
+    image, text, bias = (None if part is None else part.detach() for part in (image, text, bias))
+    return CLIPOutput(image, text, scale.detach(), bias, *projections)
 
 
-def _features(features: Tensor | None) -> Tensor:
-    assert features is not None, "both towers run in training"
-    return features
+def joined_projections(outputs: Sequence[CLIPOutput]) -> tuple[Projection, Projection] | None:
+    """Both towers', where they show them, of all micro-batches together: one set of weights has encoded those."""
+    image = [output.image_projection for output in outputs if output.image_projection]
+    text = [output.text_projection for output in outputs if output.text_projection]
+    if not (image and text):
+        return None
+    first, second = (each[0]._replace(inputs=torch.cat([part.inputs for part in each])) for each in (image, text))
+    return first, second
+
+
+def features(given: Tensor | None) -> Tensor:
+    """Those of a tower that ran."""
+    assert given is not None, "both towers run in training"
+    return given

@@ -96,10 +96,12 @@ class Trainer:
                 num_epochs=self.num_steps * config.train.global_batch_size / self.manifest.num_samples,
                 seed=config.seed,
                 global_batch_size=config.train.global_batch_size,
+                projected_widths=model.projected_widths,
                 encode_dataset=self._encode_dataset,
                 encode_flops=self.arithmetic.encoders.forward * self.manifest.num_samples,
             ),
         ).to(self.device)
+        model.show_projections(self.objective.needs_projections)
         distributed.seed_everything(config.seed, offset=1 + self.rank)
         self.tokenizer = build_tokenizer(config.model)
         look = model.image_size, model.image_mean, model.image_std
@@ -314,8 +316,6 @@ class Trainer:
                     output.logit_scale_gradient if is_last else None,
                     output.logit_bias_gradient if is_last else None,
                 )
-
-    # -----------------------------------------------------------------------------------------------------------------
 
     def _normalizer_monitor(self) -> NormalizerMonitor:
         section = self.config.evaluation

@@ -61,6 +61,8 @@ class Npn:
     """On a GPU: who computes the NPN, and torch's precision of fp32 products."""
     queue_size: int = 65536
     """On a GPU: M, pairs in the queue of neuclip-queue, whose sums are timed beside the NPN; 0 leaves them out."""
+    projected_widths: tuple[int, int] = (768, 512)
+    """On a GPU: width of what the towers' last maps are given, pictures and captions, for a queue mapped anew."""
     kernels: bool = False
     """On a GPU: also time each kernel alone, with several blocks, which takes minutes of compiling."""
     peak_tflops: float = 989.0

@@ -1,9 +1,13 @@
-"""A step's sums over neuclip-queue's queue on one GPU, torch beside Triton: part of `bench.py npn --device cuda`."""
+"""A step's sums over neuclip-queue's queue on one GPU, torch beside Triton, and its entries mapped anew: part of
+`bench.py npn --device cuda`.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bench_device import NO_GPU, computed_by, in_turns, is_missing, timed
@@ -27,40 +31,56 @@ def measure(options: Npn, device: Any) -> dict[str, Any]:
     """One call of `sums` for each contender, by turns; with `options.kernels` Triton's with several blocks too."""
     if is_missing(device):
         return {"needs": NO_GPU}
-    work, num_horizons = _sums(options, device)
+    work, mapping, num_horizons = _sums(options, device)
     runs = in_turns(dict.fromkeys(options.contenders, work), options.repeats, device, computed_by)
+    mapped = in_turns(dict.fromkeys(options.contenders, mapping), options.repeats, device, computed_by)
     flops = 2 * 2.0 * options.batch_size * options.queue_size * options.embed_dim
+    mapping_flops = 2.0 * options.queue_size * sum(options.projected_widths) * options.embed_dim
     return {
         "tflop": flops / 1e12,
         "num_horizons": num_horizons,
         "rows": [_row(name, runs[name], flops, options) for name in options.contenders],
         "runs": runs,
+        "mapping_tflop": mapping_flops / 1e12,
+        "mapping": [_row(name, mapped[name], mapping_flops, options) for name in options.contenders],
+        "mapping_runs": mapped,
         "blocks": _with_blocks(options, work, flops, device) if options.kernels else [],
     }
 
 
-def _sums(options: Npn, device: Any) -> tuple[Callable[[], object], int]:
-    """What to time, and how many horizons it sums for: a full queue, and a batch of which it has seen some pairs."""
+def _sums(options: Npn, device: Any) -> tuple[Callable[[], object], Callable[[], object], int]:
+    """What to time, `sums` and `refresh`, and how many horizons are summed for: a full queue, and a batch of which it
+    has seen some pairs.
+    """
     import torch
     from torch.nn.functional import normalize
 
     from neuclip_scale.config import ObjectiveConfig
-    from neuclip_scale.normalizers import EmbeddingQueue, horizons_up_to
+    from neuclip_scale.normalizers import ProjectingQueue, horizons_up_to
+    from neuclip_scale.projection import Projection
     from neuclip_scale.similarity import PairFeatures
 
     generator = torch.Generator(device).manual_seed(0)
 
     def pairs(count: int) -> PairFeatures:
         sides = torch.randn(2, count, options.embed_dim, device=device, generator=generator)
-        return PairFeatures.single(*normalize(sides, dim=2))
+        image, text = (
+            Projection(
+                torch.randn(count, width, device=device, generator=generator),
+                torch.randn(width, options.embed_dim, device=device, generator=generator),
+            )
+            for width in options.projected_widths
+        )
+        return replace(PairFeatures.single(*normalize(sides, dim=2)), projections=(image, text))
 
     size = options.queue_size
-    queue = EmbeddingQueue(options.embed_dim, size, rank=0, world_size=1).to(device)
+    queue = ProjectingQueue(options.embed_dim, size, options.projected_widths, rank=0, world_size=1).to(device)
     queue.push(pairs(size), torch.arange(size, device=device))
     batch, index = pairs(options.batch_size), 2 * torch.arange(options.batch_size, device=device)
     scale, horizons = torch.full((1,), 1 / 0.07, device=device), horizons_up_to(size, options.batch_size).to(device)
     tile_size = ObjectiveConfig().tile_size
-    return lambda: queue.sums(batch, scale, index, horizons, tile_size=tile_size), len(horizons)
+    sums = partial(queue.sums, batch, scale, index, horizons, tile_size=tile_size)
+    return sums, partial(queue.refresh, batch), len(horizons)
 
 
 def _row(name: str, runs: list[dict[str, float]], flops: float, options: Npn) -> dict[str, Any]:
@@ -108,13 +128,14 @@ def show(options: Npn, result: dict[str, Any]) -> None:
         f"\nqueue of {options.queue_size} pairs, {result['num_horizons']} horizons, both sides: "
         f"{result['tflop']:.2f} TFLOPs; bound as the NPN's"
     )
-    print(f"  {'':<16}{'sums':>11}{'range':>18}{'bound':>11}{'of it':>7}{'MiB':>6}")
-    for row in result["rows"]:
-        low, high = row["ms_range"]
-        print(
-            f"  {row['contender']:<16}{row['ms']:>8.2f} ms{f'{low:.2f} to {high:.2f}':>18}"
-            f"{row['bound_ms']:>8.2f} ms{row['share_of_bound']:>7.0%}{row['added_mib']:>6.0f}"
-        )
+    for what, rows in (("sums", result["rows"]), ("mapped anew", result["mapping"])):
+        print(f"  {'':<16}{what:>11}{'range':>18}{'bound':>11}{'of it':>7}{'MiB':>6}")
+        for row in rows:
+            low, high = row["ms_range"]
+            print(
+                f"  {row['contender']:<16}{row['ms']:>8.2f} ms{f'{low:.2f} to {high:.2f}':>18}"
+                f"{row['bound_ms']:>8.2f} ms{row['share_of_bound']:>7.0%}{row['added_mib']:>6.0f}"
+            )
     for row in result["blocks"]:
         speed = f"{row['ms']:>8.2f} ms{row['tflops']:>6.0f} TFLOP/s" if "ms" in row else row["failure"]
         print(f"  strip     {row['contender']:<16}{row['blocks']:<32}{speed}")

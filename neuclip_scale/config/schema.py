@@ -140,6 +140,9 @@ class QueueConfig:
     best."""
     join_batch: bool = True
     """Whether the batch's own negatives stand in one mean with the queue's."""
+    project_anew: bool = False
+    """Whether past pairs go through the towers' last maps as they stand now, which makes them less old. The queue keeps
+    what those maps were given; 2 M width d FLOPs a step for each tower."""
     batch_weight: float = 0.5
     """w in a = log((1 - w) exp(a) + w g), g the mini-batch's estimate: bounds each weight by 1/w. 0 is the truer
     normalizer, which has not trained better (docs/method.md)."""

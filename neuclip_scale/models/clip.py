@@ -19,6 +19,7 @@ from neuclip_scale.models.resnet import ModifiedResNet
 from neuclip_scale.models.text import TextTransformer, TransformersTower, encode_tokens, reset_text_parameters
 from neuclip_scale.models.transformer import LayerNorm, Transformer
 from neuclip_scale.models.vision import TimmTower, VisionTransformer
+from neuclip_scale.projection import Projection, TowerOutput
 
 SCALARS = ("logit_scale", "logit_bias")
 """Parameters that are in neither tower."""
@@ -45,6 +46,9 @@ class CLIPOutput(NamedTuple):
     """1/tau, float32, shape [1]."""
     logit_bias: Tensor | None
     """SigLIP's additive bias, float32, shape [1]; None in a model without one."""
+    image_projection: Projection | None = None
+    """What made the image features, after `show_projections`."""
+    text_projection: Projection | None = None
 
 
 class CLIP(nn.Module):
@@ -80,11 +84,14 @@ class CLIP(nn.Module):
             raise ConfigError("objective.temperature_init", temperature_init, "must be above zero", "CLIP's is 0.07.")
         self.embed_dim, self.image_size, self.context_length = embed_dim, image_size, text.context_length
         self.image_mean, self.image_std = image_mean, image_std
+        self.projected_widths = visual.projected_width, text.projected_width
+        """Width of what the last map of the image and the text tower is given."""
         self.at_rest: Literal["", "image", "text"] = ""
         """A tower that stays in evaluation mode."""
         self.packs_captions = not isinstance(text, TransformersTower)
         """Whether `pack` leaves out padding; only CLIP's own text tower can do without."""
         self._compiled = self._fused = self._graphs = False
+        self.shows_projection = False  # of CLIP's own text tower, which lies on the model
         self.starting_values: dict[str, Tensor] = {}
         """Pretrained values, by name, that `building.filled_blocks` gives a planned model instead of initial ones."""
         self.visual = visual
@@ -122,12 +129,16 @@ class CLIP(nn.Module):
         forgive.
         """
         self._fuse(images if tokens is None else tokens)
+        image: TowerOutput | None = None if images is None else self.visual(images)
+        text: TowerOutput | None = None if tokens is None else self._encode_text(tokens, packing)
         return CLIPOutput(
-            image_features=None if images is None else _unit_rows(self.visual(images)),
-            text_features=None if tokens is None else _unit_rows(self._encode_text(tokens, packing)),
+            image_features=None if image is None else _unit_rows(image.features),
+            text_features=None if text is None else _unit_rows(text.features),
             logit_scale=self.logit_scale.float().exp(),
             # A copy: the parameter's own memory is gone once FSDP2 has sharded it again.
             logit_bias=None if self.logit_bias is None else self.logit_bias.float().clone(),
+            image_projection=None if image is None else image.projection,
+            text_projection=None if text is None else text.projection,
         )
 
     def train(self, mode: bool = True) -> CLIP:
@@ -145,6 +156,11 @@ class CLIP(nn.Module):
             self.text.set_grad_checkpointing(enable)
         else:
             self.transformer.grad_checkpointing = enable
+
+    def show_projections(self, shows: bool = True) -> None:
+        """Let `forward` give the towers' last maps and what they are given, for normalizers that apply them again."""
+        self.visual.shows_projection = shows
+        (self.text or self).shows_projection = shows
 
     def blocks(self) -> Iterator[nn.Module]:
         """The towers' repeated parts, in the order they run: what sharding gathers and checkpointing recomputes.
@@ -211,7 +227,7 @@ class CLIP(nn.Module):
             fuse(self, inputs.device)
             self._fused = True
 
-    def _encode_text(self, tokens: Tensor, packing: Packing | None) -> Tensor:
+    def _encode_text(self, tokens: Tensor, packing: Packing | None) -> TowerOutput:
         return encode_tokens(self, tokens, packing) if self.text is None else self.text(tokens)
 
 

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from neuclip_scale.config import ConfigError
 from neuclip_scale.models.batch_norm import frozen_running_statistics
 from neuclip_scale.models.presets import ResNetConfig
+from neuclip_scale.projection import Projection, TowerOutput
 
 _TOTAL_STRIDE = 32  # stem 4, then 2 in each of three stages
 _EXPANSION = 4  # a bottleneck's output channels over its inner ones
@@ -69,6 +70,7 @@ class AttentionPool(nn.Module):
         self.q_proj = nn.Linear(channels, channels)
         self.v_proj = nn.Linear(channels, channels)
         self.c_proj = nn.Linear(channels, embed_dim)
+        self.shows_projection = False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -78,13 +80,13 @@ class AttentionPool(nn.Module):
         for layer in (self.k_proj, self.q_proj, self.v_proj, self.c_proj):
             nn.init.normal_(layer.weight, std=std)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> TowerOutput:
         x = x.flatten(2).transpose(1, 2)  # [N, HW, C]
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding.to(x.dtype)
         q, k, v = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # [N, heads, L, C/heads]
-        y = F.scaled_dot_product_attention(q, k, v)  # [N, heads, 1, C/heads]
-        return self.c_proj(y.flatten(1))
+        y = F.scaled_dot_product_attention(q, k, v).flatten(1)  # [N, C]
+        return TowerOutput(self.c_proj(y), Projection.of_linear(y, self.c_proj) if self.shows_projection else None)
 
 
 class ModifiedResNet(nn.Module):
@@ -113,12 +115,21 @@ class ModifiedResNet(nn.Module):
         self.layer2 = _stage(4 * width, 2 * width, second, stride=2)
         self.layer3 = _stage(8 * width, 4 * width, third, stride=2)
         self.layer4 = _stage(16 * width, 8 * width, fourth, stride=2)
-        self.attnpool = AttentionPool(image_size // _TOTAL_STRIDE, 32 * width, embed_dim, config.heads)
+        self.projected_width = 32 * width
+        self.attnpool = AttentionPool(image_size // _TOTAL_STRIDE, self.projected_width, embed_dim, config.heads)
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         self.grad_checkpointing = enable
 
-    def forward(self, images: Tensor) -> Tensor:
+    @property
+    def shows_projection(self) -> bool:
+        return self.attnpool.shows_projection
+
+    @shows_projection.setter
+    def shows_projection(self, shows: bool) -> None:
+        self.attnpool.shows_projection = shows
+
+    def forward(self, images: Tensor) -> TowerOutput:
         x = images.to(self.conv1.weight.dtype)
         for convolution, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
             x = F.relu(norm(convolution(x)), inplace=True)

@@ -1,6 +1,6 @@
 """Text towers: CLIP's transformer, and any encoder of the transformers library behind a linear projection.
 
-Every tower maps token ids [N, L] to features [N, embed_dim], not yet of unit length.
+Every tower maps token ids [N, L] to a `TowerOutput`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from neuclip_scale.config import ConfigError
 from neuclip_scale.models.packing import Packing, join
 from neuclip_scale.models.presets import TextTransformerConfig
 from neuclip_scale.models.transformer import LayerNorm, Transformer
+from neuclip_scale.projection import Projection, TowerOutput
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -28,6 +29,7 @@ class TextTransformerParts(Protocol):
     transformer: Transformer
     ln_final: LayerNorm
     text_projection: nn.Parameter
+    shows_projection: bool
 
 
 class TextTransformer(nn.Module):
@@ -50,9 +52,10 @@ class TextTransformer(nn.Module):
         )
         self.ln_final = LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, embed_dim))
+        self.projected_width, self.shows_projection = width, False
         reset_text_parameters(self)
 
-    def forward(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, packing: Packing | None = None) -> TowerOutput:
         return encode_tokens(self, tokens, packing)
 
 
@@ -63,8 +66,8 @@ def reset_text_parameters(parts: TextTransformerParts) -> None:
     nn.init.normal_(parts.text_projection, std=len(parts.text_projection) ** -0.5)
 
 
-def encode_tokens(parts: TextTransformerParts, tokens: Tensor, packing: Packing | None = None) -> Tensor:
-    """CLIP's text features of `tokens` [N, L], L at most the context length: [N, embed_dim]."""
+def encode_tokens(parts: TextTransformerParts, tokens: Tensor, packing: Packing | None = None) -> TowerOutput:
+    """What CLIP's text tower makes of `tokens` [N, L], L at most the context length."""
     positions = parts.positional_embedding
     if packing is None:
         x = parts.token_embedding(tokens) + positions[: tokens.shape[1]]  # [N, L, width]
@@ -77,9 +80,11 @@ def encode_tokens(parts: TextTransformerParts, tokens: Tensor, packing: Packing 
         x = x.to(torch.get_autocast_dtype(x.device.type))
     # The end token has the largest id of the vocabulary, and under the causal mask only it has seen the whole
     # text.
-    x = parts.transformer(x, tokens.argmax(dim=-1), packing)  # [N, width]
-    features = parts.ln_final(x) @ parts.text_projection
-    return features if packing is None else features[packing.inverse]
+    x = parts.ln_final(parts.transformer(x, tokens.argmax(dim=-1), packing))  # [N, width]
+    if packing is not None:
+        x = x[packing.inverse]
+    matrix = parts.text_projection
+    return TowerOutput(x @ matrix, Projection.of(x, matrix) if parts.shows_projection else None)
 
 
 class TransformersTower(nn.Module):
@@ -108,6 +113,7 @@ class TransformersTower(nn.Module):
         self.vocab_size = int(config.vocab_size)
         self.transformer: Any = _create_encoder(name, config)
         self.proj = nn.Linear(config.hidden_size, embed_dim, bias=False)
+        self.projected_width, self.shows_projection = int(config.hidden_size), False
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         # transformers 5 renamed gradient_checkpointing_{enable,disable}.
@@ -126,13 +132,15 @@ class TransformersTower(nn.Module):
                 "Set it to false.",
             ) from error  # fmt: skip
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> TowerOutput:
         mask = tokens != self.pad_token_id  # [N, L]
         hidden = self.transformer(input_ids=tokens, attention_mask=mask.long()).last_hidden_state  # [N, L, width]
         if self.pooling == "cls":
-            return self.proj(hidden[:, 0])
-        weights = mask.unsqueeze(-1).to(hidden.dtype)
-        return self.proj((hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0))
+            x = hidden[:, 0]
+        else:
+            weights = mask.unsqueeze(-1).to(hidden.dtype)
+            x = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1.0)
+        return TowerOutput(self.proj(x), Projection.of_linear(x, self.proj) if self.shows_projection else None)
 
 
 def read_encoder_config(name: str) -> PretrainedConfig:

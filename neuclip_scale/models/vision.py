@@ -1,6 +1,6 @@
 """Image towers: CLIP's ViT, and any model of timm behind a linear projection.
 
-Every tower maps pictures [N, 3, H, W], normalised, to features [N, embed_dim], not yet of unit length.
+Every tower maps pictures [N, 3, H, W], normalised, to a `TowerOutput`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from neuclip_scale.models.batch_norm import has_batch_norm
 from neuclip_scale.models.presets import VisionTransformerConfig
 from neuclip_scale.models.timm_library import import_timm
 from neuclip_scale.models.transformer import LayerNorm, Transformer
+from neuclip_scale.projection import Projection, TowerOutput
 
 
 class PatchEmbedding(nn.Conv2d):
@@ -73,6 +74,7 @@ class VisionTransformer(nn.Module):
         self.transformer = Transformer(width, config.layers, config.heads, quick_gelu=quick_gelu, dropout=dropout)
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, embed_dim))
+        self.projected_width, self.shows_projection = width, False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -83,11 +85,12 @@ class VisionTransformer(nn.Module):
     def set_grad_checkpointing(self, enable: bool) -> None:
         self.transformer.grad_checkpointing = enable
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> TowerOutput:
         x = self.conv1(images.to(self.conv1.weight.dtype))  # [N, num_patches, width]
         class_token = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)
-        return self.ln_post(self.transformer(self.ln_pre(x), 0)) @ self.proj
+        x = self.ln_post(self.transformer(self.ln_pre(x), 0))  # [N, width]
+        return TowerOutput(x @ self.proj, Projection.of(x, self.proj) if self.shows_projection else None)
 
 
 class TimmTower(nn.Module):
@@ -111,6 +114,7 @@ class TimmTower(nn.Module):
         # Some timm models widen between their pooled features and the classifier that was taken off.
         width = getattr(trunk, "head_hidden_size", None) or trunk.num_features
         self.head = nn.Sequential(OrderedDict(proj=nn.Linear(width, embed_dim, bias=False)))
+        self.projected_width, self.shows_projection = int(width), False
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         if enable and has_batch_norm(self.trunk):
@@ -131,9 +135,10 @@ class TimmTower(nn.Module):
                 "Set it to false.",
             ) from error
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> TowerOutput:
         projection = cast(nn.Linear, self.head.proj)
-        return self.head(self.trunk(images.to(projection.weight.dtype)))
+        x = self.trunk(images.to(projection.weight.dtype))  # [N, width]
+        return TowerOutput(self.head(x), Projection.of_linear(x, projection) if self.shows_projection else None)
 
 
 def _create_trunk(timm: ModuleType, name: str, image_size: int, dropout: float) -> Any:

@@ -5,6 +5,7 @@ from neuclip_scale.normalizers.batch import batch_log_normalizers
 from neuclip_scale.normalizers.exact import DatasetFeatures, exact_log_normalizers
 from neuclip_scale.normalizers.horizon import HorizonMixture, horizons_up_to
 from neuclip_scale.normalizers.npn import NormalizerPredictionNetwork
+from neuclip_scale.normalizers.projecting_queue import ProjectingQueue
 from neuclip_scale.normalizers.queue import EmbeddingQueue, QueueSums, join_with_batch
 from neuclip_scale.normalizers.recent import RecentPairs
 from neuclip_scale.normalizers.table import NormalizerTable, SampleTable
@@ -18,6 +19,7 @@ __all__ = [
     "IndividualTemperatures",
     "NormalizerPredictionNetwork",
     "NormalizerTable",
+    "ProjectingQueue",
     "QueueSums",
     "RecentPairs",
     "SampleTable",

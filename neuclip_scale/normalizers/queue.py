@@ -132,20 +132,28 @@ class EmbeddingQueue(nn.Module):
                 total[rows] = torch.logaddexp(total[rows], part.log_().add_(largest).sub_(offset[:, None]))
         return total
 
+    def refresh(self, pairs: PairFeatures) -> None:
+        """Before `sums`: bring the entries to the weights that made the batch's pairs; here they stay as they are."""
+
     @torch.no_grad()
     def push(self, pairs: PairFeatures, world_index: Tensor) -> None:
         """Overwrite the oldest entries with all ranks' pairs. No communication: every rank has them already."""
         count = min(self.size, pairs.global_size)
-        slots = (self.num_pushed + np.arange(count)) % self.size
-        mine = np.flatnonzero(slots % self.world_size == self.rank)  # on the host, which so waits for no device
-        newest = to_device(torch.from_numpy(pairs.global_size - count + mine), self.index.device)
-        places = to_device(torch.from_numpy(slots[mine] // self.world_size), self.index.device)
+        newest, places = self.newest(pairs.global_size)
         image, text = pairs.world_rows(newest)
         self._rounded_image.write(self.image, places, image.to(self.image))
         self._rounded_text.write(self.text, places, text.to(self.text))
         self.index[places] = world_index[newest]
         self.pushed += count
         self._pushed = self.num_pushed + count
+
+    def newest(self, global_size: int) -> tuple[Tensor, Tensor]:
+        """Which of a batch's pairs are pushed to this rank's slots, and where in its buffers they go."""
+        count = min(self.size, global_size)
+        slots = (self.num_pushed + np.arange(count)) % self.size
+        mine = np.flatnonzero(slots % self.world_size == self.rank)  # on the host, which so waits for no device
+        newest = to_device(torch.from_numpy(global_size - count + mine), self.index.device)
+        return newest, to_device(torch.from_numpy(slots[mine] // self.world_size), self.index.device)
 
     def flops(self, shape: BatchShape, num_horizons: int) -> int:
         """FLOPs of `sums` on one rank with a full queue: two products of 2 B (M/W) (d + H)."""
@@ -157,7 +165,9 @@ class EmbeddingQueue(nn.Module):
 
     def load_rank_states(self, states: list[dict[str, Any]]) -> None:
         """Take over the slots of any number of ranks; raises ValueError if they are not of this size together."""
-        for name, own in (("queue_image", self.image), ("queue_text", self.text), ("queue_index", self.index)):
+        for name, own in self.rank_state().items():
+            if name not in states[0]:
+                raise ValueError(f"queue: the checkpoint has no {name}; was objective.queue.project_anew another?")
             total = sum(state[name].shape[0] for state in states)
             if total != self.size:
                 raise ValueError(f"queue: the checkpoint holds {total} pairs, this run's has {self.size} slots.")

@@ -31,7 +31,7 @@ class Rounded:
         assert self._copy is not None
         return self._copy
 
-    def write(self, source: Tensor, places: Tensor, rows: Tensor) -> None:
+    def write(self, source: Tensor, places: Tensor | slice, rows: Tensor) -> None:
         """source[places] = rows, and so in the copy if there is one."""
         follows = self._follows(source)
         source[places] = rows

@@ -91,6 +91,11 @@ class Objective(nn.Module, ABC):
     def flops(self, shape: BatchShape) -> int:
         """FLOPs of the matrix products in one training step on one rank; element-wise work is not counted."""
 
+    @property
+    def needs_projections(self) -> bool:
+        """Whether `pairs.projections` must be given (`CLIP.show_projections`)."""
+        return False
+
     def get_extra_state(self) -> dict[str, int]:
         """Counters that the schedules depend on."""
         return {"num_steps": self.num_steps, "samples_seen": self.samples_seen}

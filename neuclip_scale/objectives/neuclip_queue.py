@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from neuclip_scale.config import QueueConfig
+from neuclip_scale.config import ConfigError, QueueConfig
 from neuclip_scale.distributed import all_gather_rows, all_reduce_sum
-from neuclip_scale.normalizers import EmbeddingQueue, HorizonMixture, horizons_up_to, join_with_batch
+from neuclip_scale.normalizers import EmbeddingQueue, HorizonMixture, ProjectingQueue, horizons_up_to, join_with_batch
 from neuclip_scale.objectives.base import MarginObjective
 from neuclip_scale.sections import section
 from neuclip_scale.similarity import BatchShape, PairFeatures
@@ -42,6 +42,7 @@ class NeuCLIPQueue(MarginObjective):
         *,
         size: int,
         global_batch_size: int,
+        projected_widths: tuple[int, int] | None = None,
         rho: float,
         eps: float,
         tile_size: int,
@@ -49,8 +50,20 @@ class NeuCLIPQueue(MarginObjective):
         super().__init__(rho=rho, eps=eps, tile_size=tile_size)
         self.batch_weight, self.join_batch = section.batch_weight, section.join_batch
         self.queue = EmbeddingQueue(embed_dim, size)
+        if section.project_anew:
+            if projected_widths is None:
+                raise ConfigError(
+                    "objective.queue.project_anew", True, "a loss by itself does not see the towers' last maps",
+                    "Set it to false; `neuclip train` has what it needs.",
+                )  # fmt: skip
+            self.queue = ProjectingQueue(embed_dim, size, projected_widths)
         horizons = horizons_up_to(size, global_batch_size) if section.forget else torch.tensor([torch.inf])
         self.horizon = HorizonMixture(horizons)
+
+    @property
+    def needs_projections(self) -> bool:
+        """See `Objective.needs_projections`."""
+        return isinstance(self.queue, ProjectingQueue)
 
     def estimate_flops(self, shape: BatchShape) -> int:
         """See `MarginObjective.estimate_flops`; with a full queue."""
@@ -64,6 +77,7 @@ class NeuCLIPQueue(MarginObjective):
         if world_index is None:
             # Rows of this step count as samples of their own, so that nobody meets its own embedding.
             world_index = self.samples_seen + torch.arange(pairs.global_size, device=pairs.image.device)
+        self.queue.refresh(pairs)
         sums = self.queue.sums(pairs, scale, world_index, self.horizon.horizons, tile_size=self.tile_size)
         past, known = sums.log_means()
         rows = join_with_batch(sums, batch_rows, pairs.global_size)

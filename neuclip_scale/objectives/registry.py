@@ -33,6 +33,8 @@ class Problem:
     seed: int = 0
     global_batch_size: int | None = None
     """B, for what grows with it."""
+    projected_widths: tuple[int, int] | None = None
+    """`CLIP.projected_widths`, for a queue that maps its entries anew; None where no model is known."""
     encode_dataset: Callable[[], DatasetFeatures] | None = None
     """Features of all n pairs as the encoders stand (collective), for `exact`."""
     encode_flops: int = 0
@@ -125,6 +127,7 @@ def _neuclip_queue(section: ObjectiveConfig, problem: Problem) -> Objective:
         section.queue,
         size=section.queue.size or default_size(problem.global_batch_size, problem.dataset_size),
         global_batch_size=problem.global_batch_size or DEFAULT_BATCH,
+        projected_widths=problem.projected_widths,
         rho=section.rho,
         eps=section.eps,
         tile_size=section.tile_size,

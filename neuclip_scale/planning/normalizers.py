@@ -8,12 +8,13 @@ from functools import lru_cache
 import torch
 
 from neuclip_scale.config import ObjectiveConfig, Recipe, local_batch_size
-from neuclip_scale.normalizers import DatasetFeatures
+from neuclip_scale.normalizers import DatasetFeatures, ProjectingQueue
 from neuclip_scale.objectives import Objective, create_objective
 from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue
 from neuclip_scale.objectives.registry import Problem
 from neuclip_scale.planning.kernels import by_triton, npn_bytes, queue_copy_bytes, queue_sums_bytes, similarity_bytes
 from neuclip_scale.planning.parts import MemoryItem
+from neuclip_scale.planning.sharding import model_sizes
 from neuclip_scale.similarity.tiled import LARGEST_TILE_ON_CPU
 
 FP32 = 4
@@ -39,6 +40,7 @@ def planned_objective(config: Recipe, embed_dim: int, dataset_size: int) -> Obje
         dataset_size=dataset_size or None,
         num_epochs=(seen / dataset_size if train.num_steps else train.epochs) if dataset_size else None,
         global_batch_size=train.global_batch_size,
+        projected_widths=model_sizes(config).projected_widths if config.objective.queue.project_anew else None,
         encode_dataset=_nobody,
     )
     return _planned(config.objective, problem)
@@ -105,16 +107,29 @@ def _estimate(config: Recipe, b: int, d: int, world_size: int, dataset_size: int
     if section.name == "neuclip-queue":
         objective = planned_objective(config, d, dataset_size)
         assert isinstance(objective, NeuCLIPQueue)
-        owned, rows = math.ceil(objective.queue.size / world_size), min(edge, config.train.global_batch_size)
-        if by_triton(d, device):
-            horizons = len(objective.horizon.horizons)
-            return queue_sums_bytes(config, owned, horizons, d), f"a side's sums over {owned} entries of the queue"
-        wide = min(edge, owned)
-        return FP32 * (rows * wide + rows * d) + rows * wide, f"tiles of [{rows}, {wide}]"
+        return max(_queue_sums(config, objective, d, world_size, device), _mapping(config, objective, d, world_size))
     if section.name == "exact":
         wide = min(edge, dataset_size)
         return FP32 * (3 * b * wide), f"[{b}, {wide}] three times"
     return 0, ""
+
+
+def _queue_sums(config: Recipe, objective: NeuCLIPQueue, d: int, world_size: int, device: str) -> tuple[int, str]:
+    owned, edge = math.ceil(objective.queue.size / world_size), largest_tile(config, device)
+    if by_triton(d, device):
+        horizons = len(objective.horizon.horizons)
+        return queue_sums_bytes(config, owned, horizons, d), f"a side's sums over {owned} entries of the queue"
+    rows, wide = min(edge, config.train.global_batch_size), min(edge, owned)
+    return FP32 * (rows * wide + rows * d) + rows * wide, f"tiles of [{rows}, {wide}]"
+
+
+def _mapping(config: Recipe, objective: NeuCLIPQueue, d: int, world_size: int) -> tuple[int, str]:
+    """Of past pairs mapped anew: some rows before and after their norm, then the inputs of all ranks' pairs."""
+    if not isinstance(objective.queue, ProjectingQueue):
+        return 0, ""
+    rows = min(math.ceil(objective.queue.size / world_size), ProjectingQueue.ROWS)
+    inputs = config.train.global_batch_size * max(model_sizes(config).projected_widths) * (world_size > 1)
+    return FP32 * max(2 * rows * d, inputs), f"[{rows}, {d}] twice, or all pairs' inputs of one tower"
 
 
 def _sums(config: Recipe, b: int, d: int, device: str) -> tuple[int, str]:

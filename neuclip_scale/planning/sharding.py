@@ -157,6 +157,7 @@ class ModelSizes:
     """Trained elements of each of the optimizer's groups."""
     buffer_bytes: int
     embed_dim: int
+    projected_widths: tuple[int, int]
     image_size: int
     context_length: int
     batch_norm: bool
@@ -204,6 +205,7 @@ def _model_sizes(section: ModelConfig, with_bias: bool, optim: OptimConfig) -> M
         optimizer_groups=tuple(sum(p.numel() for p in g["params"]) for g in parameter_groups(model, optim)),
         buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
         embed_dim=model.embed_dim,
+        projected_widths=model.projected_widths,
         image_size=model.image_size,
         context_length=model.context_length,
         batch_norm=any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()),

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from neuclip_scale.projection import Projection
+
 _HALVES = (torch.bfloat16, torch.float16)
 _ROWS_ON_A_CPU = 1024
 _ROWS_ON_A_GPU = 8192
@@ -51,6 +53,8 @@ class PairFeatures:
     world_text: Tensor  # [B, d]
     offset: int = 0
     """Row of the world that holds this rank's first pair."""
+    projections: tuple[Projection, Projection] | None = None
+    """What made `image` and `text`, for normalizers that apply it to past pairs too."""
 
     @classmethod
     def single(cls, image: Tensor, text: Tensor) -> PairFeatures:

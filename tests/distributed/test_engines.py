@@ -35,7 +35,7 @@ RUNS: dict[str, Overrides] = {
         "objective.name": "fastclip-v3", "train.micro_batch_size": 2, "train.kept_micro_batches": 2,
         "train.kept_tower": "text", "model.text_layers": 2,
     },
-    "queue": {"objective.name": "neuclip-queue", "train.micro_batch_size": 5},
+    "queue": {"objective.name": "neuclip-queue", "objective.queue.project_anew": True, "train.micro_batch_size": 5},
     "exact": {"objective.name": "exact", "model.lock": "text", "optim.ema_decay": 0.5},
 }  # fmt: skip
 
@@ -49,7 +49,7 @@ LONG = (
 )
 """Layouts near to others."""
 LAYOUTS = [pytest.param(label, marks=pytest.mark.long if label in LONG else ()) for label in ENGINES]
-SHARDED = ("clip", "micro clip checkpointing", "openclip", "fastclip-v3", "exact")
+SHARDED = ("clip", "micro clip checkpointing", "openclip", "fastclip-v3", "queue", "exact")
 VARIANT = ("micro clip checkpointing", "openclip")
 
 

@@ -25,14 +25,14 @@ def _images() -> Tensor:
 
 
 def test_shapes() -> None:
-    assert _network()(_images()).shape == (4, 16)
+    assert _network()(_images()).features.shape == (4, 16)
 
 
 def test_checkpointing_gives_the_same_gradients_and_statistics() -> None:
     plain, recomputed = _network(), _network()
     recomputed.set_grad_checkpointing(True)
     for network in (plain, recomputed):
-        network(_images()).square().sum().backward()
+        network(_images()).features.square().sum().backward()
     for (name, a), b in zip(plain.named_parameters(), recomputed.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, atol=0, rtol=0, msg=name)
     for (name, a), b in zip(plain.named_buffers(), recomputed.buffers(), strict=True):
@@ -45,9 +45,9 @@ def test_frozen_statistics_still_normalise_by_the_batch() -> None:
     network, images = _network(), _images()
     with frozen_running_statistics(network):
         before = {name: buffer.clone() for name, buffer in network.named_buffers()}
-        frozen = network(images)
+        frozen = network(images).features
     assert all(torch.equal(before[name], buffer) for name, buffer in network.named_buffers())
-    torch.testing.assert_close(network(images), frozen)
+    torch.testing.assert_close(network(images).features, frozen)
     assert not torch.equal(before["bn1.running_mean"], network.bn1.running_mean)
 
 

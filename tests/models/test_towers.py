@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neuclip_scale.config import ConfigError, ModelConfig, Recipe
 from neuclip_scale.models.building import build_model, create_model
-from neuclip_scale.models.presets import PRESETS
+from neuclip_scale.models.presets import PRESETS, ResNetConfig
 from neuclip_scale.models.text import TransformersTower
 from neuclip_scale.models.tokenizer import build_tokenizer
 from neuclip_scale.models.vision import TimmTower
@@ -59,17 +59,47 @@ def test_timm_towers_train(name: str, size: int) -> None:
     assert {key.split(".")[1] for key in model.state_dict() if key.startswith("visual.")} == {"trunk", "head"}
 
 
+@pytest.mark.parametrize("tower", ["", "test_vit", "resnet"])
+@pytest.mark.parametrize("own_text", [True, False])
+def test_what_a_last_map_is_given_makes_the_features(encoder: Path, tower: str, own_text: bool) -> None:
+    """Once they are shown; captions packed, where they can be."""
+    preset = PRESETS["demo"]
+    if tower == "resnet":
+        preset = replace(preset, image=ResNetConfig(width=8, blocks=(1, 1, 1, 1), heads=4))
+    model = create_model(
+        preset, image_tower=tower.replace("resnet", ""), text_tower="" if own_text else str(encoder)
+    ).eval()
+    images, tokens = torch.randn(3, 3, model.image_size, model.image_size), torch.tensor([[2, 9, 3] + [0] * 9] * 3)
+    tokens[1, 3:6], tokens[2, 1:3] = torch.tensor([4, 5, 3]), torch.tensor([3, 0])
+    if own_text:
+        tokens[tokens == 3] = 49407  # CLIP's end
+    assert model(images, tokens).image_projection is None
+    model.show_projections()
+    packing = model.pack([3, 6, 2], images.device)
+    assert (packing is not None) == own_text
+    output = model(images, tokens, packing)
+    widths = []
+    for features, shown in (
+        (output.image_features, output.image_projection), (output.text_features, output.text_projection)
+    ):  # fmt: skip
+        made = shown.inputs @ shown.matrix + (0 if shown.offset is None else shown.offset)
+        torch.testing.assert_close(torch.nn.functional.normalize(made, dim=-1), features)
+        assert not made.requires_grad
+        widths.append(shown.inputs.shape[1])
+    assert tuple(widths) == model.projected_widths
+
+
 def test_timm_dropout_and_checkpointing() -> None:
     tower = TimmTower("test_vit", 16, 32, dropout=0.5)
     images = torch.randn(2, 3, 32, 32)
-    assert not torch.equal(tower(images), tower(images))
+    assert not torch.equal(tower(images).features, tower(images).features)
     torch.manual_seed(0)
-    tower(images).sum().backward()
+    tower(images).features.sum().backward()
     plain = [parameter.grad.clone() for parameter in tower.parameters() if parameter.grad is not None]
     tower.zero_grad()
     tower.set_grad_checkpointing(True)
     torch.manual_seed(0)
-    tower(images).sum().backward()
+    tower(images).features.sum().backward()
     for a, b in zip(plain, [p.grad for p in tower.parameters() if p.grad is not None], strict=True):
         torch.testing.assert_close(a, b)
 
@@ -99,7 +129,7 @@ def test_padding_does_not_change_the_features(encoder: Path, pooling: Any) -> No
     tower = TransformersTower(str(encoder), 8, 12, pooling=pooling)
     tokens = torch.tensor([[2, 4, 5, 3]])
     padded = torch.nn.functional.pad(tokens, (0, 6))
-    torch.testing.assert_close(tower(padded), tower(tokens))
+    torch.testing.assert_close(tower(padded).features, tower(tokens).features)
 
 
 def test_pooling_is_what_it_says(encoder: Path) -> None:
@@ -107,16 +137,16 @@ def test_pooling_is_what_it_says(encoder: Path) -> None:
     mean, cls = TransformersTower(str(encoder), 8, 12), TransformersTower(str(encoder), 8, 12, pooling="cls")
     cls.load_state_dict(mean.state_dict())
     hidden = mean.transformer(input_ids=tokens, attention_mask=(tokens != 0).long()).last_hidden_state
-    torch.testing.assert_close(mean(tokens), mean.proj(hidden[:, :4].mean(dim=1)))
-    torch.testing.assert_close(cls(tokens), cls.proj(hidden[:, 0]))
+    torch.testing.assert_close(mean(tokens).features, mean.proj(hidden[:, :4].mean(dim=1)))
+    torch.testing.assert_close(cls(tokens).features, cls.proj(hidden[:, 0]))
 
 
 def test_transformers_dropout_is_the_recipes(encoder: Path) -> None:
     tokens = torch.tensor([[2, 4, 5, 3]])
     tower = TransformersTower(str(encoder), 8, 12)  # BERT's own default would be 0.1
-    assert torch.equal(tower.train()(tokens), tower(tokens))
+    assert torch.equal(tower.train()(tokens).features, tower(tokens).features)
     tower = TransformersTower(str(encoder), 8, 12, dropout=0.5)
-    assert not torch.equal(tower.train()(tokens), tower(tokens))
+    assert not torch.equal(tower.train()(tokens).features, tower(tokens).features)
 
 
 def test_transformers_checkpointing_gives_the_same_gradients(encoder: Path) -> None:
@@ -126,7 +156,7 @@ def test_transformers_checkpointing_gives_the_same_gradients(encoder: Path) -> N
         tower.set_grad_checkpointing(enable)
         tower.zero_grad()
         torch.manual_seed(0)
-        tower(tokens).square().sum().backward()
+        tower(tokens).features.square().sum().backward()
         gradients.append([p.grad.clone() for p in tower.parameters() if p.grad is not None])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)

@@ -47,6 +47,7 @@ CASES: dict[str, tuple[int, list[Case]]] = {
             LOCKED | CHECKPOINTED,
             SEVERAL | PACKED,
             SEVERAL | RING,
+            SEVERAL | {"objective.name": "neuclip-queue", "objective.queue.project_anew": True},
             *({"objective.name": name} for name in ("isogclr", "amorlip", "neuclip-queue")),
             *({"objective.name": name} | RING for name in ("siglip", "isogclr", "openclip")),
         ],

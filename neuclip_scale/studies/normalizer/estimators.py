@@ -31,6 +31,7 @@ SWEEPS: dict[str, dict[str, Options]] = {
         **{f"plain queue, M {value}": {"queue": {"size": value, "forget": False}} for value in (1024, 8192)},
         "queue, M 1024": {"queue": {"size": 1024}},
         "queue without batch": {"queue": {"join_batch": False}},
+        "queue, projected anew": {"queue": {"project_anew": True}},
     },
     "mix": {f"queue, w {value}": {"queue": {"batch_weight": value}} for value in (0.1, 0.5)},
 }

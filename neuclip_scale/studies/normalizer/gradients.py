@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from neuclip_scale.data.indexed import IndexedSamples, indexed_batches
-from neuclip_scale.models.clip import SCALARS
+from neuclip_scale.grad_cache import features, joined_projections
+from neuclip_scale.models.clip import SCALARS, CLIPOutput
 from neuclip_scale.normalizers import batch_log_normalizers
 from neuclip_scale.normalizers.exact import exact_log_normalizers
 from neuclip_scale.objectives.base import margin_gradients
@@ -55,7 +56,7 @@ class GradientProbe:
         objectives = {w.label: w.objective for w in watchers}
         for number in range(min(self.num_batches, per_pass)):
             picked = order[number * self.batch : (number + 1) * self.batch]
-            pairs = PairFeatures.single(data.image[picked], data.text[picked])
+            pairs = data.pairs(picked)
             g = torch.stack(batch_log_normalizers(pairs, scale, tile_size=1024), 1)
             rows = {label: self._estimate(o, pairs, scale, data.index[picked]) for label, o in objectives.items()}
             for label, a in {**rows, "exact": exact[picked]}.items():
@@ -82,9 +83,10 @@ class _Pairs:
         self.tokens = torch.cat([batch.tokens for batch in batches])
         self.index = torch.cat([batch.sample_index for batch in batches]).to(trainer.device)
         with torch.no_grad():
-            features = [self._encode(chunk) for chunk in self._chunks(range(len(self)))]
-        self.image = torch.cat([image for image, _ in features])
-        self.text = torch.cat([text for _, text in features])
+            outputs = [self._encode(chunk) for chunk in self._chunks(range(len(self)))]
+        self.image = torch.cat([features(output.image_features) for output in outputs])
+        self.text = torch.cat([features(output.text_features) for output in outputs])
+        self.projections = joined_projections(outputs)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -93,12 +95,17 @@ class _Pairs:
         listed = list(rows)
         yield from (listed[first : first + CHUNK] for first in range(0, len(listed), CHUNK))
 
-    def _encode(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+    def pairs(self, rows: list[int]) -> PairFeatures:
+        """Some of the pairs as a batch."""
+        pairs = PairFeatures.single(self.image[rows], self.text[rows])
+        if self.projections is None:
+            return pairs
+        image, text = (each._replace(inputs=each.inputs[rows]) for each in self.projections)
+        return replace(pairs, projections=(image, text))
+
+    def _encode(self, rows: list[int]) -> CLIPOutput:
         device = self.trainer.device
-        output = self.model(self.images[rows].to(device), self.tokens[rows].to(device))
-        assert output.image_features is not None
-        assert output.text_features is not None
-        return output.image_features, output.text_features
+        return self.model(self.images[rows].to(device), self.tokens[rows].to(device))
 
     def gradient(self, pairs: PairFeatures, scale: Tensor, a: Tensor, rows: Any) -> list[Tensor]:
         """Parameter gradients of tau/B sum exp(-a) g for pairs `rows` with log-normalizers a [B, 2]."""
@@ -112,7 +119,8 @@ class _Pairs:
             part = slice(first, first + len(chunk))
             first = part.stop
             encoded = self._encode(chunk)
-            ((encoded[0] * image[part]).sum() + (encoded[1] * text[part]).sum()).backward()
+            total = (features(encoded.image_features) * image[part]).sum()
+            (total + (features(encoded.text_features) * text[part]).sum()).backward()
         return [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
 
 

@@ -60,6 +60,11 @@ class Watched(Objective):
         self.driver.train(self.training)
         return self.driver(pairs, scale, world_index, bias)
 
+    @property
+    def needs_projections(self) -> bool:
+        """If any watcher does."""
+        return any(each.needs_projections for each in (self.driver, *(watcher.objective for watcher in self.watchers)))
+
     def flops(self, shape: BatchShape) -> int:
         """Those of the training; watching is no part of it."""
         return self.driver.flops(shape)
@@ -94,6 +99,7 @@ def watch(
             num_epochs=trajectory.steps * trajectory.batch / trainer.manifest.num_samples,
             seed=trajectory.seed,
             global_batch_size=trajectory.batch,
+            projected_widths=trainer.engine.module.projected_widths,
         )
         base = trainer.config.objective
         watchers = [
@@ -101,6 +107,7 @@ def watch(
             for label, options in chosen.items()
         ]
         trainer.objective = Watched(trainer.objective, watchers)
+        trainer.engine.module.show_projections(trainer.objective.needs_projections)
         trainer.monitor.on_exact = lambda exact, output: _measure(exact, watchers, trainer, trajectory)
         if trainer.fit()["status"] != "finished":
             raise StudyStoppedError("stopped by a signal. Run the same command again: finished trajectories are kept.")
