@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ FORMS = {"InfoNCE": "openclip", "margin": "fastclip-v3", "SigLIP": "siglip"}
 ENCODER_SECTIONS = ("encode", "replay", "backward")
 NPN_SECTIONS = "npn/"
 OBJECTIVE_SECTIONS = ("objective", NPN_SECTIONS, "normalizers/", "similarities/")
+CHECKPOINTED = ", checkpointed"
+"""In the names of `bench.py step`'s contenders whose blocks are run again in the backward pass."""
 NPN_ROWS = ("triton medium", "triton high", "triton highest", "torch medium", "torch high", "torch highest")
 """Contenders of `bench.py npn --device cuda`, those of a bf16 recipe first."""
 REMEDY = "Give a run's summary.json, or what `tools/bench.py kernels|loss|npn|step --json` wrote."
@@ -159,8 +162,9 @@ def _step(document: Mapping[str, Any], path: Path) -> Measured:
 
 
 def _step_on_gpu(document: Mapping[str, Any], path: Path) -> Measured:
-    """`bench.py step --device cuda`: with compiled towers where these were measured."""
-    row = _row(document, path, "ours, openclip, compiled", "ours, openclip")
+    """`bench.py step --device cuda`: with compiled towers where these were measured, and kept activations."""
+    whole = "ours, openclip"
+    row = _row(document, path, f"{whole}, compiled", whole, f"{whole}{CHECKPOINTED}, compiled", whole + CHECKPOINTED)
     fields = _Fields(document, path)
     return _whole_step(fields, row, "seconds", path, fields["device"].text())
 
@@ -173,9 +177,9 @@ def _whole_step(fields: _Fields, row: Mapping[str, Any], key: str, path: Path, d
     if options.has("caption_tokens") and options["caption_tokens"].text() != "0.0":
         raise ConfigError("--measured", str(path), "its captions were packed", "Measure without --caption-tokens.")
     preset, pairs = options["preset"].text(), options["batch_size"].size()
-    section = _model(preset, path)
-    flops = encoder_flops(section, planned(section, False)).training * pairs
-    how = ", compiled" if row["contender"].endswith("compiled") else ""
+    how = row["contender"].removeprefix("ours, openclip")
+    section = replace(_model(preset, path), grad_checkpointing=CHECKPOINTED in how)
+    flops = encoder_flops(section, planned(section, False)).executed(pairs, (0, 0))
     told = f"encoders: {path}, whole steps of {preset}{how} on {device}, objective and update included"
     return Measured(encoders=flops / _Fields(row, path, "rows")[key].number(), told=(told,))
 

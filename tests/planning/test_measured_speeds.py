@@ -83,6 +83,11 @@ def test_losses_and_steps_give_one_speed_each() -> None:
         ("step_b16_h200", {"model.preset": "ViT-B-16"}, "ours, openclip, compiled"),
         ("step_l14_h200", {"model.preset": "ViT-L-14"}, "ours, openclip, compiled"),
         ("step_b16_h200", {"model.preset": "ViT-B-16"}, "ours, openclip"),
+        (
+            "step_l14_checkpointed_h200",
+            {"model.preset": "ViT-L-14", "model.grad_checkpointing": True},
+            "ours, openclip, checkpointed, compiled",
+        ),
     ],
 )
 def test_a_step_on_a_gpu_gives_the_encoders_of_its_own_size(
