@@ -26,6 +26,7 @@ LAYERS = {
     "data.manifest": 0,
     "data.manifest_file": 0,
     "data.shards": 0,
+    "projection": 1,
     "sections": 1,
     "transfers": 1,
     "distributed": 1,
