@@ -53,7 +53,9 @@ def _assert_same_features(ours: CLIP, theirs: nn.Module) -> None:
         torch.testing.assert_close(output.logit_scale, theirs.logit_scale.exp().reshape(1))
 
 
-@pytest.mark.parametrize("name", OPEN_CLIP_NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name.startswith("ViT-H") else ()) for name in OPEN_CLIP_NAMES]
+)
 def test_names_and_shapes_equal_open_clips(open_clip: ModuleType, name: str) -> None:
     with torch.device("meta"):
         theirs = open_clip.CLIP(**open_clip.get_model_config(name))

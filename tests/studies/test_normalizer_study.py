@@ -21,11 +21,14 @@ from neuclip_scale.studies.page import Page, Section
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study") / "shards"
     write_synthetic_shards(folder, num_samples=60, samples_per_shard=20, image_size=40, seed=1)
+    demo = (Path(cli.__file__).parent / "recipes" / "demo.yaml").read_text("utf-8")
+    folder.with_name("toy.yaml").write_text(demo.replace("preset: demo", "preset: toy"))
     return folder
 
 
 def arguments(shards: Path, output: Path, *more: str) -> list[str]:
     sizes = ["--steps", "5", "--measure-every", "2", "--prototypes", "24", "--restart-every", "2", "--threads", "1"]
+    sizes += ["--recipe", str(shards.with_name("toy.yaml"))]
     return ["study", "normalizer", "--output", str(output), "--data", str(shards), "--batches", "12", *sizes, *more]
 
 

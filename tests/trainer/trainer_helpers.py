@@ -34,6 +34,7 @@ def settings(data: Path, run_dir: Path, **overrides: Any) -> dict[str, Any]:
     """Dotted fields of a run of 6 steps of 8 pairs, a little over one epoch of the `shards` fixture."""
     values: dict[str, Any] = {
         "run_dir": str(run_dir),
+        "model.preset": "toy",
         "data.train": str(data),
         "data.num_workers": 0,
         "data.num_streams": 4,
