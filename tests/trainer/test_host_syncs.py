@@ -64,6 +64,7 @@ def inside(event: Any, name: str) -> bool:
 def test_no_step_waits(name: str, micro_batch_size: int, shards: Path, runs: Path) -> None:
     options = {"model.preset": "toy", "objective.name": name, "objective.gamma_min": 0.2}
     options |= {"train.micro_batch_size": micro_batch_size, "train.max_grad_norm": 1.0, "optim.ema_decay": 0.9}
+    options |= {"objective.queue.project_anew": True}
     assert waits(Trainer(recipe(shards, runs / "run", **options))) == {}
 
 

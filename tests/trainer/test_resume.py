@@ -57,12 +57,13 @@ def final_checkpoint(run_dir: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("objective", "workers", "micro"),
-    [("openclip", 0, 3), ("fastclip-v3", 2, 3), ("neuclip", 0, 0), ("neuclip", 2, 3)],
+    [("openclip", 0, 3), ("fastclip-v3", 2, 3), ("neuclip", 0, 0), ("neuclip", 2, 3), ("neuclip-queue", 0, 3)],
 )
 def test_stop_and_resume_change_nothing(shards: Path, runs: Path, objective: str, workers: int, micro: int) -> None:
     """With dropout, so that the generators' states count, and with uneven micro-batches (8 = 3 + 3 + 2)."""
     options = {
         "objective.name": objective,
+        "objective.queue.project_anew": True,
         "data.num_workers": workers,
         "train.micro_batch_size": micro,
         "model.dropout": 0.1,
