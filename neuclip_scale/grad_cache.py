@@ -19,8 +19,7 @@ from neuclip_scale.config import TrainConfig
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.distributed import RowGathering, rank, world_size
 from neuclip_scale.models.batch_norm import frozen_running_statistics
-from neuclip_scale.models.clip import CLIPOutput, Towers
-from neuclip_scale.projection import Projection
+from neuclip_scale.models.clip import CLIPOutput, Towers, joined_projections
 from neuclip_scale.similarity import PairFeatures, RingPairs
 
 
@@ -142,15 +141,15 @@ class CachedFeatures:
         for number in range(len(micro_batches)):
             outputs.append(self._first_pass(number))
             if gather:
-                image.add(features(outputs[-1].image_features))
-                text.add(features(outputs[-1].text_features))
-        self.image = torch.cat([features(output.image_features) for output in outputs])  # [b, d]
-        self.text = torch.cat([features(output.text_features) for output in outputs])  # [b, d]
+                image.add(outputs[-1].both()[0])
+                text.add(outputs[-1].both()[1])
+        images, texts = zip(*(output.both() for output in outputs), strict=True)
+        self.image, self.text = torch.cat(images), torch.cat(texts)  # [b, d]
         self.pairs: PairFeatures
         if gather or world_size() == 1:
             world = image.result(self.image), text.result(self.text)  # [B, d]
-            shown = joined_projections(outputs)
-            self.pairs = PairFeatures(self.image, self.text, *world, rank() * len(self.image), shown)
+            first = rank() * len(self.image)
+            self.pairs = PairFeatures(self.image, self.text, *world, first, joined_projections(outputs))
         else:
             self.pairs = RingPairs.local(self.image, self.text)
         self.logit_scale = outputs[0].logit_scale  # [1]
@@ -213,19 +212,3 @@ def _detached(output: CLIPOutput) -> CLIPOutput:
     image, text, scale, bias, *projections = output
     image, text, bias = (None if part is None else part.detach() for part in (image, text, bias))
     return CLIPOutput(image, text, scale.detach(), bias, *projections)
-
-
-def joined_projections(outputs: Sequence[CLIPOutput]) -> tuple[Projection, Projection] | None:
-    """Both towers', where they show them, of all micro-batches together: one set of weights has encoded those."""
-    image = [output.image_projection for output in outputs if output.image_projection]
-    text = [output.text_projection for output in outputs if output.text_projection]
-    if not (image and text):
-        return None
-    first, second = (each[0]._replace(inputs=torch.cat([part.inputs for part in each])) for each in (image, text))
-    return first, second
-
-
-def features(given: Tensor | None) -> Tensor:
-    """Those of a tower that ran."""
-    assert given is not None, "both towers run in training"
-    return given

@@ -62,9 +62,8 @@ class Engine(ABC):
         In the others they are zero and not left out: ZeRO 3 adds the last step's gradient again to a parameter that
         had no part in a step's first backward pass.
         """
-        assert output.image_features is not None
-        assert output.text_features is not None
-        total = (output.image_features * image_gradient).sum() + (output.text_features * text_gradient).sum()
+        image, text = output.both()
+        total = (image * image_gradient).sum() + (text * text_gradient).sum()
         total = total + (output.logit_scale * (0.0 if scale_gradient is None else scale_gradient)).sum()
         if output.logit_bias is not None:
             total = total + (output.logit_bias * (0.0 if bias_gradient is None else bias_gradient)).sum()

@@ -50,6 +50,12 @@ class CLIPOutput(NamedTuple):
     """What made the image features, after `show_projections`."""
     text_projection: Projection | None = None
 
+    def both(self) -> tuple[Tensor, Tensor]:
+        """Image and text features of a pass of both towers."""
+        assert self.image_features is not None
+        assert self.text_features is not None
+        return self.image_features, self.text_features
+
 
 class CLIP(nn.Module):
     """Two towers and `logit_scale`, a parameter of shape [1] that holds log(1/tau).
@@ -229,6 +235,16 @@ class CLIP(nn.Module):
 
     def _encode_text(self, tokens: Tensor, packing: Packing | None) -> TowerOutput:
         return encode_tokens(self, tokens, packing) if self.text is None else self.text(tokens)
+
+
+def joined_projections(outputs: Sequence[CLIPOutput]) -> tuple[Projection, Projection] | None:
+    """Both towers', where they show them, of passes with one set of weights together."""
+    image = [output.image_projection for output in outputs if output.image_projection]
+    text = [output.text_projection for output in outputs if output.text_projection]
+    if not (image and text):
+        return None
+    first, second = (each[0]._replace(inputs=torch.cat([part.inputs for part in each])) for each in (image, text))
+    return first, second
 
 
 def _unit_rows(features: Tensor) -> Tensor:

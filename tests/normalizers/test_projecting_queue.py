@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.config import ConfigError
-from neuclip_scale.grad_cache import joined_projections
 from neuclip_scale.losses import create_loss
 from neuclip_scale.models.building import create_model
-from neuclip_scale.models.clip import CLIP
+from neuclip_scale.models.clip import CLIP, joined_projections
 from neuclip_scale.models.presets import PRESETS
 from neuclip_scale.normalizers import EmbeddingQueue, ProjectingQueue
 from neuclip_scale.similarity import PairFeatures
@@ -45,8 +44,7 @@ def data() -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def encode(model: CLIP, images: Tensor, tokens: Tensor) -> PairFeatures:
     output = model(images, tokens)
-    pairs = PairFeatures.single(output.image_features, output.text_features)
-    return replace(pairs, projections=joined_projections([output]))
+    return replace(PairFeatures.single(*output.both()), projections=joined_projections([output]))
 
 
 @torch.no_grad()

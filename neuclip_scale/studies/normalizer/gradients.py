@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.data.indexed import IndexedSamples, indexed_batches
-from neuclip_scale.grad_cache import features, joined_projections
-from neuclip_scale.models.clip import SCALARS, CLIPOutput
+from neuclip_scale.models.clip import SCALARS, CLIPOutput, joined_projections
 from neuclip_scale.normalizers import batch_log_normalizers
 from neuclip_scale.normalizers.exact import exact_log_normalizers
 from neuclip_scale.objectives.base import margin_gradients
@@ -84,8 +83,8 @@ class _Pairs:
         self.index = torch.cat([batch.sample_index for batch in batches]).to(trainer.device)
         with torch.no_grad():
             outputs = [self._encode(chunk) for chunk in self._chunks(range(len(self)))]
-        self.image = torch.cat([features(output.image_features) for output in outputs])
-        self.text = torch.cat([features(output.text_features) for output in outputs])
+        images, texts = zip(*(output.both() for output in outputs), strict=True)
+        self.image, self.text = torch.cat(images), torch.cat(texts)
         self.projections = joined_projections(outputs)
 
     def __len__(self) -> int:
@@ -118,9 +117,8 @@ class _Pairs:
         for chunk in self._chunks(rows):
             part = slice(first, first + len(chunk))
             first = part.stop
-            encoded = self._encode(chunk)
-            total = (features(encoded.image_features) * image[part]).sum()
-            (total + (features(encoded.text_features) * text[part]).sum()).backward()
+            encoded = self._encode(chunk).both()
+            ((encoded[0] * image[part]).sum() + (encoded[1] * text[part]).sum()).backward()
         return [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
 
 
