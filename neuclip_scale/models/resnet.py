@@ -130,7 +130,8 @@ class ModifiedResNet(nn.Module):
         self.attnpool.shows_projection = shows
 
     def forward(self, images: Tensor) -> TowerOutput:
-        x = images.to(self.conv1.weight.dtype)
+        # Channels last: what tensor cores convolve, and every layer keeps the order that it is given.
+        x = images.to(self.conv1.weight.dtype, memory_format=torch.channels_last)
         for convolution, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
             x = F.relu(norm(convolution(x)), inplace=True)
         x = F.avg_pool2d(x, 2)

@@ -137,7 +137,8 @@ class TimmTower(nn.Module):
 
     def forward(self, images: Tensor) -> TowerOutput:
         projection = cast(nn.Linear, self.head.proj)
-        x = self.trunk(images.to(projection.weight.dtype))  # [N, width]
+        # Channels last, as in `resnet`: convolutions of a trunk that has them keep the order.
+        x = self.trunk(images.to(projection.weight.dtype, memory_format=torch.channels_last))  # [N, width]
         return TowerOutput(self.head(x), Projection.of_linear(x, projection) if self.shows_projection else None)
 
 

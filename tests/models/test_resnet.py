@@ -28,6 +28,16 @@ def test_shapes() -> None:
     assert _network()(_images()).features.shape == (4, 16)
 
 
+def test_pictures_pass_channels_last() -> None:
+    """What they give is open_clip's, whose pass channels first: `interop/test_open_clip_parity.py`."""
+    network, seen = _network(), list[Tensor]()
+    for stage in (network.layer1, network.layer4):
+        stage.register_forward_hook(lambda part, given, x: seen.append(x))
+    network(_images())
+    assert [x.is_contiguous(memory_format=torch.channels_last) for x in seen] == [True, True]
+    assert not any(x.is_contiguous() for x in seen)
+
+
 def test_checkpointing_gives_the_same_gradients_and_statistics() -> None:
     plain, recomputed = _network(), _network()
     recomputed.set_grad_checkpointing(True)
