@@ -52,6 +52,7 @@ def child(options: GradCache, contender: str) -> None:
 
     from neuclip_scale.models.building import create_model
     from neuclip_scale.models.presets import get_preset
+    from neuclip_scale.telemetry.flops import count_encoder_flops
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -68,7 +69,9 @@ def child(options: GradCache, contender: str) -> None:
             step(model, batch, micro)
             model.zero_grad(set_to_none=True)
 
-    print(json.dumps(bench_turns.measured(run)))
+    result = bench_turns.measured(run)
+    flops = count_encoder_flops(model).training * options.batch_size * options.steps
+    print(json.dumps({**result, "bound_seconds": flops / bench_turns.matmul_flops()}))
 
 
 def _batch(model: Any, size: int) -> Any:
@@ -149,10 +152,8 @@ def measure(options: GradCache) -> dict[str, Any]:
     """All contenders by turns; returns what --json holds."""
     runs = bench_turns.by_turns(__file__, options)
     peers = dict.fromkeys(options.contenders, options.contenders[0])
-    return {
-        "rows": bench_turns.compared(runs, peers, {"cpu_seconds": "time_ratio", "added_mib": "memory_ratio"}),
-        "runs": runs,
-    }
+    rows = bench_turns.compared(runs, peers, {"cpu_seconds": "time_ratio", "added_mib": "memory_ratio"})
+    return {"rows": bench_turns.with_bounds(rows, runs), "runs": runs}
 
 
 def show(options: GradCache, result: dict[str, Any]) -> None:
@@ -163,7 +164,7 @@ def show(options: GradCache, result: dict[str, Any]) -> None:
     )
     columns = {
         "cpu_seconds": "CPU s|.2f", "time_ratio": f"of {options.contenders[0]}|.2f", "added_mib": "added MiB|.0f",
-        "memory_ratio": f"of {options.contenders[0]}|.3f",
+        "memory_ratio": f"of {options.contenders[0]}|.3f", "bound_seconds": "bound|.2f", "share_of_bound": "share|.0%",
     }  # fmt: skip
     bench_turns.print_rows(result["rows"], columns)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 HELP, PACKAGE, TORCH, PEER = "neuclip --help", "import neuclip_scale", "import torch", "import open_clip"
-FIRST_STEP = "neuclip train, one step"
+FIRST_STEP, BOUND = "neuclip train, one step", "python -c pass"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Startup:
 
     repeats: int = 5
     """Measurements of each."""
-    contenders: tuple[str, ...] = (HELP, PACKAGE, TORCH, PEER, FIRST_STEP)
+    contenders: tuple[str, ...] = (HELP, PACKAGE, TORCH, PEER, FIRST_STEP, BOUND)
     """What to measure, by turns."""
     json: str = ""
     """Write every measurement to this file."""
@@ -48,6 +48,8 @@ def measure(options: Startup) -> dict[str, Any]:
 
 
 def _command(contender: str, folder: Path, repeat: int) -> list[str]:
+    if contender == BOUND:
+        return [sys.executable, "-c", "pass"]
     if contender.startswith("import "):
         return [sys.executable, "-c", contender]
     neuclip = [sys.executable, "-m", "neuclip_scale"]

@@ -83,6 +83,7 @@ def child(options: Step, contender: str) -> None:
 
         result = bench_turns.measured(lambda: next(steps))
     result |= {name: result[name] / options.steps for name in ("seconds", "cpu_seconds")}
+    result["bound_seconds"] = bench_step_gpu.useful_flops(options) / bench_turns.matmul_flops()
     print(json.dumps(result))
 
 
@@ -230,7 +231,7 @@ def measure(options: Step) -> dict[str, Any]:
         return bench_step_gpu.measure(options)
     runs = bench_turns.by_turns(__file__, options)
     figures = {"cpu_seconds": "time_ratio", "added_mib": "memory_ratio"}
-    return {"rows": bench_turns.compared(runs, PEERS, figures), "runs": runs}
+    return {"rows": bench_turns.with_bounds(bench_turns.compared(runs, PEERS, figures), runs), "runs": runs}
 
 
 def show(options: Step, result: dict[str, Any]) -> None:
@@ -244,7 +245,7 @@ def show(options: Step, result: dict[str, Any]) -> None:
     )
     columns = {
         "cpu_seconds": "CPU s|.2f", "time_ratio": "of open_clip|.2f", "added_mib": "added MiB|.0f",
-        "memory_ratio": "of open_clip|.3f",
+        "memory_ratio": "of open_clip|.3f", "bound_seconds": "bound|.2f", "share_of_bound": "share|.0%",
     }  # fmt: skip
     bench_turns.print_rows(result["rows"], columns)
 

@@ -43,7 +43,7 @@ def measure(options: Any) -> dict[str, Any]:
         for _ in range(options.repeats):
             for name, each in steps.items():
                 runs.setdefault(name, []).append(_timed(each, options))
-    flops = {"mfu": _useful_flops(options), "mfu_all_tokens": _all_flops(options)}
+    flops = {"mfu": useful_flops(options), "mfu_all_tokens": _all_flops(options)}
     return {
         "device": name_of(options.device),
         "torch": torch.__version__,
@@ -88,7 +88,7 @@ def _forget() -> None:
         torch.cuda.empty_cache()
 
 
-def _useful_flops(options: Any) -> int:
+def useful_flops(options: Any) -> int:
     """Of a step, forward and backward, nothing twice, captions up to their ends."""
     from neuclip_scale.data.batch import caption_lengths
     from neuclip_scale.models.building import create_model

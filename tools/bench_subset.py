@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_audit import resident
+from bench_audit import reading_cpu_seconds, resident
 
 _ROWS_OF_A_FILE = 500_000
 _ENGLISH = ("the", "a", "of", "in", "and", "with", "for", "on", "photo", "new", "old", "from")
@@ -51,12 +51,17 @@ def measure(options: Subset) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=options.folder or None) as name:
         folder = Path(name)
         make_pool(folder / "pool", options.rows)
-        return {"filters": {each: _measure(options, folder, each) for each in options.filters}}
+        bound = reading_cpu_seconds(folder / "pool")
+        return {
+            "bound_cpu_seconds": bound,
+            "filters": {each: _measure(options, folder, each) for each in options.filters},
+        }
 
 
 def show(options: Subset, result: dict[str, Any]) -> None:
     """Print what each filter took."""
-    print(f"{options.rows:,} rows, {options.num_workers} process(es)")
+    bound = f"reading every column once takes {result['bound_cpu_seconds']:.1f} s of CPU"
+    print(f"{options.rows:,} rows, {options.num_workers} process(es); {bound}")
     for name, row in result["filters"].items():
         speed = f"{row['seconds']:7.1f} s, {row['rows_per_cpu_second']:11,.0f} rows per second of CPU"
         print(f"{name:<45} {speed}, peak {row['peak_bytes'] / 1e9:.2f} GB, {row['num_uids']:,} uids")

@@ -60,6 +60,21 @@ def measured(action: Callable[[], Any]) -> dict[str, float]:
     return {"seconds": seconds, "cpu_seconds": ran, "added_mib": (resident_bytes("VmHWM") - before) / MEBIBYTE}
 
 
+def matmul_flops() -> float:
+    """FLOP/s of this process in a product of 1024 by 1024 by 1024 in fp32: what a step's products can reach at most."""
+    import torch
+
+    size = 1024
+    left, right, out = (torch.randn(size, size) for _ in range(3))
+    best = float("inf")
+    for _ in range(3):
+        began = time.process_time()
+        for _ in range(8):
+            torch.mm(left, right, out=out)
+        best = min(best, (time.process_time() - began) / 8)
+    return 2 * size**3 / best
+
+
 def resident_bytes(field: str) -> int:
     """`VmRSS` (now) or `VmHWM` (peak) of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -87,6 +102,14 @@ def compared(runs: Runs, peers: Mapping[str, str], figures: Mapping[str, str]) -
                 ratios = [run[figure] / other[figure] for run, other in zip(each, against, strict=True)]
                 row[ratio], row[f"{ratio}_range"] = statistics.median(ratios), [min(ratios), max(ratios)]
         rows.append(row)
+    return rows
+
+
+def with_bounds(rows: list[dict[str, Any]], runs: Runs) -> list[dict[str, Any]]:
+    """The rows with the median of what the runs call `bound_seconds`, and how much of it each reaches."""
+    for row in rows:
+        row["bound_seconds"] = statistics.median(run["bound_seconds"] for run in runs[row["contender"]])
+        row["share_of_bound"] = row["bound_seconds"] / row["cpu_seconds"]
     return rows
 
 
