@@ -144,7 +144,7 @@ def test_two_ranks_together(shards: Path, runs: Path) -> None:
     options = {"train.num_steps": 2, "objective.name": "neuclip", "model.pack_captions": False}
     assert neuclip_ranks(2, arguments(shards, runs / "run", **options), runs / "output") == [0, 0]
     summary = json.loads((runs / "run" / "summary.json").read_text("utf-8"))
-    cost, d, m = summary["cost"], 128, 36
+    cost, d, m = summary["cost"], 64, 36
     assert cost["model_flops"] == 2 * PAIRS * cost["flops_per_pair"]
     similarities, npn = 6 * 2 * PAIRS**2 * d, (2 * 10 + 1) * 2 * 2 * PAIRS * m * d
     assert cost["objective_flops"] == 2 * (similarities + npn)
