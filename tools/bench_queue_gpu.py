@@ -77,6 +77,7 @@ def _sums(options: Npn, device: Any) -> tuple[Callable[[], object], Callable[[],
     queue = ProjectingQueue(options.embed_dim, size, options.projected_widths, rank=0, world_size=1).to(device)
     queue.push(pairs(size), torch.arange(size, device=device))
     batch, index = pairs(options.batch_size), 2 * torch.arange(options.batch_size, device=device)
+    queue.refresh(batch)
     scale, horizons = torch.full((1,), 1 / 0.07, device=device), horizons_up_to(size, options.batch_size).to(device)
     tile_size = ObjectiveConfig().tile_size
     sums = partial(queue.sums, batch, scale, index, horizons, tile_size=tile_size)

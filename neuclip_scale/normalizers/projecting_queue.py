@@ -47,13 +47,10 @@ class ProjectingQueue(EmbeddingQueue):
         self._map(self.image, self.image_inputs[:used], image, self._rounded_image)
         self._map(self.text, self.text_inputs[:used], text, self._rounded_text)
 
-    @torch.no_grad()
-    def push(self, pairs: PairFeatures, world_index: Tensor) -> None:
-        """See `EmbeddingQueue.push`; one all-gather of the inputs of each tower, [B, width]."""
-        newest, places = self.newest(pairs.global_size)
+    def write(self, pairs: PairFeatures, newest: Tensor, places: Tensor) -> None:
+        """The inputs, from which `refresh` makes the embeddings; one all-gather of each tower's, [B, width]."""
         for kept, projection in zip((self.image_inputs, self.text_inputs), _shown(pairs), strict=True):
             kept[places] = distributed.all_gather_rows(projection.inputs.to(kept))[newest]
-        super().push(pairs, world_index)
 
     def flops(self, shape: BatchShape, num_horizons: int) -> int:
         """See `EmbeddingQueue.flops`; and a product of [M/W, width] for each tower."""

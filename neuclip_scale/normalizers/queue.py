@@ -139,21 +139,20 @@ class EmbeddingQueue(nn.Module):
     def push(self, pairs: PairFeatures, world_index: Tensor) -> None:
         """Overwrite the oldest entries with all ranks' pairs. No communication: every rank has them already."""
         count = min(self.size, pairs.global_size)
-        newest, places = self.newest(pairs.global_size)
-        image, text = pairs.world_rows(newest)
-        self._rounded_image.write(self.image, places, image.to(self.image))
-        self._rounded_text.write(self.text, places, text.to(self.text))
+        slots = (self.num_pushed + np.arange(count)) % self.size
+        mine = np.flatnonzero(slots % self.world_size == self.rank)  # on the host, which so waits for no device
+        newest = to_device(torch.from_numpy(pairs.global_size - count + mine), self.index.device)
+        places = to_device(torch.from_numpy(slots[mine] // self.world_size), self.index.device)
+        self.write(pairs, newest, places)
         self.index[places] = world_index[newest]
         self.pushed += count
         self._pushed = self.num_pushed + count
 
-    def newest(self, global_size: int) -> tuple[Tensor, Tensor]:
-        """Which of a batch's pairs are pushed to this rank's slots, and where in its buffers they go."""
-        count = min(self.size, global_size)
-        slots = (self.num_pushed + np.arange(count)) % self.size
-        mine = np.flatnonzero(slots % self.world_size == self.rank)  # on the host, which so waits for no device
-        newest = to_device(torch.from_numpy(global_size - count + mine), self.index.device)
-        return newest, to_device(torch.from_numpy(slots[mine] // self.world_size), self.index.device)
+    def write(self, pairs: PairFeatures, newest: Tensor, places: Tensor) -> None:
+        """Keep what `sums` needs of the world's pairs `newest` at `places` of this rank's buffers."""
+        image, text = pairs.world_rows(newest)
+        self._rounded_image.write(self.image, places, image.to(self.image))
+        self._rounded_text.write(self.text, places, text.to(self.text))
 
     def flops(self, shape: BatchShape, num_horizons: int) -> int:
         """FLOPs of `sums` on one rank with a full queue: two products of 2 B (M/W) (d + H)."""

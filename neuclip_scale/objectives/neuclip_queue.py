@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from neuclip_scale.config import ConfigError, QueueConfig
+from neuclip_scale.config import QueueConfig
 from neuclip_scale.distributed import all_gather_rows, all_reduce_sum
 from neuclip_scale.normalizers import EmbeddingQueue, HorizonMixture, ProjectingQueue, horizons_up_to, join_with_batch
 from neuclip_scale.objectives.base import MarginObjective
@@ -32,7 +32,7 @@ class NeuCLIPQueue(MarginObjective):
 
     No network: the queue's similarities hold for any tau, and an anchor never meets its own pair. Past pairs weigh
     exp(-age/h), in the mixture of horizons h that has explained the last batches best, or alike if not `forget`. With
-    `batch_weight` w, a = log((1 - w) exp(a) + w g).
+    `batch_weight` w, a = log((1 - w) exp(a) + w g). With `projected_widths` they are mapped anew in every step.
     """
 
     def __init__(
@@ -42,21 +42,18 @@ class NeuCLIPQueue(MarginObjective):
         *,
         size: int,
         global_batch_size: int,
-        projected_widths: tuple[int, int] | None = None,
+        projected_widths: tuple[int, int] | None,
         rho: float,
         eps: float,
         tile_size: int,
     ) -> None:
         super().__init__(rho=rho, eps=eps, tile_size=tile_size)
         self.batch_weight, self.join_batch = section.batch_weight, section.join_batch
-        self.queue = EmbeddingQueue(embed_dim, size)
-        if section.project_anew:
-            if projected_widths is None:
-                raise ConfigError(
-                    "objective.queue.project_anew", True, "a loss by itself does not see the towers' last maps",
-                    "Set it to false; `neuclip train` has what it needs.",
-                )  # fmt: skip
-            self.queue = ProjectingQueue(embed_dim, size, projected_widths)
+        self.queue = (
+            EmbeddingQueue(embed_dim, size)
+            if projected_widths is None
+            else ProjectingQueue(embed_dim, size, projected_widths)
+        )
         horizons = horizons_up_to(size, global_batch_size) if section.forget else torch.tensor([torch.inf])
         self.horizon = HorizonMixture(horizons)
 

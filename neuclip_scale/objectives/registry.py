@@ -122,12 +122,17 @@ def _neuclip(section: ObjectiveConfig, problem: Problem) -> Objective:
 
 
 def _neuclip_queue(section: ObjectiveConfig, problem: Problem) -> Objective:
+    if section.queue.project_anew and problem.projected_widths is None:
+        raise ConfigError(
+            "objective.queue.project_anew", True, "a loss by itself does not see the towers' last maps",
+            "Set it to false; `neuclip train` has what it needs.",
+        )  # fmt: skip
     return NeuCLIPQueue(
         problem.embed_dim,
         section.queue,
         size=section.queue.size or default_size(problem.global_batch_size, problem.dataset_size),
         global_batch_size=problem.global_batch_size or DEFAULT_BATCH,
-        projected_widths=problem.projected_widths,
+        projected_widths=problem.projected_widths if section.queue.project_anew else None,
         rho=section.rho,
         eps=section.eps,
         tile_size=section.tile_size,
