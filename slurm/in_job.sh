@@ -51,7 +51,7 @@ rendezvous() {
 preflight() {
     if [[ ${NEUCLIP_PREFLIGHT:-1} != 1 ]]; then return; fi
     local folder=$run_dir/preflight/$attempt floor=${NEUCLIP_FLOOR_GBPS:-0} seconds=${NEUCLIP_PREFLIGHT_SECONDS:-110}
-    local names probing judge bad steps
+    local names probing judge bad steps patience
     mapfile -t names < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     mkdir -p "$folder"
     exec {answers}> >("${neuclip[@]}" preflight judge --nodes "${names[@]}" --ranks-per-node "$tasks" \
@@ -63,7 +63,12 @@ preflight() {
     exec {answers}>&-
     await "$judge"
     local verdict=$status
-    # Ranks that hang are left behind.
+    # Ranks end by themselves once they have said all; those that hang are left behind. They get the time to: a step that is
+    # killed as it ends can leave Slurm waiting for it, and then it drains the node.
+    for ((patience = 75; patience > 0; patience--)); do
+        kill -0 "$probing" 2>/dev/null || break
+        sleep 0.2
+    done
     steps=$(squeue -h -s -j "$SLURM_JOB_ID" -o %i | grep -E '\.[0-9]+$' || true)
     # shellcheck disable=SC2086
     if [[ -n $steps ]]; then scancel --signal=KILL $steps || true; fi

@@ -199,6 +199,14 @@ class Cluster:
         status, output, _ = self.attempt("sinfo", "-h", "-N", "-o", "%N %T")
         return dict(line.split() for line in output.splitlines()) if status == 0 else {}
 
+    def serve_again(self) -> None:
+        """Bring back the nodes that an earlier job has left drained, as an administrator would."""
+        drained = [name for name, state in self.node_states().items() if "drain" in state]
+        for name in drained:
+            self.run("scontrol", "update", f"nodename={name}", "state=resume")
+        if drained:  # a star: the controller has not heard from it yet
+            self.until(lambda: set(self.node_states().values()) == {"idle"}, 60)
+
     def stop(self) -> None:
         """End all jobs and daemons."""
         if self._keeper is not None:

@@ -29,6 +29,13 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(autouse=True)
+def nodes_that_serve(request: pytest.FixtureRequest) -> None:
+    """What one test has done to the nodes does not fail the next."""
+    if "cluster" in request.fixturenames:
+        request.getfixturevalue("cluster").serve_again()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """Show what the daemons said when a test fails."""

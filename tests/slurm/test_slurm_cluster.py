@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster import lacking, until
+from cluster import Cluster, lacking, until
 from ports import free_ports
 
 _TESTS = """
@@ -51,6 +51,13 @@ def test_nothing_survives_killed_tests(folder: Path) -> None:
         assert {"munged", "slurmctld", "slurmd", "slurmstepd", "sleep"} <= names
         tests.kill()
     until(lambda: not any(process.is_running() for process in below), 20, lambda: f"left: {below}")
+
+
+def test_a_drained_node_serves_again(cluster: Cluster) -> None:
+    cluster.run("scontrol", "update", f"nodename={cluster.nodes[1]}", "state=drain", "reason=test")
+    assert cluster.node_states()[cluster.nodes[1]] == "drained"
+    cluster.serve_again()
+    assert cluster.node_states() == dict.fromkeys(cluster.nodes, "idle")
 
 
 def test_free_ports_are_different_and_below_those_of_outgoing_connections() -> None:
