@@ -22,7 +22,7 @@ pytestmark = pytest.mark.distributed
 RUNS: dict[str, Overrides] = {
     "clip": {"train.max_grad_norm": 0.5},
     "micro clip checkpointing": {
-        "train.micro_batch_size": 3, "train.max_grad_norm": 0.5, "model.grad_checkpointing": True,
+        "train.micro_batch_size": 5, "train.max_grad_norm": 0.5, "model.grad_checkpointing": True,
         "objective.temperature_min": 0.0699, "optim.temperature_learning_rate": 0.05, "optim.ema_decay": 0.5,
         "objective.exchange": "ring", "model.text_layers": 2,
     },
@@ -32,7 +32,7 @@ RUNS: dict[str, Overrides] = {
         "optim.image.layer_decay": 0.5, "optim.text.learning_rate_factor": 0.5, "optim.text.weight_decay_factor": 3.0,
     },
     "fastclip-v3": {
-        "objective.name": "fastclip-v3", "train.micro_batch_size": 2, "train.kept_micro_batches": 2,
+        "objective.name": "fastclip-v3", "train.micro_batch_size": 4, "train.kept_micro_batches": 2,
         "train.kept_tower": "text", "model.text_layers": 2,
     },
     "queue": {"objective.name": "neuclip-queue", "objective.queue.project_anew": True, "train.micro_batch_size": 5},

@@ -28,7 +28,11 @@ PROBLEMS = [  # tokens, heads, causal, scale
 
 
 # The interpreter takes seconds for many tokens: of these, one precision.
-CASES = [(*problem, dtype) for problem in PROBLEMS for dtype in (HALVES if problem[0] < 128 else PRECISIONS)]
+CASES = [
+    pytest.param(*problem, dtype, marks=pytest.mark.long if problem[0] > 500 else ())
+    for problem in PROBLEMS
+    for dtype in (HALVES if problem[0] < 128 else PRECISIONS)
+]
 
 
 @pytest.mark.parametrize(("tokens", "heads", "causal", "scale", "dtype"), CASES)
