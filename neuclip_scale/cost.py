@@ -21,7 +21,7 @@ from neuclip_scale.similarity import BatchShape
 from neuclip_scale.telemetry import peak_memory_bytes
 from neuclip_scale.telemetry.devices import peak_flops
 from neuclip_scale.telemetry.energy import EnergyMeter, NoMeter, energy_meter
-from neuclip_scale.telemetry.flops import CaptionTokens, EncoderFlops, encoder_flops
+from neuclip_scale.telemetry.flops import CaptionTokens, EncoderFlops, encoder_flops, every_token_flops
 
 
 class PackedTokens(NamedTuple):
@@ -61,13 +61,23 @@ class StepArithmetic:
     shape: BatchShape
     again: tuple[int, int]
     """Pictures and captions of each rank that are encoded twice."""
+    peak_flops: float
+    """Dense peak of one device in FLOP/s; 0 where it is not known, as a CPU's."""
+    all_tokens: int
+    """Of one pair, with every token of every block; 0 where no peak is known."""
 
     @classmethod
-    def of(cls, model: CLIP, config: Recipe, world_size: int) -> StepArithmetic:
+    def of(cls, model: CLIP, config: Recipe, world_size: int, device: torch.device) -> StepArithmetic:
         """Count for a recipe's model and batch sizes. No communication."""
         local_size = local_batch_size(config, world_size)
-        shape = BatchShape(local_size, config.train.global_batch_size, model.embed_dim)
-        return cls(encoder_flops(config.model, model), shape, pairs_encoded_again(config, world_size))
+        peak = device_peak_flops(device, config.train.precision)
+        return cls(
+            encoder_flops(config.model, model),
+            BatchShape(local_size, config.train.global_batch_size, model.embed_dim),
+            pairs_encoded_again(config, world_size),
+            peak,
+            every_token_flops(model) if peak else 0,
+        )
 
     def model_flops(self, captions: PackedTokens | None) -> int:
         """Both towers forward and backward, nothing twice; captions up to their ends, or (None) the whole context."""
@@ -79,24 +89,25 @@ class StepArithmetic:
         encoders = self.encoders.at(captions.run) if captions else self.encoders
         return encoders.executed(self.shape.local_size, self.again) * self.shape.world_size
 
-    def caption_metrics(self, captions: PackedTokens | None) -> dict[str, float]:
-        """What metrics.jsonl says of a step's packed captions."""
-        if captions is None:
-            return {}
-        return {
-            "caption_tokens": captions.needed.mean,
-            "packed_tokens": captions.run.mean,
-            "flops_per_pair": self.model_flops(captions) / self.shape.global_size,
-        }
+    def metrics(self, captions: PackedTokens | None, seconds: float) -> dict[str, float]:
+        """What metrics.jsonl says of a step of this length: its packed captions, and MFU where a peak is known."""
+        flops = self.model_flops(captions)
+        found: dict[str, float] = {}
+        if captions is not None:
+            found = {"caption_tokens": captions.needed.mean, "packed_tokens": captions.run.mean}
+            found["flops_per_pair"] = flops / self.shape.global_size
+        if possible := self.peak_flops * self.shape.world_size * seconds:
+            found |= {"mfu": flops / possible, "mfu_all_tokens": self.all_tokens * self.shape.global_size / possible}
+        return found
 
-    def facts(self, num_steps: int, device: torch.device, precision: str) -> dict[str, float]:
+    def facts(self, num_steps: int) -> dict[str, float]:
         """What someone needs who works out progress and MFU from outside; peak_flops of one device, 0 unknown."""
         return {
             "num_steps": num_steps,
             "world_size": self.shape.world_size,
             "global_batch_size": self.shape.global_size,
             "flops_per_pair": self.encoders.training,
-            "peak_flops": device_peak_flops(device, precision) or 0.0,
+            "peak_flops": self.peak_flops,
         }
 
     def objective_flops(self, objective: Objective) -> int:
@@ -104,9 +115,9 @@ class StepArithmetic:
         return objective.flops(self.shape) * self.shape.world_size
 
 
-def device_peak_flops(device: torch.device, precision: str) -> float | None:
-    """Dense peak of a GPU in FLOP/s; None for a CPU, and where it is not known."""
-    return peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
+def device_peak_flops(device: torch.device, precision: str) -> float:
+    """Dense peak of a GPU in FLOP/s; 0 for a CPU, and where it is not known."""
+    return (peak_flops(torch.cuda.get_device_name(device), precision) or 0.0) if device.type == "cuda" else 0.0
 
 
 class RunCost:
@@ -202,8 +213,8 @@ class RunCost:
         self._joules, self._sources = state["energy_joules"], list(state["energy_sources"])
         self._peak_memory = state["peak_memory_bytes"]
 
-    def summary(self, arithmetic: StepArithmetic, device: torch.device, precision: str) -> dict[str, Any]:
-        """What summary.json holds as `cost` (collective)."""
+    def summary(self, arithmetic: StepArithmetic, num_steps: int) -> dict[str, Any]:
+        """What summary.json holds as `cost` of a run that has made so many steps (collective)."""
         joules, sources, peak_memory = self._over_ranks()
         whole = sum(self.sections.values())
         largest_first = sorted(self.sections.items(), key=lambda item: -item[1])
@@ -222,9 +233,10 @@ class RunCost:
         }
         if self.packed_steps:
             cost["packed_tokens"] = self.packed_tokens / self.packed_steps
-        peak = device_peak_flops(device, precision)
-        if peak is not None and self.since_step == 0 and self.device_seconds:
-            cost |= {"peak_flops_per_second": peak, "mfu": self.model_flops / (self.device_seconds * peak)}
+        possible = self.device_seconds * arithmetic.peak_flops
+        if possible and self.since_step == 0:
+            cost |= {"peak_flops_per_second": arithmetic.peak_flops, "mfu": self.model_flops / possible}
+            cost["mfu_all_tokens"] = arithmetic.all_tokens * arithmetic.shape.global_size * num_steps / possible
         return cost
 
     def _over_ranks(self) -> tuple[float, list[str], int]:

@@ -80,7 +80,7 @@ class Trainer:
         distributed.seed_everything(config.seed)
         self.compiled = compiles(config, self.device)
         model = plan_model(config, compiled=self.compiled)
-        self.arithmetic = distributed.on_main(lambda: StepArithmetic.of(model, config, self.world_size))
+        self.arithmetic = distributed.on_main(lambda: StepArithmetic.of(model, config, self.world_size, self.device))
         self.manifest = run_manifest(self.run_dir / "manifest.json", config.data)
         audit = config.data.require_audit
         self.audit = distributed.on_main(lambda: required_audit(audit, self.manifest.fingerprint) if audit else None)
@@ -129,7 +129,7 @@ class Trainer:
             self.rank,
             self.world_size,
             config.train.hang_timeout_seconds,
-            self.arithmetic.facts(self.num_steps, self.device, config.train.precision),
+            self.arithmetic.facts(self.num_steps),
         )
 
     def fit(self) -> dict[str, Any]:
@@ -263,7 +263,7 @@ class Trainer:
         step_time = clock.step(numbers.arrival) - step.measured.get("normalizer/seconds", 0.0)
         sections = step.timer.seconds()
         state.cost.add_step(step_time, sections, self.arithmetic, step.objective_flops, numbers.captions)
-        metrics |= step.measured | self.arithmetic.caption_metrics(numbers.captions)
+        metrics |= step.measured | self.arithmetic.metrics(numbers.captions, step_time)
         metrics |= {"lr": step.learning_rate, "data_time": step.data_time}
         metrics |= {"step_time": step_time, "num_skipped": state.num_skipped}
         metrics |= {f"time/{name}": spent for name, spent in sections.items()}
@@ -379,7 +379,7 @@ class Trainer:
         state = self.run_state
         with state.cost.paused():
             evaluation = self._evaluate() if finished else {}
-        cost = state.cost.summary(self.arithmetic, self.device, self.config.train.precision)
+        cost = state.cost.summary(self.arithmetic, state.step)
         logger.log_evaluation(state.step, evaluation)
         summary = {
             "status": "finished" if finished else "stopped",

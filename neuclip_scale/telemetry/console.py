@@ -54,12 +54,15 @@ class ConsoleProgress:
 
 
 def progress_line(step: int, total_steps: int, metrics: Mapping[str, Any], meter: ThroughputMeter) -> str:
-    """Step, loss, temperature, speed, share of waiting for data, peak memory and time left, in one line."""
+    """Step, loss, temperature, speed, MFU if known, share of waiting for data, peak memory, time left: one line."""
     parts = [f"step {step}/{total_steps}", f"loss {metrics['loss']:.4f}"]
     if metrics.get("logit_scale"):
         parts.append(f"tau {1.0 / metrics['logit_scale']:.4f}")
+    # Of as many steps as the speed.
+    mfu = metrics["mfu"] * metrics["step_time"] / meter.step_time if "mfu" in metrics and meter.step_time else 0.0
     parts += [
         f"{_three_digits(meter.samples_per_second)} samples/s",
+        *([f"MFU {mfu:.0%}"] if mfu else []),
         f"data wait {meter.data_wait_share:.0%}",
         f"mem {peak_memory_bytes() / 2**30:.1f} GiB",
         f"ETA {duration((total_steps - step) * meter.step_time)}",

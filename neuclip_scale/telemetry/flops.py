@@ -7,8 +7,10 @@ convolutions and attention count, and attention under a causal mask counts in fu
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from neuclip_scale.config import ModelConfig
 from neuclip_scale.models.clip import CLIP
-from neuclip_scale.models.transformer import Transformer
+from neuclip_scale.models.packing import Packing
+from neuclip_scale.models.transformer import At, Transformer, tokens_at
+
+_Result = TypeVar("_Result")
 
 # BatchNorm refuses a single value per channel, so two pairs are the least.
 _PAIRS = 2
@@ -106,18 +111,47 @@ def count_encoder_flops(model: CLIP) -> EncoderFlops:
     looks at values cannot run on the meta device; it is counted from a real batch of two pairs, which costs a copy of
     the model and draws from forked generators.
     """
-    checkpointing = _has_grad_checkpointing(model)
+    return _on_stand_in(model, partial(_count, checkpointing=_has_grad_checkpointing(model)))
+
+
+def every_token_flops(model: CLIP) -> int:
+    """FLOPs of training on one pair where each block computes all tokens of a whole context, counted likewise.
+
+    MFU is commonly given by these (PaLM, arXiv 2204.02311, appendix B). `EncoderFlops.training` has fewer: of the last
+    block features need one token, and of a caption none after its end.
+    """
+    return _on_stand_in(model, _count_every_token)
+
+
+def _on_stand_in(model: CLIP, count: Callable[[CLIP, torch.device], _Result]) -> _Result:
     try:
-        return _count(_stand_in(model, torch.device("meta")), torch.device("meta"), checkpointing)
+        return count(_stand_in(model, torch.device("meta")), torch.device("meta"))
     except (NotImplementedError, RuntimeError):
         device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            return _count(_stand_in(model, device), device, checkpointing)
+            return count(_stand_in(model, device), device)
+
+
+def _count_every_token(model: CLIP, device: torch.device) -> int:
+    model.set_grad_checkpointing(False)
+    for part in list(model.modules()):
+        if isinstance(part, Transformer):
+            part.forward = partial(_every_token, part)  # type: ignore[method-assign]
+    images, tokens = _inputs(model, device)
+    return _run(model, images, None).both + _run(model, None, tokens).both
+
+
+def _every_token(stack: Transformer, x: Tensor, at: At = None, packing: Packing | None = None) -> Tensor:
+    return tokens_at(Transformer.forward(stack, x, None, packing), at, packing)
+
+
+def _inputs(model: CLIP, device: torch.device) -> tuple[Tensor, Tensor]:
+    images = torch.zeros(_PAIRS, 3, model.image_size, model.image_size, device=device)
+    return images, torch.zeros(_PAIRS, model.context_length, dtype=torch.int64, device=device)
 
 
 def _count(model: CLIP, device: torch.device, checkpointing: bool) -> EncoderFlops:
-    images = torch.zeros(_PAIRS, 3, model.image_size, model.image_size, device=device)
-    tokens = torch.zeros(_PAIRS, model.context_length, dtype=torch.int64, device=device)
+    images, tokens = _inputs(model, device)
     by_length = model.packs_captions
     lengths = [model.context_length - less for less in range(3 if by_length else 1)]
 

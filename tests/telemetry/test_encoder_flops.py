@@ -11,7 +11,7 @@ from neuclip_scale.config import load_recipe
 from neuclip_scale.models.building import build_model
 from neuclip_scale.models.clip import CLIP
 from neuclip_scale.telemetry import flops
-from neuclip_scale.telemetry.flops import CaptionTokens, EncoderFlops, count_encoder_flops
+from neuclip_scale.telemetry.flops import CaptionTokens, EncoderFlops, count_encoder_flops, every_token_flops
 
 
 def model(preset: str, **fields: object) -> CLIP:
@@ -47,6 +47,7 @@ def test_vit_b_32_is_the_formula_and_the_published_figure() -> None:
     patch_convolution = 2 * 49 * (3 * 32 * 32) * 768
     assert counted.training == 3 * counted.forward - patch_convolution
     assert counted.recomputed == 0
+    assert every_token_flops(model("ViT-B-32")) == 3 * (image + text) - patch_convolution
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -107,6 +108,8 @@ def test_counting_leaves_the_model_and_the_generators_alone(fields: dict[str, ob
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, before[name]) for name, value in counted.state_dict().items())
     assert all(p.grad is None and p.device.type == "cpu" for p in counted.parameters())
+    assert count_encoder_flops(counted) == found
+    assert every_token_flops(counted) == every_token_flops(model("demo")) > found.training
     assert count_encoder_flops(counted) == found
 
 

@@ -17,7 +17,7 @@ from trainer_helpers import arguments, neuclip_ranks, recipe
 from neuclip_scale.checkpoint import latest_checkpoint, load_all_ranks
 from neuclip_scale.commands.report import costs, shares
 from neuclip_scale.cost import RunCost
-from neuclip_scale.telemetry.flops import CaptionTokens, count_encoder_flops
+from neuclip_scale.telemetry.flops import CaptionTokens, count_encoder_flops, every_token_flops
 from neuclip_scale.trainer import Trainer
 
 PAIRS = 8
@@ -114,6 +114,27 @@ def test_a_checkpoint_of_older_code_goes_on(shards: Path, runs: Path) -> None:
     assert cost.device_seconds == 2 * cost.train_seconds
     cost.load({**shared, "cost": cost.state()}, num_ranks=1)
     assert (cost.since_step, cost.device_seconds) == (3, 2 * cost.train_seconds)
+
+
+def test_mfu_is_of_what_is_needed_and_of_every_token(
+    shards: Path, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By both counts, in every step's line, on the screen and over a run that was stopped; here of a peak made up."""
+    monkeypatch.setattr("neuclip_scale.cost.device_peak_flops", lambda device, precision: 1e10)
+    config = recipe(shards, runs / "run", **{"train.log_every_steps": 1})
+    StoppedTrainer(config).fit()
+    trainer = Trainer(config)
+    cost = trainer.fit()["cost"]
+    every, rows = every_token_flops(trainer.engine.module), list(steps_of(runs / "run"))
+    assert len(rows) == 6
+    for row in rows:
+        possible = row["step_time"] * 1e10
+        assert row["mfu"] == pytest.approx(row["flops_per_pair"] * PAIRS / possible)
+        assert row["mfu_all_tokens"] == pytest.approx(every * PAIRS / possible)
+        assert 0 < row["mfu"] < row["mfu_all_tokens"]
+    assert cost["mfu"] == pytest.approx(cost["model_flops"] / (cost["train_seconds"] * 1e10))
+    assert cost["mfu_all_tokens"] == pytest.approx(6 * PAIRS * every / (cost["train_seconds"] * 1e10))
+    assert capsys.readouterr().out.count("  MFU ") == 6
 
 
 @pytest.mark.distributed
