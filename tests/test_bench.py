@@ -85,6 +85,7 @@ bench_npn_gpu.show(options, bench_npn_gpu.measure(options, 1000, torch.device("c
         assert f"\n  {name}" in done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_the_queue_is_measured_torch_beside_triton() -> None:
     """In Triton's interpreter: what `npn --device cuda` runs on a GPU beside the NPN."""
@@ -107,6 +108,7 @@ bench_queue_gpu.show(options, result)
     assert done.stdout.count("TFLOP/s") == 2 * 6
 
 
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_layers_are_measured_torch_beside_triton() -> None:
     """In Triton's interpreter, as `layers` runs on a GPU."""

@@ -40,19 +40,19 @@ def compare_with(name: str, content: bytes) -> None:
         assert "Cost of training" in render_page(comparison, {})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.sampled_from(FILES), st.binary(max_size=200))
 def test_any_bytes(name: str, content: bytes) -> None:
     compare_with(name, content)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.sampled_from(FILES), st.lists(values, min_size=1, max_size=3))
 def test_any_json(name: str, documents: list[Any]) -> None:
     compare_with(name, b"\n".join(json.dumps(document).encode() for document in documents))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), values), st.dictionaries(st.sampled_from(KEYS), values))
 def test_any_fields_of_scores(zero_shot: dict[str, Any], retrieval: dict[str, Any]) -> None:
     sets = {"zeroshot": zero_shot | {"task": "zeroshot"}, "retrieval": retrieval | {"task": "retrieval"}}

@@ -48,7 +48,7 @@ def step_on_random_gradients(overrides: Overrides) -> dict[str, torch.Tensor]:
     # lamb sums 3 million squares in fp32, muon multiplies in bf16
     [
         ("lamb", 5e-4),
-        ("lion", 1e-5),
+        pytest.param("lion", 1e-5, marks=pytest.mark.long),
         pytest.param("muon", 2e-2, marks=pytest.mark.long),
         ("sgd", 1e-5),
         ("adamw", 1e-5),
@@ -116,7 +116,7 @@ def train_compiled(folder: str, run: str, more: Overrides) -> dict[str, Any]:
         CLIP.compile_towers = whole  # type: ignore[method-assign]
 
 
-COMPILED: Overrides = {"model.preset": "toy", "train.micro_batch_size": 3, "model.grad_checkpointing": True}
+COMPILED: Overrides = {"model.image_layers": 1, "train.micro_batch_size": 3, "model.grad_checkpointing": True}
 
 
 @pytest.fixture(scope="module")
