@@ -11,6 +11,7 @@ from typing import Any
 
 import bench_npn_gpu
 import bench_queue_gpu
+import bench_turns
 
 FP32 = 4
 """Bytes of a number."""
@@ -135,8 +136,11 @@ def measured_shares(options: Npn, model: Any) -> dict[str, Any]:
     }
     whole = sum(parts.values())
     npn = sum(seconds for name, seconds in parts.items() if name.startswith("npn/"))
+    speed = bench_turns.matmul_flops() * options.threads  # of one thread: it goes by the CPU's time
     return {
         "parts": {name: {"seconds": seconds, "share": seconds / whole} for name, seconds in parts.items()},
+        "npn_seconds": npn,
+        "npn_bound_seconds": flop_shares(options, 0)["npn"]["flops"] / speed,
         "npn_share": npn / whole,
         "npn_to_encoders": npn / parts["encoders"],
     }
@@ -337,5 +341,6 @@ def show_measured(options: Npn, measured: dict[str, Any]) -> None:
     )
     for name, part in measured["parts"].items():
         print(f"  {name:<24}{part['seconds']:>10.3f} s     {part['share']:>9.2%}")
-    print(f"  NPN in all{measured['npn_share']:>41.2%}")
+    print(f"  {'NPN in all':<24}{measured['npn_seconds']:>10.3f} s     {measured['npn_share']:>9.2%}")
+    print(f"  {'bound, its products':<24}{measured['npn_bound_seconds']:>10.3f} s, at the speed of one of 1024^3 here")
     print(f"  NPN : encoders = 1 : {1 / measured['npn_to_encoders']:.1f}")
