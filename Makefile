@@ -44,7 +44,7 @@ $(INSTALLED): pyproject.toml
 	  $(BIN)/python -m pip install --disable-pip-version-check --no-compile -e ".[$$extras]"
 	@touch $@
 
-demo: setup  ## Train on real clip art for ten minutes, evaluate, and compare METHODS side by side
+demo: setup  ## Train on real clip art for five to ten minutes, evaluate, and compare METHODS side by side
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/neuclip demo-data demo-data
 	@for method in $(METHODS); do \
 	  echo "$(BIN)/neuclip train demo --objective.name $$method --run-dir runs/demo-$$method $(DEMO_ARGS)"; \
