@@ -137,9 +137,10 @@ class CachedFeatures:
         self._keep = KeptActivations(1) if len(micro_batches) == 1 else keep or KeptActivations()
         self._passes: list[list[_Pass]] = []
         image, text = (RowGathering(sum(map(len, micro_batches))) for _ in range(2))
-        outputs = []
+        outputs: list[CLIPOutput] = []
         for number in range(len(micro_batches)):
-            outputs.append(self._first_pass(number))
+            output = self._first_pass(number)
+            outputs.append(output.with_maps_of(outputs[0]) if outputs else output)
             if gather:
                 image.add(outputs[-1].both()[0])
                 text.add(outputs[-1].both()[1])
@@ -177,7 +178,7 @@ class CachedFeatures:
                 # BatchNorm (RN50) must count each batch once: the pass with a graph does.
                 with torch.no_grad(), frozen_running_statistics(self._module):
                     output = self._encode(micro, towers)
-            passes.append(_Pass(towers, random, output if keeps else None))
+            passes.append(_Pass(towers, random, output.without_maps() if keeps else None))
             outputs.append(_detached(output))
         self._passes.append(passes)
         return _joined(outputs)

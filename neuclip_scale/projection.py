@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+_LARGE = 1024.0
+
 
 class Projection(NamedTuple):
     """features = inputs @ matrix + offset, before they are brought to unit length; no part of it has a graph."""
@@ -26,7 +28,8 @@ class Projection(NamedTuple):
         """That of a linear layer by what it does: ZeRO 3 gathers its weights for a call, not for a reader."""
         offset = layer(torch.zeros_like(inputs[:1]))  # [1, embed_dim]
         unit = torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
-        return cls.of(inputs, layer(unit) - offset, offset[0])
+        # So large beside the offset that the layer's rounding, to bf16 say, leaves the weights' own digits.
+        return cls.of(inputs, (layer(_LARGE * unit) - offset) / _LARGE, offset[0])
 
 
 class TowerOutput(NamedTuple):

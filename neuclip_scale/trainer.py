@@ -29,7 +29,7 @@ from neuclip_scale.data.skips import SkipLog, check_bad_fraction
 from neuclip_scale.data.transforms import EvalTransform, TrainTransform
 from neuclip_scale.engines import create_engine
 from neuclip_scale.engines.base import set_matmul_precision
-from neuclip_scale.engines.compiling import compiles
+from neuclip_scale.engines.compiling import compiles_everywhere
 from neuclip_scale.evaluation.in_training import TrainingEvaluation
 from neuclip_scale.evaluation.normalizer_monitor import NormalizerMonitor
 from neuclip_scale.evaluation.reference_pairs import ReferencePairs
@@ -78,7 +78,7 @@ class Trainer:
         # Equal weights on every rank; what the ranks draw afterwards (dropout) differs. Before the data are indexed,
         # which can take hours: a model that cannot be built is an error of the first minute.
         distributed.seed_everything(config.seed)
-        self.compiled = compiles(config, self.device)
+        self.compiled = compiles_everywhere(config, self.device)
         model = plan_model(config, compiled=self.compiled)
         self.arithmetic = distributed.on_main(lambda: StepArithmetic.of(model, config, self.world_size, self.device))
         self.manifest = run_manifest(self.run_dir / "manifest.json", config.data)

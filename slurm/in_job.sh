@@ -69,9 +69,11 @@ preflight() {
         kill -0 "$probing" 2>/dev/null || break
         sleep 0.2
     done
-    steps=$(squeue -h -s -j "$SLURM_JOB_ID" -o %i | grep -E '\.[0-9]+$' || true)
-    # shellcheck disable=SC2086
-    if [[ -n $steps ]]; then scancel --signal=KILL $steps || true; fi
+    if ((patience == 0)); then
+        steps=$(squeue -h -s -j "$SLURM_JOB_ID" -o %i | grep -E '\.[0-9]+$' || true)
+        # shellcheck disable=SC2086
+        if [[ -n $steps ]]; then scancel --signal=KILL $steps || true; fi
+    fi
     await "$probing"
     if ((verdict == 0)); then return; fi
     "${neuclip[@]}" job end "$run_dir" --status 1 --tries "${NEUCLIP_TRIES:-3}" >/dev/null

@@ -377,7 +377,7 @@ def test_every_so_many_stay_for_good(tmp_path: Path) -> None:
 
 
 def test_the_model_of_a_run_folder(tmp_path: Path) -> None:
-    recipe = load_recipe("demo")
+    recipe = load_recipe("demo", {"model.compile": True})
     model = build_model(recipe)
     shared = {"buffers": dict(model.named_buffers()), "recipe": dump_recipe(recipe)}
     own = {"parameters": {name: {"value": value} for name, value in model.named_parameters()}}
@@ -386,5 +386,6 @@ def test_the_model_of_a_run_folder(tmp_path: Path) -> None:
         loaded, read = load_run_model(given)
         assert read == recipe
         assert not loaded.training
+        assert not loaded._compiled, "a few batches are not worth a program"
         for name, value in model.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], value), name

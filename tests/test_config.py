@@ -45,6 +45,9 @@ def message(error: pytest.ExceptionInfo[ConfigError]) -> str:
     return text
 
 
+GRAPHS = {"model__cuda_graphs": True, "model__compile": True}
+
+
 def write(folder: Path, text: str) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(text, "utf-8")
@@ -238,6 +241,9 @@ def test_batch_sizes() -> None:
         ({"data__num_workers": -1}, 1, "data.num_workers", "zero or a positive number"),
         ({"objective__npn__num_prototypes": 0}, 1, "objective.npn.num_prototypes", "positive number"),
         ({"checkpoint__keep": 0}, 1, "checkpoint.keep", "positive number"),
+        ({"model__cuda_graphs": True}, 1, "model.cuda_graphs", "Set model.compile"),
+        ({**GRAPHS, "engine__name": "fsdp2"}, 1, "model.cuda_graphs", "use engine.name=ddp"),
+        ({**GRAPHS, "model__dropout": 0.1}, 1, "model.cuda_graphs", "set model.dropout to 0"),
         ({"train__precision": "fp16", "engine__device": "cpu"}, 1, "train.precision", "Use bf16 or fp32"),
     ],
 )

@@ -1,5 +1,6 @@
 """A gradient-cached step against the whole batch in one graph, with dropout on and uneven micro-batches."""
 
+import weakref
 from contextlib import nullcontext
 from typing import Any
 
@@ -163,3 +164,24 @@ def test_batch_norm_counts_a_batch_once(keep: KeptActivations) -> None:
 def test_objective_config_reaches_the_npn() -> None:
     section = ObjectiveConfig(name="neuclip", npn=NPNConfig(num_prototypes=9))
     assert create_objective(section, Problem(embed_dim=4)).image_npn.num_prototypes == 9
+
+
+@pytest.mark.parametrize("keep", [KeptActivations(), KeptActivations(2), KeptActivations(1, "text")])
+def test_one_copy_of_the_last_maps_is_held(keep: KeptActivations) -> None:
+    """However many micro-batches there are, and with the inputs of all."""
+    model = make_model(dropout=0.0)
+    model.show_projections()
+    batch, maps = make_batch(model), list[weakref.ref[Tensor]]()
+
+    def encode(part: Batch, towers: Towers = "both") -> CLIPOutput:
+        output = model(*inputs(part, towers))
+        shown = (output.image_projection, output.text_projection)
+        maps.extend(weakref.ref(each.matrix) for each in shown if each is not None)
+        return output
+
+    cached = CachedFeatures(encode, model, packed(model, batch, 3), alone, keep)
+    assert len(maps) == 2 * len(cached.micro_batches) > 2
+    assert sum(each() is not None for each in maps) == 2
+    assert cached.pairs.projections is not None
+    for features, (given, matrix, _) in zip((cached.image, cached.text), cached.pairs.projections, strict=True):
+        torch.testing.assert_close(nn.functional.normalize(given @ matrix, dim=-1), features.detach())

@@ -91,11 +91,9 @@ def _forget() -> None:
 def useful_flops(options: Any) -> int:
     """Of a step, forward and backward, nothing twice, captions up to their ends."""
     from neuclip_scale.data.batch import caption_lengths
-    from neuclip_scale.models.building import create_model
-    from neuclip_scale.models.presets import get_preset
     from neuclip_scale.telemetry.flops import CaptionTokens, count_encoder_flops
 
-    model, size = create_model(get_preset(options.preset)), options.batch_size
+    model, size = _our_model(options), options.batch_size
     lengths = caption_lengths(bench_step.noise(size, 1, model.context_length, options.caption_tokens)[1])
     captions = CaptionTokens(sum(lengths) / size, sum(length**2 for length in lengths) / size)
     return count_encoder_flops(model).at(captions).training * size
@@ -103,16 +101,16 @@ def useful_flops(options: Any) -> int:
 
 def _all_flops(options: Any) -> int:
     """Of the same step as open_clip's towers take it: every block computes every token, padding among them."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    from neuclip_scale.telemetry.flops import every_token_flops
 
-    with torch.device("meta"):
-        model = bench_step.open_clip_model(options.preset)
-        tokens = torch.zeros(1, model.context_length, dtype=torch.int64)
-        images = torch.zeros(1, 3, *model.visual.image_size)
-    with FlopCounterMode(display=False) as counter:
-        model(images, tokens)
-    return 3 * int(counter.get_total_flops()) * int(options.batch_size)  # a backward pass is two forward ones
+    return every_token_flops(_our_model(options)) * int(options.batch_size)
+
+
+def _our_model(options: Any) -> Any:
+    from neuclip_scale.models.building import create_model
+    from neuclip_scale.models.presets import get_preset
+
+    return create_model(get_preset(options.preset))
 
 
 def _row(name: str, runs: Runs, options: Any, flops: dict[str, int]) -> dict[str, Any]:

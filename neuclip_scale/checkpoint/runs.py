@@ -63,7 +63,8 @@ def load_run_model(path: Path, weights: Weights = "auto") -> tuple[CLIP, Recipe]
     chosen = find_checkpoint(path)
     shared, ranks = load_all_ranks(chosen)
     recipe = saved_recipe(shared)
-    model = fill(plan_model(recipe))  # its own weights follow: not the pretrained ones, which may be gone
+    # Its own weights follow: not the pretrained ones, which may be gone. Nor are programs made for a few batches.
+    model = fill(plan_model(recipe, compiled=False))
     kept = collect(ranks)
     if weights == "ema" and not any(AVERAGE in tensors for tensors in kept.values()):
         raise CheckpointError(f"{chosen} has no running average. Train with optim.ema_decay, or take the last weights.")

@@ -61,6 +61,8 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
     _check_batch(recipe, world_size)
     _check_kept_activations(recipe, world_size)
     _check_length_and_temperature(recipe)
+    if recipe.model.cuda_graphs:
+        _check_graphs(recipe)
 
 
 def check_places(recipe: Recipe) -> None:
@@ -281,3 +283,16 @@ def _check_length_and_temperature(recipe: Recipe) -> None:
         raise ConfigError(
             "train.precision", "fp16", "fp16 needs a GPU's loss scaling", "Use bf16 or fp32 with engine.device=cpu."
         )
+
+
+def _check_graphs(recipe: Recipe) -> None:
+    problem = remedy = ""
+    if recipe.model.compile is False:
+        problem, remedy = "only compiled towers are recorded", "Set model.compile to auto or True."
+    elif recipe.engine.name == "fsdp2":
+        problem = "FSDP2 gathers parameters at another place in memory each time, and a graph has them at one"
+        remedy = "Turn it off, or use engine.name=ddp."
+    elif recipe.model.dropout:
+        problem, remedy = "a graph with dropout was never tried", "Turn it off, or set model.dropout to 0."
+    if problem:
+        raise ConfigError("model.cuda_graphs", True, problem, remedy)

@@ -6,6 +6,7 @@ import logging
 
 import torch
 
+from neuclip_scale import distributed
 from neuclip_scale.config import Recipe
 from neuclip_scale.engines.zero_settings import IN_ZERO3, read_settings, zero_stage
 from neuclip_scale.models.presets import ResNetConfig, preset_of
@@ -14,6 +15,15 @@ from neuclip_scale.similarity.choosing import MIN_CAPABILITY
 REMEDY = "Have a C compiler and Python's headers: on Debian and Ubuntu the packages gcc and python3-dev."
 
 log = logging.getLogger(__name__)
+
+
+def compiles_everywhere(config: Recipe, device: torch.device) -> bool:
+    """What `model.compile` comes to on all ranks' devices: `auto` is no where one of them says so (collective)."""
+    decided = distributed.gather_objects(compiles(config, device))
+    if len(set(decided)) > 1:
+        against = ", ".join(str(rank) for rank, yes in enumerate(decided) if not yes)
+        log.warning("towers are compiled on no rank, for these cannot and their logs say why: %s", against)
+    return all(decided)
 
 
 def compiles(config: Recipe, device: torch.device) -> bool:

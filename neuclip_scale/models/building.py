@@ -152,8 +152,10 @@ def _plan(
 
 
 def _prepare(model: CLIP, config: Recipe, compiled: bool) -> None:
-    if config.model.cuda_graphs:
-        _check_graphs(config)
+    if config.model.cuda_graphs and isinstance(model.visual, ModifiedResNet):
+        raise ConfigError(
+            "model.cuda_graphs", True, "a graph with BatchNorm's statistics was never tried", "Turn it off."
+        )
     model.packs_captions = model.packs_captions and config.model.pack_captions
     if config.model.grad_checkpointing:
         model.set_grad_checkpointing()
@@ -168,16 +170,3 @@ def _prepare(model: CLIP, config: Recipe, compiled: bool) -> None:
         # FSDP2 gathers a block's parameters before it: what is compiled must lie between two gatherings.
         by_block = config.engine.name == "fsdp2"
         model.compile_towers(by_block=by_block, cuda_graphs=config.model.cuda_graphs)
-
-
-def _check_graphs(config: Recipe) -> None:
-    problem = remedy = ""
-    if config.model.compile is False:
-        problem, remedy = "only compiled towers are recorded", "Set model.compile to auto or True."
-    elif config.engine.name == "fsdp2":
-        problem = "FSDP2 gathers parameters at another place in memory each time, and a graph has them at one"
-        remedy = "Turn it off, or use engine.name=ddp."
-    elif config.model.dropout:
-        problem, remedy = "a graph with dropout was never tried", "Turn it off, or set model.dropout to 0."
-    if problem:
-        raise ConfigError("model.cuda_graphs", True, problem, remedy)

@@ -56,6 +56,21 @@ class CLIPOutput(NamedTuple):
         assert self.text_features is not None
         return self.image_features, self.text_features
 
+    def with_maps_of(self, other: CLIPOutput) -> CLIPOutput:
+        """The same with the last maps of another pass of the step, which are equal: one copy is enough."""
+        image, text = (
+            theirs._replace(inputs=own.inputs) if own and theirs else own
+            for own, theirs in (
+                (self.image_projection, other.image_projection),
+                (self.text_projection, other.text_projection),
+            )
+        )
+        return self._replace(image_projection=image, text_projection=text)
+
+    def without_maps(self) -> CLIPOutput:
+        """The same without what made the features."""
+        return self._replace(image_projection=None, text_projection=None)
+
 
 class CLIP(nn.Module):
     """Two towers and `logit_scale`, a parameter of shape [1] that holds log(1/tau).

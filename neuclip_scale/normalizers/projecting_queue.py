@@ -48,7 +48,7 @@ class ProjectingQueue(EmbeddingQueue):
         self._map(self.text, self.text_inputs[:used], text, self._rounded_text)
 
     def write(self, pairs: PairFeatures, newest: Tensor, places: Tensor) -> None:
-        """The inputs, from which `refresh` makes the embeddings; one all-gather of each tower's, [B, width]."""
+        """The inputs, from which `refresh` makes the embeddings (collective): each tower's gathered, [B, width]."""
         for kept, projection in zip((self.image_inputs, self.text_inputs), _shown(pairs), strict=True):
             kept[places] = distributed.all_gather_rows(projection.inputs.to(kept))[newest]
 

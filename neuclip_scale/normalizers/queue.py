@@ -137,7 +137,7 @@ class EmbeddingQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, pairs: PairFeatures, world_index: Tensor) -> None:
-        """Overwrite the oldest entries with all ranks' pairs. No communication: every rank has them already."""
+        """Overwrite the oldest entries with all ranks' pairs; communicates as `write` does."""
         count = min(self.size, pairs.global_size)
         slots = (self.num_pushed + np.arange(count)) % self.size
         mine = np.flatnonzero(slots % self.world_size == self.rank)  # on the host, which so waits for no device
@@ -149,7 +149,9 @@ class EmbeddingQueue(nn.Module):
         self._pushed = self.num_pushed + count
 
     def write(self, pairs: PairFeatures, newest: Tensor, places: Tensor) -> None:
-        """Keep what `sums` needs of the world's pairs `newest` at `places` of this rank's buffers."""
+        """Keep what `sums` needs of the world's pairs `newest` at `places` of this rank's buffers. No communication
+        here, for every rank has these already.
+        """
         image, text = pairs.world_rows(newest)
         self._rounded_image.write(self.image, places, image.to(self.image))
         self._rounded_text.write(self.text, places, text.to(self.text))
@@ -166,10 +168,14 @@ class EmbeddingQueue(nn.Module):
         """Take over the slots of any number of ranks; raises ValueError if they are not of this size together."""
         for name, own in self.rank_state().items():
             if name not in states[0]:
-                raise ValueError(f"queue: the checkpoint has no {name}; was objective.queue.project_anew another?")
+                raise ValueError(
+                    f"queue: the checkpoint has no {name}: set objective.queue.project_anew as it was there."
+                )
             total = sum(state[name].shape[0] for state in states)
             if total != self.size:
-                raise ValueError(f"queue: the checkpoint holds {total} pairs, this run's has {self.size} slots.")
+                raise ValueError(
+                    f"queue: the checkpoint holds {total} pairs, not {self.size}: set objective.queue.size to {total}."
+                )
             whole = own.new_empty((total, *own.shape[1:]))
             for rank, state in enumerate(states):
                 whole[rank :: len(states)] = state[name].to(whole)

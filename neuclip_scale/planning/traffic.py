@@ -130,10 +130,10 @@ def _objective(config: Recipe, d: int, world_size: int, dataset_size: int) -> It
         # Each rank sums for all B anchors, so what is gathered is W times as large.
         size = FP32 * world_size * B * 3 * horizons
         yield Transfer("queue's sums", "all_gather", size, world_size, True)
+        yield Transfer("horizons' gradient", "all_reduce", FP32 * (2 * horizons + 1), world_size, True)
         if section.queue.project_anew:
             inputs = FP32 * B * sum(model_sizes(config).projected_widths)
             yield Transfer("last maps' inputs", "all_gather", inputs, world_size, True, calls=2)
-        yield Transfer("horizons' gradient", "all_reduce", FP32 * (2 * horizons + 1), world_size, True)
     if name != "siglip":
         yield Transfer("log-normalizers", "all_gather", rows, world_size, True)
     if name in ("fastclip-v2", "isogclr"):

@@ -117,8 +117,9 @@ def count_encoder_flops(model: CLIP) -> EncoderFlops:
 def every_token_flops(model: CLIP) -> int:
     """FLOPs of training on one pair where each block computes all tokens of a whole context, counted likewise.
 
-    MFU is commonly given by these (PaLM, arXiv 2204.02311, appendix B). `EncoderFlops.training` has fewer: of the last
-    block features need one token, and of a caption none after its end.
+    MFU is commonly given by these (PaLM, arXiv 2204.02311, appendix B): three times the forward pass, once for a tower
+    that is not trained. `EncoderFlops.training` has fewer: of the last block features need one token, of a caption none
+    after its end, and of the pictures no gradient.
     """
     return _on_stand_in(model, _count_every_token)
 
@@ -133,12 +134,14 @@ def _on_stand_in(model: CLIP, count: Callable[[CLIP, torch.device], _Result]) ->
 
 
 def _count_every_token(model: CLIP, device: torch.device) -> int:
-    model.set_grad_checkpointing(False)
+    if _has_grad_checkpointing(model):
+        model.set_grad_checkpointing(False)
     for part in list(model.modules()):
         if isinstance(part, Transformer):
             part.forward = partial(_every_token, part)  # type: ignore[method-assign]
     images, tokens = _inputs(model, device)
-    return _run(model, images, None).both + _run(model, None, tokens).both
+    towers = _run(model, images, None), _run(model, None, tokens)
+    return sum(tower.forward * (3 if tower.both > tower.forward else 1) for tower in towers)
 
 
 def _every_token(stack: Transformer, x: Tensor, at: At = None, packing: Packing | None = None) -> Tensor:
@@ -219,7 +222,9 @@ def _run_all(model: CLIP, images: Tensor | None, tokens: Tensor | None) -> _Coun
 
 def _stand_in(model: CLIP, device: torch.device) -> CLIP:
     """A copy of the model whose parameters and buffers are new ones on `device`."""
-    tensors: dict[int, Any] = {id(p): nn.Parameter(_moved(p, device)) for p in model.parameters()}
+    tensors: dict[int, Any] = {
+        id(p): nn.Parameter(_moved(p, device), requires_grad=p.requires_grad) for p in model.parameters()
+    }
     tensors |= {id(buffer): _moved(buffer, device) for buffer in model.buffers()}
     clone = copy.deepcopy(model, tensors)  # deepcopy takes these for copies it has already made
     for part in clone.modules():

@@ -187,8 +187,7 @@ def test_whole_towers_are_recorded_as_cuda_graphs(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"preset": "demo", "cuda_graphs": True}, r"model.cuda_graphs = True.*compiled.*Set model.compile"),
-        ({"preset": "demo", "cuda_graphs": True, "compile": True, "dropout": 0.1}, r"model.cuda_graphs.*dropout to 0"),
+        ({"preset": "RN50", "cuda_graphs": True, "compile": True}, r"model.cuda_graphs = True.*BatchNorm.*Turn it off"),
         ({"preset": "ViT-B32"}, r"model.preset = 'ViT-B32'.*ViT-B-32"),
         ({"preset": "demo", "image_size": 33}, r"model.image_size = 33.*Use 32 or 40"),
         ({"preset": "demo", "image_size": 5}, r"model.image_size = 5.*Use 8"),

@@ -15,6 +15,7 @@ from neuclip_scale.models.building import create_model
 from neuclip_scale.models.clip import CLIP, joined_projections
 from neuclip_scale.models.presets import PRESETS
 from neuclip_scale.normalizers import EmbeddingQueue, ProjectingQueue
+from neuclip_scale.projection import Projection
 from neuclip_scale.similarity import PairFeatures
 
 TINY = replace(
@@ -90,6 +91,20 @@ def dense_sums(pairs: PairFeatures, now: PairFeatures) -> Tensor:
     return torch.stack(sides, 1).log().float()
 
 
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+def test_a_linear_layer_in_bf16_shows_its_own_weights(bias: float) -> None:
+    """By what it does alone, to bf16's rounding of the weights, however large the bias, as of RN50's last map."""
+    torch.manual_seed(0)
+    layer, inputs = torch.nn.Linear(256, 64), torch.randn(32, 256)
+    torch.nn.init.uniform_(layer.bias, -bias, bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        shown = Projection.of_linear(inputs, layer)
+    assert shown.offset is not None
+    matrix, offset = shown.matrix.float(), shown.offset.float()
+    torch.testing.assert_close(matrix, layer.weight.T, rtol=0.008, atol=2e-4)
+    torch.testing.assert_close(offset, layer.bias, rtol=0.004, atol=1e-6)
+
+
 def test_ranks_together_hold_one_queue(model: CLIP, data: tuple[Tensor, Tensor]) -> None:
     """Each its slots, of which a run of another number of ranks makes the same queue."""
     whole = ProjectingQueue(12, SIZE, model.projected_widths)
@@ -116,9 +131,9 @@ def test_ranks_together_hold_one_queue(model: CLIP, data: tuple[Tensor, Tensor])
 def test_a_checkpoint_of_the_other_kind_of_queue_is_refused(model: CLIP) -> None:
     plain = EmbeddingQueue(12, SIZE)
     queue = ProjectingQueue(12, SIZE, model.projected_widths)
-    with pytest.raises(ValueError, match=r"no queue_image_inputs; was objective\.queue\.project_anew another\?"):
+    with pytest.raises(ValueError, match=r"no queue_image_inputs: set objective\.queue\.project_anew as"):
         queue.load_rank_states([plain.rank_state()])
-    with pytest.raises(ValueError, match="no queue_image; was"):
+    with pytest.raises(ValueError, match="no queue_image: set"):
         plain.load_rank_states([queue.rank_state()])
 
 

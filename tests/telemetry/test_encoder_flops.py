@@ -47,7 +47,17 @@ def test_vit_b_32_is_the_formula_and_the_published_figure() -> None:
     patch_convolution = 2 * 49 * (3 * 32 * 32) * 768
     assert counted.training == 3 * counted.forward - patch_convolution
     assert counted.recomputed == 0
-    assert every_token_flops(model("ViT-B-32")) == 3 * (image + text) - patch_convolution
+    assert every_token_flops(model("ViT-B-32")) == 3 * (image + text)
+
+
+def test_a_locked_tower_has_no_backward_pass() -> None:
+    image, text = vit_b_32()
+    locked, some = (model("ViT-B-32", **{"model.lock": "image", "model.unlocked_layers": layers}) for layers in (0, 2))
+    counted, trained = count_encoder_flops(locked), count_encoder_flops(model("ViT-B-32"))
+    assert counted.forward == trained.forward
+    assert counted.training == counted.image_forward + 3 * counted.text_forward
+    assert counted.training < count_encoder_flops(some).training < trained.training
+    assert every_token_flops(locked) == image + 3 * text
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -91,6 +91,14 @@ def test_a_machine_without_a_compiler_runs_without(
     assert "programs are wrong here" in caplog.text
 
 
+def test_where_one_rank_cannot_none_does(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = load_recipe("demo", {"model.compile": True})
+    assert compiling.compiles_everywhere(recipe, torch.device("cpu"))
+    monkeypatch.setattr(compiling.distributed, "gather_objects", lambda own: [own, False, own, False])
+    assert not compiling.compiles_everywhere(recipe, torch.device("cpu"))
+    assert "these cannot and their logs say why: 1, 3" in caplog.text
+
+
 def test_the_decision_takes_the_place_of_the_recipe_s_word() -> None:
     recipe = load_recipe("demo", {"model.compile": "auto", "model.preset": "toy"})
     assert not plan_model(recipe)._compiled
