@@ -51,7 +51,7 @@ rendezvous() {
 preflight() {
     if [[ ${NEUCLIP_PREFLIGHT:-1} != 1 ]]; then return; fi
     local folder=$run_dir/preflight/$attempt floor=${NEUCLIP_FLOOR_GBPS:-0} seconds=${NEUCLIP_PREFLIGHT_SECONDS:-110}
-    local names probing judge bad steps patience
+    local names probing judge bad patience
     mapfile -t names < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     mkdir -p "$folder"
     exec {answers}> >("${neuclip[@]}" preflight judge --nodes "${names[@]}" --ranks-per-node "$tasks" \
@@ -63,17 +63,13 @@ preflight() {
     exec {answers}>&-
     await "$judge"
     local verdict=$status
-    # Ranks end by themselves once they have said all; those that hang are left behind. They get the time to: a step that is
-    # killed as it ends can leave Slurm waiting for it, and then it drains the node.
+    # Ranks that have said all end by themselves, and get the time to: a step that is killed as it ends can leave Slurm
+    # waiting for it, and then Slurm drains the node. Those that hang are killed.
     for ((patience = 75; patience > 0; patience--)); do
         kill -0 "$probing" 2>/dev/null || break
         sleep 0.2
     done
-    if ((patience == 0)); then
-        steps=$(squeue -h -s -j "$SLURM_JOB_ID" -o %i | grep -E '\.[0-9]+$' || true)
-        # shellcheck disable=SC2086
-        if [[ -n $steps ]]; then scancel --signal=KILL $steps || true; fi
-    fi
+    if ((patience == 0)); then kill_steps; fi
     await "$probing"
     if ((verdict == 0)); then return; fi
     "${neuclip[@]}" job end "$run_dir" --status 1 --tries "${NEUCLIP_TRIES:-3}" >/dev/null
@@ -81,6 +77,17 @@ preflight() {
     if [[ ${NEUCLIP_EXCLUDE_BAD:-0} == 1 && -n $bad ]]; then exclude "$bad"; fi
     fail 1 "preflight: ${bad:-the network} is not fit, as said above (NEUCLIP_EXCLUDE_BAD=1 requeues without bad nodes, \
 NEUCLIP_PREFLIGHT=0 does not look)"
+}
+
+# The ranks' steps, not this shell's own. What Slurm refuses is said: then the ranks are waited for.
+kill_steps() {
+    local steps
+    if ! steps=$(squeue -h -s -j "$SLURM_JOB_ID" -o %i | sed -n '/\.[0-9][0-9]*$/p'); then
+        echo "preflight: squeue does not list the steps of ranks that hang; waiting for them" >&2
+    elif [[ -n $steps ]]; then
+        # shellcheck disable=SC2086
+        scancel --signal=KILL $steps || echo "preflight: not killed, or just ended: step(s) $steps" >&2
+    fi
 }
 
 # Nodes of a job can be changed only while it waits in the queue, but putting it there ends this shell: a child that
