@@ -86,7 +86,7 @@ kill_steps() {
         echo "preflight: squeue does not list the steps of ranks that hang; waiting for them" >&2
     elif [[ -n $steps ]]; then
         # shellcheck disable=SC2086
-        scancel --signal=KILL $steps || echo "preflight: not killed, or just ended: step(s) $steps" >&2
+        scancel --signal=KILL $steps || echo "preflight: not killed, or just ended: step(s) ${steps//$'\n'/ }" >&2
     fi
 }
 
