@@ -15,15 +15,19 @@ from neuclip_scale.sections import section
 from neuclip_scale.similarity import BatchShape, PairFeatures
 
 STEPS_IN_QUEUE = 16
-SMALLEST_QUEUE = 8192
+MOST_STEPS = 128
+ENOUGH_PAIRS = 8192
 
 
 def default_size(global_batch_size: int | None, dataset_size: int | None) -> int:
-    """M: the pairs of the last 16 steps, at least 8192, at most the data set.
+    """M: the pairs of the last 16 steps; if these are less than 8192, of as many more, but not of over 128 steps. At
+    most the data set. Without a batch size 8192.
 
     How many of them count is found while training; more than this would cost more than the NPN (docs/method.md).
     """
-    size = max(SMALLEST_QUEUE, STEPS_IN_QUEUE * (global_batch_size or 0))
+    size = ENOUGH_PAIRS
+    if global_batch_size:
+        size = max(STEPS_IN_QUEUE * global_batch_size, min(size, MOST_STEPS * global_batch_size))
     return min(size, dataset_size) if dataset_size else size
 
 

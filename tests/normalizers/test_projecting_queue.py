@@ -78,6 +78,31 @@ def test_entries_are_what_the_model_makes_of_past_pairs_now(model: CLIP, data: t
             each.push(pairs, index)
 
 
+@pytest.mark.parametrize("between", [2, 3])
+def test_entries_take_turns(
+    model: CLIP, data: tuple[Tensor, Tensor], between: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry is what the model made of its pair when it came, or 2, 4, ... steps later, whichever was last."""
+    monkeypatch.setattr(ProjectingQueue, "STEPS_PER_TURN", 1)
+    size = between * B + 3  # no whole number of batches, and the last steps overwrite some
+    queue = ProjectingQueue(12, size, model.projected_widths)
+    assert queue.steps_between(B) == between
+    made: list[PairFeatures] = []  # all pairs by the model of each step
+    for step, pairs in steps(model, data):
+        made.append(encode(model, *data))
+        queue.refresh(pairs)
+        expected, slots = dict[int, tuple[Tensor, Tensor]](), range(min(step * B, size))
+        for pair in range(step * B):  # younger ones overwrite
+            pushed = pair // B
+            last = made[pushed + (step - pushed) // between * between]
+            expected[pair % size] = last.image[pair], last.text[pair]
+        assert sorted(expected) == list(slots)
+        for slot, (image, text) in expected.items():
+            torch.testing.assert_close(queue.image[slot], image, rtol=0, atol=2e-6)
+            torch.testing.assert_close(queue.text[slot], text, rtol=0, atol=2e-6)
+        queue.push(pairs, torch.arange(step * B, (step + 1) * B))
+
+
 def dense_sums(pairs: PairFeatures, now: PairFeatures) -> Tensor:
     """log sum_q exp(-age/h) exp(9 (x_i . q - s_ii)) over the last pairs -> [B, 2, H]."""
     past = len(now.image)
@@ -105,8 +130,12 @@ def test_a_linear_layer_in_bf16_shows_its_own_weights(bias: float) -> None:
     torch.testing.assert_close(offset, layer.bias, rtol=0.004, atol=1e-6)
 
 
-def test_ranks_together_hold_one_queue(model: CLIP, data: tuple[Tensor, Tensor]) -> None:
-    """Each its slots, of which a run of another number of ranks makes the same queue."""
+@pytest.mark.parametrize("steps_per_turn", [16, 1])
+def test_ranks_together_hold_one_queue(
+    model: CLIP, data: tuple[Tensor, Tensor], steps_per_turn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each its slots, of which a run of another number of ranks makes the same queue; where entries take turns too."""
+    monkeypatch.setattr(ProjectingQueue, "STEPS_PER_TURN", steps_per_turn)
     whole = ProjectingQueue(12, SIZE, model.projected_widths)
     ranks = [ProjectingQueue(12, SIZE, model.projected_widths, rank=rank, world_size=3) for rank in range(3)]
     pairs = None
@@ -118,23 +147,37 @@ def test_ranks_together_hold_one_queue(model: CLIP, data: tuple[Tensor, Tensor])
     loaded = ProjectingQueue(12, SIZE, model.projected_widths)
     loaded.load_state_dict(whole.state_dict())
     loaded.load_rank_states([queue.rank_state() for queue in ranks])
+    for rank, queue in enumerate(ranks):
+        for name, slots in queue.rank_state().items():
+            assert torch.equal(loaded.rank_state()[name][rank::3], slots)
     for queue in (whole, loaded, *ranks):
         queue.refresh(pairs)
     for rank, queue in enumerate(ranks):
         torch.testing.assert_close(queue.image, whole.image[rank::3])
         torch.testing.assert_close(queue.text, whole.text[rank::3])
-    assert torch.equal(loaded.image, whole.image)
-    assert torch.equal(loaded.text, whole.text)
+    torch.testing.assert_close(loaded.image, whole.image)
+    torch.testing.assert_close(loaded.text, whole.text)
     assert torch.equal(loaded.index, whole.index)
 
 
-def test_a_checkpoint_of_the_other_kind_of_queue_is_refused(model: CLIP) -> None:
+def test_a_checkpoint_without_the_maps_inputs_is_refused(model: CLIP) -> None:
     plain = EmbeddingQueue(12, SIZE)
     queue = ProjectingQueue(12, SIZE, model.projected_widths)
     with pytest.raises(ValueError, match=r"no queue_image_inputs: set objective\.queue\.project_anew as"):
         queue.load_rank_states([plain.rank_state()])
-    with pytest.raises(ValueError, match="no queue_image: set"):
-        plain.load_rank_states([queue.rank_state()])
+
+
+def test_a_queue_that_keeps_embeddings_takes_over_those_that_were_mapped_anew(
+    model: CLIP, data: tuple[Tensor, Tensor]
+) -> None:
+    queue, plain = ProjectingQueue(12, SIZE, model.projected_widths), EmbeddingQueue(12, SIZE)
+    for step, pairs in steps(model, data):
+        queue.refresh(pairs)
+        queue.push(pairs, torch.arange(step * B, (step + 1) * B))
+    plain.load_rank_states([queue.rank_state()])
+    assert torch.equal(plain.image, queue.image)
+    assert torch.equal(plain.text, queue.text)
+    assert torch.equal(plain.index, queue.index)
 
 
 def test_where_the_last_maps_are_not_seen_it_says_so(model: CLIP, data: tuple[Tensor, Tensor]) -> None:

@@ -191,6 +191,8 @@ def test_the_queues_size_is_that_of_16_steps_within_bounds() -> None:
 
     assert size(global_batch_size=1024) == 16384
     assert size(global_batch_size=256) == size() == 8192
+    assert size(global_batch_size=64) == 8192
+    assert size(global_batch_size=32) == 4096, "no pair is older than 128 steps"
     assert size(global_batch_size=256, dataset_size=100) == 100
     assert size(global_batch_size=256, size=7) == 7
 
