@@ -170,6 +170,18 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     return gathered
 
 
+@torch.no_grad()
+def exchange_rows(rows: Tensor) -> Tensor:
+    """Of `rows` [B, ...], what every rank has for all ranks' rows, those of this rank -> [W, b, ...] (collective)."""
+    if world_size() == 1:
+        return rows.detach()[None]
+    with section(COMMUNICATION):
+        rows = rows.detach().contiguous()
+        exchanged = torch.empty_like(rows)
+        dist.all_to_all_single(exchanged, rows)
+    return exchanged.unflatten(0, (world_size(), -1))
+
+
 class RowGathering:
     """What `all_gather_rows` gives for rows that become known part by part: each part travels while the next is made.
 

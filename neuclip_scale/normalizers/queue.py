@@ -78,7 +78,7 @@ class EmbeddingQueue(nn.Module):
     ) -> QueueSums:
         """For every horizon of `horizons` [H], in pairs; infinity lets all count alike (collective).
 
-        `scale` is 1/tau, one element. Both sides leave out the same entries. One all-gather of [B, 3 H].
+        `scale` is 1/tau, one element. Both sides leave out the same entries. One all-to-all of [B, 3 H].
         """
         positives = pairs.world_positives()
         weights = self.weights_of(horizons.to(positives))
@@ -93,9 +93,8 @@ class EmbeddingQueue(nn.Module):
             image = self.sweep(pairs.world_image, self.text, positives, scale, world_index, weights, tile_size)
             text = self.sweep(pairs.world_text, self.image, positives, scale, world_index, weights, tile_size)
         partial = torch.stack([image, text, own.sums_of_others(weights)], 1)  # [B, 3, H]
-        partial = distributed.all_gather_rows(partial).view(self.world_size, *partial.shape)
-        partial = pairs.local_rows(partial.transpose(0, 1))  # [b, W, 3, H]
-        return QueueSums(torch.logsumexp(partial[:, :, :2], 1), partial[:, :, 2].sum(1))
+        partial = distributed.exchange_rows(partial)  # [W, b, 3, H]
+        return QueueSums(torch.logsumexp(partial[:, :, :2], 0), partial[:, :, 2].sum(0))
 
     def weights_of(self, horizons: Tensor) -> Tensor:
         """w of this rank's slots in use, [M/W, H]."""

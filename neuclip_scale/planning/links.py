@@ -29,13 +29,13 @@ def link_time(transfer: Transfer, site: Site) -> LinkTime:
 
     An all-reduce or broadcast goes along a tree. All-gathers and reduce-scatters over nodes of several GPUs go around a
     ring, each step of which takes a hop: with little to carry, their time is that of the ranks (NCCL's own model,
-    `ncclTopoTuneModel` in its graph/tuning.cc).
+    `ncclTopoTuneModel` in its graph/tuning.cc). So does an all-to-all's, which has a message for every rank.
     """
     assume, ranks = site.assume, transfer.ranks
     if ranks == 1:
         return LinkTime(0.0, 0.0)
     sending = transfer.sent / (site.bandwidth(ranks, transfer.group) * assume.interconnect)
-    if transfer.kind in ("all_gather", "reduce_scatter"):
+    if transfer.kind in ("all_gather", "all_to_all", "reduce_scatter"):
         between = site.nodes_of(ranks, transfer.group) - 1
         call = assume.latency_us + (ranks - 1 - between) * assume.hop_us + between * assume.network_hop_us
     else:

@@ -10,7 +10,6 @@ from typing import Literal
 from neuclip_scale.config import Recipe, num_micro_batches
 from neuclip_scale.grad_cache import KeptActivations
 from neuclip_scale.models.clip import Towers
-from neuclip_scale.normalizers import horizons_up_to
 from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue
 from neuclip_scale.planning.normalizers import planned_objective
 from neuclip_scale.planning.sharding import (
@@ -26,7 +25,7 @@ from neuclip_scale.planning.sharding import (
 INT64, FP64 = 8, 8
 DDP_BUCKET = 25 << 20
 """Bytes: DDP's default of bucket_cap_mb."""
-Kind = Literal["all_gather", "all_reduce", "reduce_scatter", "broadcast", "send"]
+Kind = Literal["all_gather", "all_reduce", "all_to_all", "reduce_scatter", "broadcast", "send"]
 Group = Literal["all", "neighbours", "counterparts"]
 """All ranks; or, of FSDP2 with several replicas, those of one replica, or those that hold the same part of each."""
 
@@ -38,8 +37,8 @@ class Transfer:
     name: str
     kind: Kind
     payload: int
-    """Bytes of the whole tensor, over all calls of a step: what an all-gather gives, what a reduction takes, what a
-    rank sends to its neighbour."""
+    """Bytes of the whole tensor, over all calls of a step: what an all-gather gives, what a reduction or an
+    exchange takes, what a rank sends to its neighbour."""
     ranks: int
     """Ranks of the group that it runs over."""
     exposed: bool
@@ -126,10 +125,10 @@ def _objective(config: Recipe, d: int, world_size: int, dataset_size: int) -> It
     if name == "neuclip-queue":
         objective = planned_objective(config, d, dataset_size)
         assert isinstance(objective, NeuCLIPQueue)
-        horizons = len(horizons_up_to(objective.queue.size, B)) if section.queue.forget else 1
-        # Each rank sums for all B anchors, so what is gathered is W times as large.
-        size = FP32 * world_size * B * 3 * horizons
-        yield Transfer("queue's sums", "all_gather", size, world_size, True)
+        horizons = len(objective.horizon.horizons)
+        # Each rank sums for all B anchors, and sends each rank the sums of its own.
+        size = FP32 * B * 3 * horizons
+        yield Transfer("queue's sums", "all_to_all", size, world_size, True)
         yield Transfer("horizons' gradient", "all_reduce", FP32 * (2 * horizons + 1), world_size, True)
         if section.queue.project_anew:
             inputs = FP32 * B * sum(model_sizes(config).projected_widths)

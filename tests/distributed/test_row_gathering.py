@@ -69,3 +69,24 @@ def too_few() -> bool:
     except AssertionError as error:
         return "missing" in str(error)
     return False
+
+
+def exchanged() -> list[int]:
+    """Rows that tell who made them, and for whom."""
+    world, rank = distributed.world_size(), distributed.rank()
+    rows = torch.arange(2 * world)[:, None] + torch.tensor([100 * rank, 1000])
+    return [int(value) for value in distributed.exchange_rows(rows).flatten()]
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_every_rank_gets_what_all_have_for_its_rows(world_size: int) -> None:
+    expected = [
+        [
+            value
+            for sender in range(world_size)
+            for row in range(2 * rank, 2 * rank + 2)
+            for value in (row + 100 * sender, row + 1000)
+        ]
+        for rank in range(world_size)
+    ]
+    assert run_ranks(world_size, exchanged) == expected

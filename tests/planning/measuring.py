@@ -19,6 +19,7 @@ KINDS = {
     "c10d::_allgather_base_": "all_gather",
     "c10d::_reduce_scatter_base_": "reduce_scatter",
     "c10d::allreduce_": "all_reduce",
+    "c10d::alltoall_base_": "all_to_all",
     "c10d::broadcast_": "broadcast",
     "c10d::send": "send",
     "_c10d_functional::all_reduce": "all_reduce",
@@ -71,7 +72,7 @@ class Watch(TorchDispatchMode):
         ):
             return
         kind = KINDS.get(name, name)
-        size = max(sizes) if kind in ("all_gather", "reduce_scatter") else sum(sizes)
+        size = max(sizes) if kind in ("all_gather", "all_to_all", "reduce_scatter") else sum(sizes)
         self.sent[kind] = self.sent.get(kind, 0) + size
         self.order.append(kind)
 

@@ -116,7 +116,9 @@ def test_tables_are_spread_and_locked_towers_have_no_gradients() -> None:
     assert locked["activations"].device < items(recipe(), 1)["activations"].device / 2
 
 
-@pytest.mark.parametrize(("kind", "sent"), [("all_gather", 75), ("reduce_scatter", 75), ("all_reduce", 150)])
+@pytest.mark.parametrize(
+    ("kind", "sent"), [("all_gather", 75), ("all_to_all", 75), ("reduce_scatter", 75), ("all_reduce", 150)]
+)
 def test_a_ring_sends_all_parts_but_one(kind: Any, sent: int) -> None:
     assert Transfer("", kind, 100, 4, True).sent == sent
 
