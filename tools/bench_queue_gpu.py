@@ -35,7 +35,7 @@ def measure(options: Npn, device: Any) -> dict[str, Any]:
     runs = in_turns(dict.fromkeys(options.contenders, work), options.repeats, device, computed_by)
     mapped = in_turns(dict.fromkeys(options.contenders, mapping), options.repeats, device, computed_by)
     flops = 2 * 2.0 * options.batch_size * options.queue_size * options.embed_dim
-    mapping_flops = 2.0 * options.queue_size * sum(options.projected_widths) * options.embed_dim
+    mapping_flops = 2.0 * _mapped_entries(options) * sum(options.projected_widths) * options.embed_dim
     return {
         "tflop": flops / 1e12,
         "num_horizons": num_horizons,
@@ -46,6 +46,12 @@ def measure(options: Npn, device: Any) -> dict[str, Any]:
         "mapping_runs": mapped,
         "blocks": _with_blocks(options, work, flops, device) if options.kernels else [],
     }
+
+
+def _mapped_entries(options: Npn) -> int:
+    from neuclip_scale.normalizers import ProjectingQueue
+
+    return min(options.queue_size, ProjectingQueue.STEPS_PER_TURN * options.batch_size)
 
 
 def _sums(options: Npn, device: Any) -> tuple[Callable[[], object], Callable[[], object], int]:

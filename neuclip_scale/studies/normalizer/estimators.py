@@ -29,7 +29,7 @@ SWEEPS: dict[str, dict[str, Options]] = {
     },
     "queue": {
         **{f"plain queue, M {value}": {"queue": {"size": value, "forget": False}} for value in (1024, 8192)},
-        "queue, M 1024": {"queue": {"size": 1024}},
+        **{f"queue, M {value}": {"queue": {"size": value}} for value in (1024, 8192)},
         "queue without batch": {"queue": {"join_batch": False}},
         "queue, projected anew": {"queue": {"project_anew": True}},
     },
