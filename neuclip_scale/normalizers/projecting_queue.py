@@ -1,4 +1,4 @@
-"""A queue that keeps what the towers' last maps were given, and maps it anew in every step."""
+"""A queue that keeps what the towers' last maps were given, and maps it anew, by turns."""
 
 from __future__ import annotations
 

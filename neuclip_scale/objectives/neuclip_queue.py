@@ -36,7 +36,7 @@ class NeuCLIPQueue(MarginObjective):
 
     No network: the queue's similarities hold for any tau, and an anchor never meets its own pair. Past pairs weigh
     exp(-age/h), in the mixture of horizons h that has explained the last batches best, or alike if not `forget`. With
-    `batch_weight` w, a = log((1 - w) exp(a) + w g). With `projected_widths` they are mapped anew in every step.
+    `batch_weight` w, a = log((1 - w) exp(a) + w g). With `projected_widths` they are mapped anew by turns.
     """
 
     def __init__(
