@@ -31,11 +31,11 @@ def measure(options: Npn, device: Any) -> dict[str, Any]:
     """One call of `sums` for each contender, by turns; with `options.kernels` Triton's with several blocks too."""
     if is_missing(device):
         return {"needs": NO_GPU}
-    work, mapping, num_horizons = _sums(options, device)
+    work, mapping, num_horizons, num_mapped = _sums(options, device)
     runs = in_turns(dict.fromkeys(options.contenders, work), options.repeats, device, computed_by)
     mapped = in_turns(dict.fromkeys(options.contenders, mapping), options.repeats, device, computed_by)
     flops = 2 * 2.0 * options.batch_size * options.queue_size * options.embed_dim
-    mapping_flops = 2.0 * _mapped_entries(options) * sum(options.projected_widths) * options.embed_dim
+    mapping_flops = 2.0 * num_mapped * sum(options.projected_widths) * options.embed_dim
     return {
         "tflop": flops / 1e12,
         "num_horizons": num_horizons,
@@ -48,14 +48,8 @@ def measure(options: Npn, device: Any) -> dict[str, Any]:
     }
 
 
-def _mapped_entries(options: Npn) -> int:
-    from neuclip_scale.normalizers import ProjectingQueue
-
-    return min(options.queue_size, ProjectingQueue.STEPS_PER_TURN * options.batch_size)
-
-
-def _sums(options: Npn, device: Any) -> tuple[Callable[[], object], Callable[[], object], int]:
-    """What to time, `sums` and `refresh`, and how many horizons are summed for: a full queue, and a batch of which it
+def _sums(options: Npn, device: Any) -> tuple[Callable[[], object], Callable[[], object], int, int]:
+    """What to time, `sums` and `refresh`, and for how many horizons and entries: a full queue, and a batch of which it
     has seen some pairs.
     """
     import torch
@@ -87,7 +81,7 @@ def _sums(options: Npn, device: Any) -> tuple[Callable[[], object], Callable[[],
     scale, horizons = torch.full((1,), 1 / 0.07, device=device), horizons_up_to(size, options.batch_size).to(device)
     tile_size = ObjectiveConfig().tile_size
     sums = partial(queue.sums, batch, scale, index, horizons, tile_size=tile_size)
-    return sums, partial(queue.refresh, batch), len(horizons)
+    return sums, partial(queue.refresh, batch), len(horizons), queue.num_mapped(options.batch_size)
 
 
 def _row(name: str, runs: list[dict[str, float]], flops: float, options: Npn) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class ProjectingQueue(EmbeddingQueue):
 
     def _due(self, global_size: int) -> Rows:
         """Places in this rank's buffers, in parts of at most `ROWS`."""
-        filled, turn = min(self.num_pushed, self.size), self.steps_between(global_size)
+        filled, turn = self.num_filled, self.steps_between(global_size)
         if turn == 1:
             used = len(range(self.rank, filled, self.world_size))
             return [slice(first, min(first + self.ROWS, used)) for first in range(0, used, self.ROWS)]
@@ -75,6 +75,10 @@ class ProjectingQueue(EmbeddingQueue):
         """Steps from one time that an entry is mapped to the next."""
         return max(1, self.size // (self.STEPS_PER_TURN * global_size))
 
+    def num_mapped(self, global_size: int) -> int:
+        """Entries of this rank that are mapped in a step, at most, with a full queue."""
+        return math.ceil(len(self.index) / self.steps_between(global_size))
+
     def write(self, pairs: PairFeatures, newest: Tensor, places: Tensor) -> None:
         """Both embeddings, and the inputs (collective): each tower's gathered, [B, width]."""
         super().write(pairs, newest, places)
@@ -82,15 +86,19 @@ class ProjectingQueue(EmbeddingQueue):
             kept[places] = distributed.all_gather_rows(projection.inputs.to(kept))[newest]
 
     def flops(self, shape: BatchShape, num_horizons: int) -> int:
-        """See `EmbeddingQueue.flops`; and a product of [M/W / steps between, width] for each tower."""
+        """See `EmbeddingQueue.flops`; and a product of [entries mapped, width] for each tower."""
         width = self.image_inputs.shape[1] + self.text_inputs.shape[1]
-        mapped = math.ceil(len(self.index) / self.steps_between(shape.global_size))
-        return super().flops(shape, num_horizons) + 2 * mapped * width * shape.embed_dim
+        return super().flops(shape, num_horizons) + 2 * self.num_mapped(shape.global_size) * width * shape.embed_dim
 
     def rank_state(self) -> dict[str, Tensor]:
-        """This rank's slots: embeddings, of which some were mapped some steps ago, and inputs."""
-        inputs = {"queue_image_inputs": self.image_inputs, "queue_text_inputs": self.text_inputs}
-        return super().rank_state() | inputs
+        """This rank's slots: inputs, and what was made of each when it was mapped last."""
+        return {
+            "queue_image_inputs": self.image_inputs,
+            "queue_text_inputs": self.text_inputs,
+            "queue_image_mapped": self.image,
+            "queue_text_mapped": self.text,
+            "queue_index": self.index,
+        }
 
     @staticmethod
     def _map(embeddings: Tensor, inputs: Tensor, parts: Rows, projection: Projection, rounded: Rounded) -> None:

@@ -72,6 +72,11 @@ class EmbeddingQueue(nn.Module):
             self._pushed = int(self.pushed)
         return self._pushed
 
+    @property
+    def num_filled(self) -> int:
+        """Slots in use, of all ranks: the first ones until the queue has filled once."""
+        return min(self.num_pushed, self.size)
+
     @torch.no_grad()
     def sums(
         self, pairs: PairFeatures, scale: Tensor, world_index: Tensor, horizons: Tensor, *, tile_size: int
@@ -98,8 +103,7 @@ class EmbeddingQueue(nn.Module):
 
     def weights_of(self, horizons: Tensor) -> Tensor:
         """w of this rank's slots in use, [M/W, H]."""
-        filled = min(self.num_pushed, self.size)  # until the queue has filled once, its first slots are in use
-        slots = torch.arange(self.rank, max(filled, self.rank), self.world_size, device=horizons.device)
+        slots = torch.arange(self.rank, max(self.num_filled, self.rank), self.world_size, device=horizons.device)
         younger = (self.num_pushed - 1 - slots) % self.size
         return torch.exp(-younger.to(horizons)[:, None] / horizons)
 

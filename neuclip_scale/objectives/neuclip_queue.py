@@ -20,8 +20,8 @@ ENOUGH_PAIRS = 8192
 
 
 def default_size(global_batch_size: int | None, dataset_size: int | None) -> int:
-    """M: the pairs of the last 16 steps; if these are less than 8192, of as many more, but not of over 128 steps. At
-    most the data set. Without a batch size 8192.
+    """M: the pairs of the last 16 steps, or if these are less than 8192 that many, but of no more than 128 steps; at
+    most the data set. 8192 where the batch size is not known.
 
     How many of them count is found while training; more than this would cost more than the NPN (docs/method.md).
     """

@@ -131,9 +131,8 @@ def _mapping(config: Recipe, objective: NeuCLIPQueue, d: int, world_size: int) -
     if not isinstance(queue, ProjectingQueue):
         return 0, ""
     B, width = config.train.global_batch_size, max(model_sizes(config).projected_widths)
-    between = queue.steps_between(B)
-    rows = min(math.ceil(queue.size / between / world_size), queue.ROWS)
-    mapped = rows * (2 * d + width * (between > 1))
+    rows = min(math.ceil(queue.num_mapped(B) / world_size), queue.ROWS)
+    mapped = rows * (2 * d + width * (queue.steps_between(B) > 1))
     return FP32 * max(mapped, B * width * (world_size > 1)), f"[{rows}, {d}] twice, or all pairs' inputs of one tower"
 
 

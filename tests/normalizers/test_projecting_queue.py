@@ -157,27 +157,19 @@ def test_ranks_together_hold_one_queue(
         torch.testing.assert_close(queue.text, whole.text[rank::3])
     torch.testing.assert_close(loaded.image, whole.image)
     torch.testing.assert_close(loaded.text, whole.text)
+    if queue.steps_between(B) == 1:  # else products of ranks' few rows made some of them, which round in another way
+        assert torch.equal(loaded.image, whole.image)
+        assert torch.equal(loaded.text, whole.text)
     assert torch.equal(loaded.index, whole.index)
 
 
-def test_a_checkpoint_without_the_maps_inputs_is_refused(model: CLIP) -> None:
+def test_a_checkpoint_of_the_other_kind_of_queue_is_refused(model: CLIP) -> None:
     plain = EmbeddingQueue(12, SIZE)
     queue = ProjectingQueue(12, SIZE, model.projected_widths)
     with pytest.raises(ValueError, match=r"no queue_image_inputs: set objective\.queue\.project_anew as"):
         queue.load_rank_states([plain.rank_state()])
-
-
-def test_a_queue_that_keeps_embeddings_takes_over_those_that_were_mapped_anew(
-    model: CLIP, data: tuple[Tensor, Tensor]
-) -> None:
-    queue, plain = ProjectingQueue(12, SIZE, model.projected_widths), EmbeddingQueue(12, SIZE)
-    for step, pairs in steps(model, data):
-        queue.refresh(pairs)
-        queue.push(pairs, torch.arange(step * B, (step + 1) * B))
-    plain.load_rank_states([queue.rank_state()])
-    assert torch.equal(plain.image, queue.image)
-    assert torch.equal(plain.text, queue.text)
-    assert torch.equal(plain.index, queue.index)
+    with pytest.raises(ValueError, match="no queue_image: set"):
+        plain.load_rank_states([queue.rank_state()])
 
 
 def test_where_the_last_maps_are_not_seen_it_says_so(model: CLIP, data: tuple[Tensor, Tensor]) -> None:
