@@ -76,7 +76,7 @@ class ProjectingQueue(EmbeddingQueue):
         return max(1, self.size // (self.STEPS_PER_TURN * global_size))
 
     def num_mapped(self, global_size: int) -> int:
-        """Entries of this rank that are mapped in a step, at most, with a full queue."""
+        """Entries of this rank that are mapped in a step with a full queue, to within a few of each batch."""
         return math.ceil(len(self.index) / self.steps_between(global_size))
 
     def write(self, pairs: PairFeatures, newest: Tensor, places: Tensor) -> None:
