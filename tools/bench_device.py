@@ -108,27 +108,29 @@ def in_turns(
     repeats: int,
     device: Any,
     around: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+    uncounted: int = 1,
 ) -> Runs:
-    """Every contender once in each round, `around` its name; a first round, which compiles, does not count."""
+    """Every contender once in each round, `around` its name; the first `uncounted`, which compile, are left out."""
     runs: Runs = {}
-    for repeat in range(repeats + 1):
+    for repeat in range(-uncounted, repeats):
         for name, action in work.items():
             with around(name):
                 run = timed(action, device)
-            if repeat:
+            if repeat >= 0:
                 runs.setdefault(name, []).append(run)
     return runs
 
 
 @contextmanager
 def computed_by(contender: str) -> Iterator[None]:
-    """Have torch or Triton compute as a contender's name says: `torch`, or with fp32's precision, `triton high`."""
+    """Have torch or Triton compute as a contender's name says: `torch`, or with fp32's precision, `triton high`, and
+    whatever else."""
     import torch
 
-    implementation, *precision = contender.split()
+    implementation, *more = contender.split()
     before = os.environ.get("NEUCLIP_SIMILARITY"), torch.get_float32_matmul_precision()
     os.environ["NEUCLIP_SIMILARITY"] = implementation
-    torch.set_float32_matmul_precision(*precision or [before[1]])
+    torch.set_float32_matmul_precision(more[0] if more else before[1])
     try:
         yield
     finally:

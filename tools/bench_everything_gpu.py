@@ -34,7 +34,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "step_b16_graphs": (
         *STEP, "ViT-B-16", "--batch-size", "512", "--micro-batches", "4", "--steps", "5", "--repeats", "3",
         "--contenders", "ours, openclip, compiled", "ours, openclip, micro-batches, compiled",
-        "ours, openclip, micro-batches, graphs, compiled",
+        "ours, openclip, micro-batches, graphs, compiled", "ours, openclip, micro-batches, two kept, graphs, compiled",
     ),
     "step_b16_fsdp2": (
         *STEP, "ViT-B-16", "--batch-size", "512", "--steps", "5", "--repeats", "3", "--contenders",

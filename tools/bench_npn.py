@@ -58,8 +58,10 @@ class Npn:
     """Where to measure: cpu, or cuda, there torch beside Triton and with all pairs."""
     micro_batch_size: int = 512
     """On a GPU: pairs that the encoders are timed with, under bf16 autocast; they count B / this times."""
-    contenders: tuple[str, ...] = ("torch highest", "triton highest", "torch high", "triton high", "triton medium")
-    """On a GPU: who computes the NPN, and torch's precision of fp32 products."""
+    contenders: tuple[str, ...] = (
+        "torch highest", "triton highest", "torch high", "triton high", "triton medium", "triton medium graphs",
+    )  # fmt: skip
+    """On a GPU: who computes the NPN, and torch's precision of fp32 products; `graphs`: started as CUDA graphs."""
     queue_size: int = 65536
     """On a GPU: M, pairs in the queue of neuclip-queue, whose sums are timed beside the NPN; 0 leaves them out."""
     projected_widths: tuple[int, int] = (768, 512)

@@ -17,6 +17,10 @@ PASSES = {"highest": 6, "high": 2, "medium": 1}
 """Time of one fp32 product on tensor cores, in bf16 products: 3xTF32, TF32, operands rounded to bf16."""
 
 
+GRAPHS = " graphs"
+"""Ends the names of contenders whose updates are started as CUDA graphs."""
+
+
 def measure(options: Npn, encoder_flops: int, device: Any) -> dict[str, Any]:
     """Encoders and optimizer, and the NPN at full size once for each contender, by turns.
 
@@ -33,8 +37,8 @@ def measure(options: Npn, encoder_flops: int, device: Any) -> dict[str, Any]:
         "optimizer": _median(options, optimizer, device),
     }
     torch.cuda.empty_cache()
-    work = {name: _contender(options, device) for name in options.contenders}
-    runs = in_turns(work, options.repeats, device, computed_by)
+    work = {name: _contender(options, device, graphs=name.endswith(GRAPHS)) for name in options.contenders}
+    runs = in_turns(work, options.repeats, device, computed_by, uncounted=2)  # the second call records graphs
     flops = _npn_flops(options)
     return {
         "name": name_of(device),
@@ -95,7 +99,7 @@ def _encoder_steps(options: Npn, device: Any) -> tuple[Callable[[], None], Calla
     return encode, optimizer.step
 
 
-def _contender(options: Npn, device: Any) -> Callable[[], None]:
+def _contender(options: Npn, device: Any, *, graphs: bool) -> Callable[[], None]:
     """A step's updates of both sides and their predictions, as the objective calls them."""
     import torch
     from bench_npn import make_objective
@@ -112,6 +116,7 @@ def _contender(options: Npn, device: Any) -> Callable[[], None]:
     for npn, others in ((objective.image_npn, pairs.text), (objective.text_npn, pairs.image)):
         rows = torch.arange(options.num_prototypes, device=device) % options.batch_size
         npn.restart(others[rows], rows)
+        npn.replays.enabled = graphs
     scale, index = torch.full((1,), 1 / 0.07, device=device), torch.arange(options.batch_size, device=device)
     positives, log_g = pairs.positives(), torch.full(size[:1], -6.0, device=device)
     sides = [(objective.image_npn, pairs.image), (objective.text_npn, pairs.text)]

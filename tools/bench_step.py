@@ -16,10 +16,14 @@ import bench_turns
 
 PEER, PEER_PARTS = "open_clip", "open_clip, accum_freq"
 OURS, OURS_PARTS, NEUCLIP = "ours, openclip", "ours, openclip, micro-batches", "ours, neuclip"
-GRAPHS = "ours, openclip, micro-batches, graphs"
-"""Of compiled towers alone: give it with ", compiled"."""
+KEPT = OURS_PARTS + ", two kept"
+GRAPHS, KEPT_GRAPHS = OURS_PARTS + ", graphs", KEPT + ", graphs"
+"""Of compiled towers alone: give them with ", compiled"."""
+WITH_GRAPHS, WITH_KEPT = {"model.cuda_graphs": True, "model.pack_captions": False}, {"train.kept_micro_batches": 2}
 VARIANTS = {
-    GRAPHS: {"model.cuda_graphs": True, "model.pack_captions": False},
+    KEPT: WITH_KEPT,
+    GRAPHS: WITH_GRAPHS,
+    KEPT_GRAPHS: WITH_GRAPHS | WITH_KEPT,
     "ours, openclip, checkpointed": {"model.grad_checkpointing": True},
     "ours, openclip, fsdp2": {"engine.name": "fsdp2"},
     "ours, openclip, fsdp2, resharding": {"engine.name": "fsdp2", "engine.fsdp.reshard_after_forward": True},
@@ -32,9 +36,9 @@ PEERS = {
     PEER_PARTS: PEER_PARTS,
     OURS_PARTS: PEER_PARTS,
     **dict.fromkeys(VARIANTS, PEER),
-    GRAPHS: PEER_PARTS,
+    **dict.fromkeys((KEPT, GRAPHS, KEPT_GRAPHS), PEER_PARTS),
 }
-SPLIT = (PEER_PARTS, OURS_PARTS, GRAPHS)
+SPLIT = (PEER_PARTS, OURS_PARTS, KEPT, GRAPHS, KEPT_GRAPHS)
 """Contenders that take the batch in parts."""
 
 

@@ -128,6 +128,8 @@ class NPNConfig:
     """Whether a restart also clears AdaGrad's accumulated squares."""
     exclude_own: bool = True
     """Whether an anchor leaves out the prototype that was made from its own pair."""
+    cuda_graphs: bool = False
+    """On a GPU: start a step's updates as CUDA graphs, recorded in the second step, and not kernel by kernel."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuclip_scale import distributed
+from neuclip_scale.normalizers.replaying import Replays
 from neuclip_scale.similarity.choosing import Kernels, choose
 
 ADAGRAD_EPS = 1e-10
@@ -40,6 +41,7 @@ class NormalizerPredictionNetwork(nn.Module):
         self.register_buffer("weight", F.normalize(torch.randn(num_prototypes, embed_dim), dim=1))  # [m, d]
         self.register_buffer("squares", torch.zeros(num_prototypes, embed_dim))
         self.register_buffer("prototype_index", torch.full((num_prototypes,), -1, dtype=torch.int64))
+        self.replays = Replays()
 
     @property
     def num_prototypes(self) -> int:
@@ -58,9 +60,9 @@ class NormalizerPredictionNetwork(nn.Module):
     ) -> Tensor:
         """Predict a for anchors [b, d] with s_ii [b] -> [b]; with `sample_index` [b] they skip their own prototypes."""
         if choose(KERNELS, self.weight).name == "triton":
-            from neuclip_scale.normalizers.triton_npn import FusedBatch
+            from neuclip_scale.normalizers import triton_npn
 
-            return FusedBatch(self, anchors, positive_similarity, temperature, sample_index).predict()
+            return triton_npn.replayed_prediction(self, anchors, positive_similarity, temperature, sample_index)
         directions = F.normalize(self.weight, dim=1)
         out = torch.empty_like(positive_similarity)
         for tile in self.tiles(anchors, positive_similarity, temperature, sample_index, tile_size):
@@ -96,9 +98,9 @@ class NormalizerPredictionNetwork(nn.Module):
         if choose(KERNELS, self.weight).name == "triton":
             from neuclip_scale.normalizers import triton_npn
 
-            batch = triton_npn.FusedBatch(self, anchors, positive_similarity, temperature, sample_index)
-            yield from triton_npn.updates(
-                self, batch, target, num_updates=num_updates, learning_rate=learning_rate, eps=ADAGRAD_EPS
+            batch = anchors, positive_similarity, temperature, sample_index, target
+            yield from triton_npn.replayed_updates(
+                self, *batch, num_updates=num_updates, learning_rate=learning_rate, eps=ADAGRAD_EPS
             )
             return
         # Neither the anchors nor the prototypes' origins change between updates.

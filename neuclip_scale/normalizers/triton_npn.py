@@ -7,7 +7,7 @@ more anchors than it has room for come in chunks. Weights and accumulators stay 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -52,15 +52,72 @@ def updates(
     num_updates: int,
     learning_rate: float,
     eps: float,
-) -> Iterator[None]:
-    """See `NormalizerPredictionNetwork.updates` (collective); `target` [b] is log(eps + g), `eps` AdaGrad's."""
+) -> Iterator[Tensor]:
+    """AdaGrad's steps towards `target` [b], log(eps + g); `eps` is AdaGrad's.
+
+    Where there are several ranks, yields each update's gradient [m, d], to be summed over them before the next is asked
+    for; at the end the prototypes.
+    """
     target, total = target.contiguous(), torch.empty_like(npn.weight)
+    ranks = distributed.world_size()
     for _ in range(num_updates):
-        batch.local_gradient(target, total, len(target) * distributed.world_size())
-        finish = distributed.start_all_reduce_sum(total)
+        batch.local_gradient(target, total, len(target) * ranks)
+        if ranks > 1:
+            yield total
+        batch.descend(total, learning_rate, eps)
+    yield npn.weight
+
+
+@torch.no_grad()
+def replayed_updates(
+    npn: NormalizerPredictionNetwork,
+    anchors: Tensor,
+    positive_similarity: Tensor,
+    temperature: Tensor | float,
+    sample_index: Tensor | None,
+    target: Tensor,
+    *,
+    num_updates: int,
+    learning_rate: float,
+    eps: float,
+) -> Iterator[None]:
+    """See `NormalizerPredictionNetwork.updates` (collective); the rest as in `updates`, started as CUDA graphs.
+
+    One rank's updates are one graph. Of several ranks each update ends in one, for its gradient travels.
+    """
+
+    def work(*batch: Any) -> Iterator[Tensor]:
+        fused = FusedBatch(npn, *batch[:4])
+        yield from updates(npn, fused, batch[4], num_updates=num_updates, learning_rate=learning_rate, eps=eps)
+
+    num_sums = num_updates if distributed.world_size() > 1 else 0
+    inputs = anchors, positive_similarity, _tau(anchors, temperature), sample_index, target
+    kind = _kind(npn, "NPN's updates", num_updates, learning_rate, eps, num_sums)
+    parts = npn.replays.run(work, inputs, kind, num_sums + 1)
+    for _ in range(num_sums):
+        finish = distributed.start_all_reduce_sum(next(parts))
         yield
         finish()
-        batch.descend(total, learning_rate, eps)
+    for _ in parts:  # to the end
+        pass
+
+
+@torch.no_grad()
+def replayed_prediction(
+    npn: NormalizerPredictionNetwork,
+    anchors: Tensor,
+    positive_similarity: Tensor,
+    temperature: Tensor | float,
+    sample_index: Tensor | None,
+) -> Tensor:
+    """See `NormalizerPredictionNetwork.forward`; started as a CUDA graph."""
+
+    def work(*batch: Any) -> Iterator[Tensor]:
+        yield FusedBatch(npn, *batch).predict()
+
+    inputs = anchors, positive_similarity, _tau(anchors, temperature), sample_index
+    (predicted,) = npn.replays.run(work, inputs, _kind(npn, "NPN's prediction"))
+    return predicted.clone()  # the graph writes to the same memory again
 
 
 class FusedBatch:
@@ -180,6 +237,15 @@ class FusedBatch:
         last = torch.searchsorted(ordered, self.sample_index, right=True)
         own = last - torch.searchsorted(ordered, self.sample_index)
         return (len(origins) - own).clamp_min_(1).to(self.scale.dtype).log_()
+
+
+def _tau(anchors: Tensor, temperature: Tensor | float) -> Tensor:
+    return temperature if isinstance(temperature, Tensor) else anchors.new_full((1,), temperature)
+
+
+def _kind(npn: NormalizerPredictionNetwork, *what: Hashable) -> Hashable:
+    """What, beside a batch's sizes, decides which kernels run and where in memory."""
+    return *what, torch.get_float32_matmul_precision(), *(buffer.data_ptr() for buffer in npn.buffers())
 
 
 def how_multiplied() -> tuple[torch.dtype, str]:

@@ -31,6 +31,8 @@ class NeuCLIP(MarginObjective):
         self.section, self.seed = section, seed
         self.image_npn = NormalizerPredictionNetwork(embed_dim, section.num_prototypes, eps)  # prototypes are texts
         self.text_npn = NormalizerPredictionNetwork(embed_dim, section.num_prototypes, eps)  # prototypes are images
+        for npn in (self.image_npn, self.text_npn):
+            npn.replays.enabled = section.cuda_graphs
         self.recent = RecentPairs(embed_dim, section.num_prototypes)
 
     def estimate_flops(self, shape: BatchShape) -> int:

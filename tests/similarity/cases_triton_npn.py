@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import NamedTuple
 
+import graphs_on_cpu
 import pytest
 import torch
 from torch import Tensor
@@ -171,3 +172,57 @@ def test_ranks_parts_add_up_to_the_whole() -> None:
 @pytest.mark.parametrize("d", [640, 1280])
 def test_wide_embeddings(d: int) -> None:
     check(make(9, 20, d), Limits())
+
+
+def steps(problem: Problem, *, enabled: bool) -> list[Tensor]:
+    """Predictions after updates of six steps, and the weights at the end: as often as it takes to record and replay."""
+    npn, anchors, positives, log_g, index = problem
+    npn.replays.enabled = enabled
+    found: list[Tensor] = []
+    for step in range(6):
+        size = 45 if step != 3 else 30  # a last, smaller batch
+        batch = [each[:size] for each in (anchors.roll(step, 0), positives.roll(step), log_g.roll(2 * step))]
+        now = None if index is None else index.roll(step)[:size]
+        tau = torch.tensor([TAU * (1 + step / 5)], device=DEVICE)
+        if step == 4:
+            npn.restart(anchors.repeat(2, 1)[: npn.num_prototypes], torch.arange(70, device=DEVICE) + (1 << 40))
+        for _ in npn.updates(*batch[:2], tau, batch[2], now, num_updates=3, learning_rate=RATE):
+            pass
+        found += [npn(*batch[:2], tau, now), npn(*batch[:2], 0.06, now)]
+    return [*found, npn.weight, npn.squares]
+
+
+@pytest.mark.parametrize("own", ["some", "none"])
+def test_replayed_steps_are_those_started_one_by_one(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other pairs, temperatures and prototypes in each; to the bit."""
+    replayed, single = make(45, 70, 64, own=own), make(45, 70, 64, own=own)
+    monkeypatch.setenv("NEUCLIP_SIMILARITY", "triton")
+    if DEVICE.type == "cpu":
+        graphs_on_cpu.take_the_place_of_cuda(monkeypatch, list(replayed.npn.buffers()))
+    found, expected = steps(replayed, enabled=True), steps(single, enabled=False)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    recorded = [each for each in replayed.npn.replays._recordings.values() if each is not None]
+    assert len(recorded) == 3  # updates of 45 anchors, predictions of 45 and of 30
+    assert not single.npn.replays._recordings
+
+
+def test_a_copy_has_recordings_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make(45, 70, 64)
+    monkeypatch.setenv("NEUCLIP_SIMILARITY", "triton")
+    first.npn.replays.enabled = True
+    second = copy.deepcopy(first.npn)
+    if DEVICE.type == "cpu":
+        graphs_on_cpu.take_the_place_of_cuda(monkeypatch, [*first.npn.buffers(), *second.buffers()])
+    for _ in range(3):
+        predicted = first.npn(*first[1:3], TAU, first.index)
+    third = copy.deepcopy(first.npn)
+    assert second.replays.enabled
+    assert third.replays.enabled
+    assert first.npn.replays._recordings
+    assert not third.replays._recordings
+    second.weight.neg_()
+    for _ in range(3):
+        theirs = second(*first[1:3], TAU, first.index)
+    assert not torch.equal(theirs, predicted)
+    assert torch.equal(first.npn(*first[1:3], TAU, first.index), predicted)
