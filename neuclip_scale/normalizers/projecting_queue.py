@@ -80,10 +80,10 @@ class ProjectingQueue(EmbeddingQueue):
         return math.ceil(len(self.index) / self.steps_between(global_size))
 
     def write(self, pairs: PairFeatures, newest: Tensor, places: Tensor) -> None:
-        """Both embeddings, and the inputs (collective): each tower's gathered, [B, width]."""
+        """Both embeddings, and the inputs (collective): each tower's gathered, [B, width], in the tower's dtype."""
         super().write(pairs, newest, places)
         for kept, projection in zip((self.image_inputs, self.text_inputs), _shown(pairs), strict=True):
-            kept[places] = distributed.all_gather_rows(projection.inputs.to(kept))[newest]
+            kept[places] = distributed.all_gather_rows(projection.inputs)[newest].to(kept)
 
     def flops(self, shape: BatchShape, num_horizons: int) -> int:
         """See `EmbeddingQueue.flops`; and a product of [entries mapped, width] for each tower."""

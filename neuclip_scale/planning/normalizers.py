@@ -17,7 +17,7 @@ from neuclip_scale.planning.parts import MemoryItem
 from neuclip_scale.planning.sharding import model_sizes
 from neuclip_scale.similarity.tiled import LARGEST_TILE_ON_CPU
 
-FP32 = 4
+FP32, BF16 = 4, 2
 WORKSPACE, ALL_FEATURES = "estimate of the normalizers", "features of all pairs"
 # Attribute of the objective: what it is called in a plan.
 NAMES = {
@@ -133,7 +133,20 @@ def _mapping(config: Recipe, objective: NeuCLIPQueue, d: int, world_size: int) -
     B, width = config.train.global_batch_size, max(model_sizes(config).projected_widths)
     rows = min(math.ceil(queue.num_mapped(B) / world_size), queue.ROWS)
     mapped = rows * (2 * d + width * (queue.steps_between(B) > 1))
-    return FP32 * max(mapped, B * width * (world_size > 1)), f"[{rows}, {d}] twice, or all pairs' inputs of one tower"
+    gathered = B * max(last_inputs(config)) * (world_size > 1)
+    return max(FP32 * mapped, gathered), f"[{rows}, {d}] twice, or all pairs' inputs of one tower"
+
+
+def last_inputs(config: Recipe) -> tuple[int, int]:
+    """Bytes of what the last maps are given for one picture and for one caption; other libraries' towers may end in
+    fp32 whatever the precision.
+    """
+    half = config.train.precision != "fp32"
+    image, text = model_sizes(config).projected_widths
+    return (
+        (BF16 if half and not config.model.image_tower else FP32) * image,
+        (BF16 if half and not config.model.text_tower else FP32) * text,
+    )
 
 
 def _sums(config: Recipe, b: int, d: int, device: str) -> tuple[int, str]:

@@ -11,7 +11,7 @@ from neuclip_scale.config import Recipe, num_micro_batches
 from neuclip_scale.grad_cache import KeptActivations
 from neuclip_scale.models.clip import Towers
 from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue
-from neuclip_scale.planning.normalizers import planned_objective
+from neuclip_scale.planning.normalizers import last_inputs, planned_objective
 from neuclip_scale.planning.sharding import (
     BF16,
     FP32,
@@ -131,8 +131,7 @@ def _objective(config: Recipe, d: int, world_size: int, dataset_size: int) -> It
         yield Transfer("queue's sums", "all_to_all", size, world_size, True)
         yield Transfer("horizons' gradient", "all_reduce", FP32 * (2 * horizons + 1), world_size, True)
         if section.queue.project_anew:
-            inputs = FP32 * B * sum(model_sizes(config).projected_widths)
-            yield Transfer("last maps' inputs", "all_gather", inputs, world_size, True, calls=2)
+            yield Transfer("last maps' inputs", "all_gather", B * sum(last_inputs(config)), world_size, True, calls=2)
     if name != "siglip":
         yield Transfer("log-normalizers", "all_gather", rows, world_size, True)
     if name in ("fastclip-v2", "isogclr"):

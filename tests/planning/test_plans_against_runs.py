@@ -48,6 +48,7 @@ CASES: dict[str, tuple[int, list[Case]]] = {
             SEVERAL | PACKED,
             SEVERAL | RING,
             SEVERAL | {"objective.name": "neuclip-queue", "objective.queue.project_anew": True},
+            BF16 | {"objective.name": "neuclip-queue", "objective.queue.project_anew": True},
             *({"objective.name": name} for name in ("isogclr", "amorlip", "neuclip-queue")),
             *({"objective.name": name} | RING for name in ("siglip", "isogclr", "openclip")),
         ],
