@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from neuclip_scale.data.shards import MemberSpan, read_member
-from neuclip_scale.reshard.json_uid import json_object
+from neuclip_scale.reshard.json_uid import json_object, sayable
 
 _MAX_BYTES = 1 << 20
 
@@ -31,11 +31,6 @@ def read_record(descriptor: int, span: MemberSpan) -> Record:
         sayable(sha256.lower()) if isinstance(sha256, str) else None,
         *(_pixels(value.get(side)) for side in ("original_width", "original_height")),
     )
-
-
-def sayable(text: str) -> str:
-    """`text` without lone surrogates, which JSON can hold and no file of texts."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _pixels(value: object) -> int | None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
+import stat
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from neuclip_scale.config import DataConfig
@@ -40,10 +43,11 @@ class ShardCache:
         self._coming: dict[str, threading.Lock] = {}
         self._coming_lock = threading.Lock()
 
-    def local(self, address: str, version: str) -> str:
+    def local(self, address: str, version: str, *, anew: bool = False) -> str:
         """Path at which the shard can be read now; raises `StorageError`, OSError.
 
-        `version` tells one content of the address from another: a changed shard is fetched anew.
+        `version` tells one content of the address from another: a changed shard is fetched anew. Where none is told,
+        only `anew` brings what the address holds today.
         """
         if not storage.is_remote(address):
             return address
@@ -53,8 +57,20 @@ class ShardCache:
         with self._coming_lock:
             coming = self._coming.setdefault(name, threading.Lock())
         with coming:  # of this process's threads one fetches, the others wait for it
-            self._ensure(address, path)
+            self._ensure(address, path, anew)
         return str(path)
+
+    @contextlib.contextmanager
+    def fetched_now(self, address: str, suffix: str = ".tar") -> Iterator[str]:
+        """Path of what the address holds now, whatever is kept of it; a remote one's is gone afterwards."""
+        if not storage.is_remote(address):
+            yield address
+            return
+        self.prepare()
+        with tempfile.TemporaryDirectory(prefix=".now-", dir=self.folder) as folder:
+            target = Path(folder, f"fetched{suffix}")
+            storage.fetch(address, target)
+            yield str(target)
 
     def prepare(self) -> None:
         """Make the folder; raises `StorageError` where it belongs to somebody else, who could put other data there."""
@@ -62,10 +78,11 @@ class ShardCache:
         if self.folder.stat().st_uid != os.getuid():
             raise storage.StorageError(f"cache {self.folder} belongs to another user. Set data.cache_dir to your own.")
 
-    def _ensure(self, address: str, path: Path) -> None:
+    def _ensure(self, address: str, path: Path, anew: bool) -> None:
         with contextlib.suppress(OSError):
             os.utime(path)  # the newest in use
-            return
+            if not anew:
+                return
         self.prepare()
         partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
         storage.fetch(address, partial)
@@ -75,9 +92,9 @@ class ShardCache:
     def _make_room(self, kept: Path) -> None:
         total, now = 0, time.time()
         for path, status in sorted(self._files(), key=lambda each: each[1].st_mtime, reverse=True):
-            if path.suffix == ".tmp":
+            if path.name.startswith("."):  # being fetched
                 if now - status.st_mtime > _STALE:
-                    path.unlink(missing_ok=True)
+                    _remove(path, status)
                 continue
             total += status.st_size
             if total > self.max_bytes and path != kept:
@@ -89,3 +106,10 @@ class ShardCache:
             with contextlib.suppress(FileNotFoundError):  # another process made room
                 found.append((Path(entry.path), entry.stat()))
         return found
+
+
+def _remove(path: Path, status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        shutil.rmtree(path, ignore_errors=True)  # another process may be at it
+    else:
+        path.unlink(missing_ok=True)

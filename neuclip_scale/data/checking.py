@@ -21,11 +21,11 @@ class CheckShard:
     def __call__(self, shard: ShardEntry) -> list[str]:
         """What differs, one line each."""
         try:
-            path = ShardCache(self.cache_folder, self.cache_bytes).local(shard.path, shard.version)
-            index = index_shard(path)
-            found = {"samples": index.num_samples, "bytes": index.num_bytes, "fault": index.fault}
-            if shard.sha256:
-                found["sha256"] = file_sha256(path)
+            with ShardCache(self.cache_folder, self.cache_bytes).fetched_now(shard.path) as path:
+                index = index_shard(path)
+                found = {"samples": index.num_samples, "bytes": index.num_bytes, "fault": index.fault}
+                if shard.sha256:
+                    found["sha256"] = file_sha256(path)
         except (OSError, storage.StorageError) as error:
             return [f"{shard.path}: cannot be read: {error}"]
         told = {"samples": shard.num_samples, "bytes": shard.num_bytes, "fault": shard.fault, "sha256": shard.sha256}

@@ -54,12 +54,15 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 @contextmanager
-def image_errors() -> Iterator[None]:
-    """Whatever Pillow raises inside comes out as `ImageError`, except MemoryError."""
+def image_errors(*, warned: bool = True) -> Iterator[None]:
+    """Whatever Pillow raises inside comes out as `ImageError`, except MemoryError; if `warned` also what it warns of as
+    a bomb, half as large as what it refuses.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # one line for each odd EXIF block would bury the log
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if warned:
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield
     except (ImageError, MemoryError):
         raise

@@ -74,7 +74,8 @@ def _read(how: Describe, address: str, facts: Row) -> Row:
     if storage.is_remote(address):
         # Header after header would be a request each: a shard of 10,000 samples comes whole in the time of a few.
         cache = ShardCache(how.cache_folder, how.cache_bytes)
-        path = cache.local(address, facts.get("version", ""))
+        version = facts.get("version", "")
+        path = cache.local(address, version, anew=not version)
         index = index_shard(path)
         row = {
             "path": address,

@@ -93,10 +93,11 @@ class Manifest:
         manifest_file.write(Path(path), rows)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, folder: str = "") -> Manifest:
+    def load(cls, path: str | os.PathLike[str], *, folder: str = "", query: str = "") -> Manifest:
         """Read what `save` wrote; raises `ManifestError` for anything else. See `is_current`.
 
-        Relative paths are of the file's own folder, or of the address `folder`. Commands (`pipe:`) in the file are
+        Relative paths are of the file's own folder, or of the address `folder`, whose `query` (`?endpoint_override=`)
+        they get too: it names the server. Commands (`pipe:`) in the file are
         kept: whoever reads one from a stranger looks for them first, as `run_manifest` does.
         """
         folder = folder or os.path.abspath(os.path.dirname(os.fspath(path)))
@@ -105,9 +106,7 @@ class Manifest:
             shards = tuple(ShardEntry(**row) for row in rows)
         except (ValueError, KeyError, TypeError) as error:
             raise ManifestError(f"manifest {path}: {error}. Delete it and index the shards anew.") from error
-        # os.path.join leaves absolute paths as they are.
-        local = (s if storage.is_remote(s.path) else replace(s, path=os.path.join(folder, s.path)) for s in shards)
-        return cls(_checked(tuple(local)))
+        return cls(_checked(tuple(replace(shard, path=_in_folder(shard.path, folder, query)) for shard in shards)))
 
 
 def build_manifest(paths: Sequence[str], num_threads: int = 8) -> Manifest:
@@ -146,6 +145,12 @@ def index_row(path: str) -> dict[str, Any]:
         "mtime_ns": mtime_ns,
         "fault": index.fault,
     }
+
+
+def _in_folder(path: str, folder: str, query: str) -> str:
+    if storage.is_remote(path) or os.path.isabs(path):
+        return path
+    return os.path.join(folder, path) + query
 
 
 def _checked(shards: tuple[ShardEntry, ...]) -> tuple[ShardEntry, ...]:

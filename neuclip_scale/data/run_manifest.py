@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -77,7 +78,9 @@ def _resolve(section: DataConfig, cache: ShardCache) -> tuple[list[Wanted], dict
             entries |= {shard.path: shard for shard in shards}
             sources.append([shard.path for shard in shards])
         else:
-            sources.append(expand_source(part))
+            # The saved manifest lies elsewhere, and relative paths in it would be of its folder.
+            found = expand_source(part)
+            sources.append([each if storage.is_remote(each) else os.path.abspath(each) for each in found])
     if not section.weights:
         return [(address, 0) for address in sorted({each for source in sources for each in source})], entries
     wanted = [(address, number) for number, source in enumerate(sources) for address in sorted(set(source))]
@@ -100,11 +103,9 @@ def _check_apart(wanted: Sequence[Wanted], parts: Sequence[str]) -> None:
 
 def _read_manifest(part: str, cache: ShardCache) -> Manifest:
     if storage.is_remote(part):
-        # The name's end tells how it is written; a cached copy could be of another day.
-        target = cache.folder / f"manifest{Path(part.partition('?')[0]).suffix}"
-        cache.prepare()
-        storage.fetch(part, target)
-        manifest = Manifest.load(target, folder=part.partition("?")[0].rpartition("/")[0])
+        address, mark, query = part.partition("?")
+        with cache.fetched_now(part, Path(address).suffix) as path:  # a cached copy could be of another day
+            manifest = Manifest.load(path, folder=address.rpartition("/")[0], query=mark + query)
     elif not Path(part).is_file():
         raise ManifestError(f"manifest {part}: there is no such file. Make it with `neuclip data index`.")
     else:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from neuclip_scale.data.cache import ShardCache
 from neuclip_scale.data.captions import Captions, Members, NoCaption
-from neuclip_scale.data.manifest import Manifest, ManifestError
+from neuclip_scale.data.manifest import Manifest, ManifestError, ShardEntry
 from neuclip_scale.data.shards import MemberSpan, ShardError, ShardIndex, index_shard, read_member, storage
 
 MAX_TEXT_BYTES = 1 << 20
@@ -20,7 +22,11 @@ MAX_TEXT_BYTES = 1 << 20
 
 _MAX_OPEN_FILES = 128  # of one process; 1024 is a common limit, and torch needs some to share tensors
 _LOST_SECONDS = 900.0
+_EVICTIONS = 3  # of one shard, each just when it was to be opened
 _UID = re.compile(r"[0-9a-fA-F]{32}")
+
+
+T = TypeVar("T")
 
 
 class UnusableSample(ValueError):  # noqa: N818 - it is no fault of the program
@@ -130,7 +136,7 @@ class SampleReader:
             self._indices.move_to_end(shard)
             return self._indices[shard]
         entry = self._manifest.shards[shard]
-        index = index_shard(self._cache.local(entry.path, entry.version))
+        index = self._opened(entry, index_shard)
         if (index.num_samples, index.num_bytes) != (entry.num_samples, entry.num_bytes):
             raise ManifestError(
                 f"shard {entry.path}: {index.num_samples} samples in {index.num_bytes} bytes, but "
@@ -143,6 +149,13 @@ class SampleReader:
             self._cached_samples -= self._indices.popitem(last=False)[1].num_samples
         return index
 
+    def _opened(self, entry: ShardEntry, use: Callable[[str], T]) -> T:
+        """What `use` makes of the shard's path; fetched again where another process made room of it just now."""
+        for _ in range(_EVICTIONS if storage.is_remote(entry.path) else 0):
+            with contextlib.suppress(FileNotFoundError):
+                return use(self._cache.local(entry.path, entry.version))
+        return use(self._cache.local(entry.path, entry.version))
+
     def _forget_index(self, shard: int) -> None:
         index = self._indices.pop(shard, None)
         self._cached_samples -= index.num_samples if index else 0
@@ -152,7 +165,7 @@ class SampleReader:
             self._files.move_to_end(shard)
         else:
             entry = self._manifest.shards[shard]
-            self._files[shard] = os.open(self._cache.local(entry.path, entry.version), os.O_RDONLY)
+            self._files[shard] = self._opened(entry, lambda path: os.open(path, os.O_RDONLY))
             if len(self._files) > _MAX_OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
         return self._files[shard]

@@ -67,7 +67,7 @@ class _Rows:
     """Samples gathered for a chunk."""
 
     images: list[Tensor] = field(default_factory=list)
-    captions: list[str] = field(default_factory=list)
+    tokens: list[Tensor] = field(default_factory=list)
     sample_index: list[int] = field(default_factory=list)
     uids: list[str] = field(default_factory=list)
     skipped: list[SkippedSample] = field(default_factory=list)
@@ -180,8 +180,13 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         raw = reader.read(sample_index, (self._seed, stream, position))
         image = open_picture(raw.image, self._section.max_image_pixels, self._section.decoder)
         seed = np.random.SeedSequence((_AUGMENTATION, self._seed, stream, position))
-        rows.images.append(self._transform(image, np.random.Generator(np.random.PCG64(seed))))
-        rows.captions.append(raw.caption)
+        pixels = self._transform(image, np.random.Generator(np.random.PCG64(seed)))
+        try:  # here and not for the whole step, where nothing would say whose caption it was
+            tokens = self._tokenizer([raw.caption])
+        except ValueError as error:
+            raise UnusableSample(f"caption that cannot be tokenized: {error}") from error
+        rows.images.append(pixels)
+        rows.tokens.append(tokens)
         rows.sample_index.append(sample_index)
         rows.uids.append(raw.uid)
 
@@ -199,7 +204,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
             check_bad_fraction(num_read, bad_run, bad, limit, "in the shards named")
 
     def _batch(self, rows: _Rows) -> Batch:
-        tokens = self._tokenizer(rows.captions).to(torch.int64)
+        tokens = torch.cat(rows.tokens).to(torch.int64)
         images, indices = torch.stack(rows.images), torch.tensor(rows.sample_index)
         return Batch(images, tokens, indices, tuple(rows.uids), self._normalization, caption_lengths(tokens))
 

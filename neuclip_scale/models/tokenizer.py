@@ -25,6 +25,7 @@ from neuclip_scale.models.text import encoder_context_length, read_encoder_confi
 if TYPE_CHECKING:
     import tokenizers
 
+_ENDLESS_REFERENCE = regex.compile(r"&#[0-9]{20,};?")
 _VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
 _VOCABULARY_LIMIT = 16 * 2**20  # bytes unpacked; the real file has 3.2 MB
 _NUM_MERGES = 49152 - 256 - 2
@@ -143,7 +144,12 @@ def repair(text: str) -> str:
     """Mojibake fixed, HTML entities resolved twice (crawlers often escape twice), ends stripped."""
     if text.isascii() and text.isprintable() and "&" not in text:
         return text.strip()  # nothing to repair, which holds for most captions and saves most of the time
-    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    return _unescape(_unescape(ftfy.fix_text(text))).strip()
+
+
+def _unescape(text: str) -> str:
+    # No character has so many digits, and Python refuses to read a number of thousands of them.
+    return html.unescape(_ENDLESS_REFERENCE.sub("\ufffd", text))
 
 
 def collapse_whitespace(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +15,18 @@ MAX_PIXELS = 1 << 28
 """Larger pictures are refused before they are decoded."""
 
 _FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
+_MODES = {
+    "JPEG": ("L", "RGB", "CMYK"),
+    "PNG": ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"),
+    "WEBP": ("RGB", "RGBA"),
+}
+"""Of Pillow, that a format can hold."""
 _QUALITY = 95
 _MARGIN = 0.1
 """Of a box's longer side: how far the blur reaches beyond the box, and its standard deviation."""
+
+_FARTHEST = 100.0
+"""Of a box's corner, in sides of the picture."""
 
 Box = tuple[float, float, float, float]
 
@@ -58,25 +66,19 @@ class ImageWork:
 
         Raises `ImageError` for what does not decode.
         """
-        from PIL import Image
+        from neuclip_scale.data import decoding
 
         try:
-            with Image.open(io.BytesIO(data)) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise ImageError(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
+            with decoding.image_errors(warned=False), decoding.open_image(data, MAX_PIXELS) as picture:
                 shrink = 0 < self.resize < min(picture.size)
                 if not (shrink or self.encode or boxes):
                     return extension, data
-                done: Any = (
-                    picture.convert("RGB") if boxes and picture.mode not in ("L", "RGB", "RGBA") else picture.copy()
-                )
+                done: Any = _as_one_of(picture, ("L", "RGB", "RGBA")) if boxes else picture.copy()
                 done = blur(done, boxes) if boxes else done
                 done = _shrunk(done, self.resize) if shrink else done
                 name, quality = self._format() if self.encode else (extension, _QUALITY)
                 return name, _encoded(done, _FORMATS[name], quality, picture)
-        except ImageError:
-            raise
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except decoding.ImageError as error:
             raise ImageError(str(error)) from error
 
 
@@ -89,8 +91,8 @@ def face_boxes(raw: bytes) -> list[Box] | None:
         found = [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in boxes]
     except (ValueError, TypeError, AttributeError) as error:
         raise ImageError(f"face_bboxes: {error}") from error
-    if not all(math.isfinite(value) for box in found for value in box):
-        raise ImageError("face_bboxes: a number that is not finite")
+    if not all(abs(value) <= _FARTHEST for box in found for value in box):  # no NaN either
+        raise ImageError(f"face_bboxes: a corner that is not within {_FARTHEST:g} sides of the picture")
     return found
 
 
@@ -122,16 +124,25 @@ def _shrunk(picture: Any, shorter: int) -> Any:
 
     scale = shorter / min(picture.size)
     size = [max(shorter, round(side * scale)) for side in picture.size]
-    picture = picture.convert("RGB") if picture.mode in ("P", "1", "I;16") else picture
+    picture = _as_one_of(picture, ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr"))
     return picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
+def _as_one_of(picture: Any, modes: Sequence[str]) -> Any:
+    """The picture in a mode that is among `modes`, transparent still where one of them can be."""
+    from neuclip_scale.data.decoding import to_rgb
+
+    sees_through = picture.has_transparency_data
+    by_colour = sees_through and picture.mode not in ("LA", "P", "RGBA")  # which neither blur nor filter respects
+    if picture.mode in modes and not by_colour:
+        return picture
+    # As training sees it: Pillow's own conversion shows what lies under what is transparent, and clips 16 bits.
+    return picture.convert("RGBA") if sees_through and "RGBA" in modes else to_rgb(picture)
 
 
 def _encoded(picture: Any, form: str, quality: int, original: Any) -> bytes:
     """Bytes of `picture`, with the orientation and colour profile that `original` has."""
-    if form == "JPEG" and picture.mode not in ("L", "RGB", "CMYK"):
-        picture = picture.convert("RGB")
-    elif form == "WEBP" and picture.mode not in ("RGB", "RGBA"):
-        picture = picture.convert("RGBA" if "A" in picture.mode else "RGB")
+    picture = _as_one_of(picture, _MODES[form])
     kept = {key: original.info[key] for key in ("exif", "icc_profile") if original.info.get(key)}
     if form != "PNG":
         kept["quality"] = quality

@@ -18,7 +18,12 @@ _BEFORE_NESTED = np.frombuffer(b":[, \t\n\r", dtype=np.uint8)
 def json_uid(raw: bytes) -> str | None:
     """The top-level "uid" of a json member as a text, None where there is none; raises ValueError as `json_object`."""
     uid = json_object(raw).get("uid")
-    return None if uid is None else str(uid)
+    return None if uid is None else sayable(str(uid))
+
+
+def sayable(text: str) -> str:
+    """`text` without lone surrogates, which JSON can hold and no file of texts."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def json_object(raw: bytes) -> dict[str, Any]:

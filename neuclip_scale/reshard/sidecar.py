@@ -69,10 +69,13 @@ def _read(
             table = parquet.read(columns=[*columns, *more], use_threads=False)
     except pa.ArrowException as error:
         raise OSError(str(error)) from error
-    keys, uids = (
-        [None if text is None else str(text) for text in table[name].to_pylist()] if name in columns else None
-        for name in ("key", "uid")
-    )
+    try:
+        keys, uids = (
+            [None if text is None else str(text) for text in table[name].to_pylist()] if name in columns else None
+            for name in ("key", "uid")
+        )
+    except UnicodeDecodeError as error:
+        raise OSError(f"a key or uid that is no UTF-8: {error}") from error
     return keys, uids, None if predicate is None else _evaluate(table, predicate, path)
 
 

@@ -16,6 +16,7 @@ from data_helpers import make_loader, take
 
 from neuclip_scale.cli import main
 from neuclip_scale.config import ConfigError, DataConfig
+from neuclip_scale.data.indexing import Describe
 from neuclip_scale.data.manifest import Manifest, ManifestError, build_manifest
 from neuclip_scale.data.run_manifest import run_manifest
 from neuclip_scale.data.shards import expand_shards
@@ -142,6 +143,17 @@ def test_a_manifest_of_others_runs_no_command(tmp_path: Path, shards: Path) -> N
     with pytest.raises(ManifestError, match="must not run one"):
         run_manifest(tmp_path / "run.json", DataConfig(train=str(tmp_path / "m.json")))
     assert not (tmp_path / "owned").exists()
+
+
+def test_a_run_knows_its_own_manifest_where_paths_are_relative(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shards.parent)
+    section = DataConfig(train=shards.name)
+    made = run_manifest(tmp_path / "run" / "manifest.json", section)
+    assert all(Path(shard.path).is_file() and Path(shard.path).is_absolute() for shard in made.shards)
+    monkeypatch.setattr(Describe, "rows", lambda *_: pytest.fail("indexed again"))
+    assert run_manifest(tmp_path / "run" / "manifest.json", section) == made
 
 
 def test_bad_usage(tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

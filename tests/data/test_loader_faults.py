@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import data_helpers
 import pytest
-from data_helpers import make_loader, take
+from data_helpers import byte_tokenizer, make_loader, take
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from neuclip_scale.data import stream_dataset
@@ -119,6 +121,24 @@ def test_skipping_does_not_depend_on_ranks_and_resumes(
     loader = make_loader(manifest, global_batch_size=8)
     loader.load_positions(whole[6].stream_positions)
     assert [step.batch.uids for step in take(loader, 5)] == [step.batch.uids for step in whole[7:]]
+
+
+def test_a_caption_that_cannot_be_tokenized_is_listed(
+    tmp_path: Path, damaged_manifest: Callable[[], Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No text is known to do it; one that did would otherwise end the run, and each that goes on from there."""
+
+    def refuses(captions: list[str]) -> Tensor:
+        if any("good2003" in text for text in captions):
+            raise ValueError("a text of another world")
+        return byte_tokenizer(captions)
+
+    write_faulty(tmp_path, {})
+    monkeypatch.setattr(data_helpers, "byte_tokenizer", refuses)
+    loaded = take(make_loader(damaged_manifest(), global_batch_size=8, max_bad_fraction=1.0), 9)
+    assert {(each.key, each.reason) for step in loaded for each in step.skipped} == {
+        ("good2003", "caption that cannot be tokenized: a text of another world")
+    }
 
 
 def test_too_many_bad_samples_end_the_run(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,10 @@ from data_helpers import make_loader, take
 from s3_server import s3_bucket
 from web_server import Shelf, web_server
 
+from neuclip_scale.cli import main
 from neuclip_scale.config import DataConfig
 from neuclip_scale.data.cache import ShardCache
-from neuclip_scale.data.manifest import Manifest, ManifestError
+from neuclip_scale.data.manifest import Manifest, ManifestError, build_manifest
 from neuclip_scale.data.run_manifest import run_manifest
 from neuclip_scale.data.shards import ShardError, expand_shards, storage
 from neuclip_scale.data.synthetic import write_synthetic_shards
@@ -154,6 +156,73 @@ def test_the_cache_is_bounded_and_the_oldest_goes(shelf: Shelf, folder: Path, tm
         assert shelf.asked["00000.tar"] == asked
         assert cache.local(addresses[0], "another version") != cache.local(addresses[0], "a")
         assert len(opened.read()) == sizes[0]
+
+
+def test_a_shard_evicted_just_before_it_is_opened_is_fetched_again(
+    shelf: Shelf, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = manifest_of(f"{shelf.address}/{{00000..00003}}.tar", tmp_path / "remote")
+    local, evicted = ShardCache.local, list[str]()
+
+    def another_process_makes_room(cache: ShardCache, address: str, version: str, **options: bool) -> str:
+        path = local(cache, address, version, **options)
+        if evicted.count(address) < 2:
+            evicted.append(address)
+            Path(path).unlink()
+        return path
+
+    expected = batches(manifest)
+    monkeypatch.setattr(ShardCache, "local", another_process_makes_room)
+    loaded = take(make_loader(manifest), 5)
+    assert [list(each.batch.uids) for each in loaded] == [uids for uids, _ in expected]
+    assert not any(each.skipped for each in loaded)
+    assert len(evicted) == 2 * NUM_SHARDS
+
+
+def test_check_asks_the_server_and_not_the_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_synthetic_shards(tmp_path / "s", 24, 12, 24, seed=1)
+    with web_server(tmp_path / "s") as shelf:
+        manifest = str(tmp_path / "m.json")
+        assert (
+            main(["data", "index", f"{shelf.address}/{{00000..00001}}.tar", "--output", manifest, "--read-tars"]) == 0
+        )
+        assert main(["data", "check", manifest]) == 0
+        write_synthetic_shards(tmp_path / "s", 30, 15, 24, seed=1)
+        assert main(["data", "check", manifest]) == 1
+        assert "samples 15, the manifest says 12" in capsys.readouterr().out
+        (tmp_path / "s" / "00001.tar").unlink()
+        assert main(["data", "check", manifest]) == 1
+        assert "00001.tar: cannot be read" in capsys.readouterr().out
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.name.startswith(".")]
+
+
+def test_a_command_is_run_again_when_its_shard_is_indexed_again(tmp_path: Path) -> None:
+    write_synthetic_shards(tmp_path / "s", 12, 12, 24, seed=1)
+    address = f"pipe:cat {tmp_path}/s/00000.tar"
+    assert manifest_of(address, tmp_path / "a").num_samples == 12
+    write_synthetic_shards(tmp_path / "s", 15, 15, 24, seed=1)
+    manifest = manifest_of(address, tmp_path / "b")
+    assert manifest.num_samples == 15
+    assert take(make_loader(manifest), 1)
+
+
+def test_shards_of_a_remote_manifest_are_asked_of_its_server(folder: Path, tmp_path: Path) -> None:
+    """Relative to it, with the endpoint of its address."""
+    build_manifest(sorted(map(str, folder.glob("*.tar")))).save(tmp_path / "local.json")
+    document = json.loads((tmp_path / "local.json").read_bytes())
+    for shard in document["shards"]:
+        shard |= {"path": Path(shard["path"]).name, "mtime_ns": 0}
+    (folder / "manifest.json").write_text(json.dumps(document))
+    try:
+        with s3_bucket(folder, "pool/train", tmp_path / "log") as address:
+            manifest = manifest_of(address.format(name="/manifest.json"), tmp_path)
+            assert "endpoint_override" in address
+            assert {shard.path for shard in manifest.shards} == {
+                address.format(name=f"/{number:05d}.tar") for number in range(NUM_SHARDS)
+            }
+            assert batches(manifest) == batches(manifest_of(str(folder), tmp_path / "local"))
+    finally:
+        (folder / "manifest.json").unlink()
 
 
 def test_a_full_disk_is_said_at_once(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,3 +122,11 @@ def test_build_tokenizer_takes_the_presets_context() -> None:
     assert build_tokenizer(ModelConfig()).context_length == 77
     with pytest.raises(ConfigError, match="there is no such preset"):
         build_tokenizer(ModelConfig(preset="VIT-B-32"))
+
+
+def test_a_reference_of_thousands_of_digits_is_no_number() -> None:
+    """Python refuses to read one; others before and after it stand for what they did."""
+    endless = "&#" + "9" * 5000
+    for text in (f"a &amp; {endless}; b &#228;", endless, endless.replace("&", "&amp;")):
+        assert CLIPTokenizer()([text]).shape == (1, 77)
+    assert repair(f"a &amp; {endless}; b &#228;") == "a & \ufffd b ä"

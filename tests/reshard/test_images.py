@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,16 @@ def test_odd_boxes(boxes: list) -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b'{"face_bboxes": [[1, 2]]}', b'{"face_bboxes": 5}', b"[]", b"{", b'{"face_bboxes": [[NaN,0,1,1]]}']
+    "raw",
+    [
+        b'{"face_bboxes": [[1, 2]]}',
+        b'{"face_bboxes": 5}',
+        b"[]",
+        b"{",
+        b'{"face_bboxes": [[NaN,0,1,1]]}',
+        b'{"face_bboxes": [[0,0,1e308,1]]}',
+        b'{"face_bboxes": [[0,0,1e200,1]]}',
+    ],
 )
 def test_broken_boxes_are_an_error(raw: bytes) -> None:
     with pytest.raises(ImageError):
@@ -103,6 +113,56 @@ def test_every_mode_can_be_worked_on(mode: str) -> None:
     data = encoded(noise(40, 30).convert(mode), form)
     for work in (ImageWork(encode="jpg"), ImageWork(encode="webp"), ImageWork(resize=10)):
         assert work.apply("png", data, [(0.1, 0.1, 0.9, 0.9)])[1]
+
+
+def shown(data: bytes, mode: str = "RGB") -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert(mode)).astype(int)
+
+
+def test_what_is_transparent_is_white_in_a_jpeg_and_transparent_elsewhere() -> None:
+    """As training decodes it, not the black that lies under it."""
+    picture = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
+    picture.paste((200, 30, 30, 255), (10, 10, 30, 20))
+    by_palette, by_colour = picture.quantize(8), Image.new("RGB", (40, 30), (1, 2, 3))
+    for data in (
+        encoded(picture),
+        encoded(by_palette),
+        encoded(by_colour, transparency=(1, 2, 3)),
+        encoded(picture, "WEBP"),
+    ):
+        for work in (ImageWork(encode="jpg"), ImageWork(encode="jpg", resize=15)):
+            assert shown(work.apply("png", data, ())[1])[0, 0].min() > 245
+        for work in (
+            ImageWork(encode="webp", resize=15),
+            ImageWork(encode="png:90", resize=15),
+            ImageWork(encode="webp"),
+        ):
+            assert shown(work.apply("png", data, ())[1], "RGBA")[0, 0, 3] == 0
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
+    grey = Image.fromarray(np.full((30, 40), 32768, dtype=np.uint16))
+    data = encoded(grey)
+    for work in (
+        ImageWork(encode="jpg"),
+        ImageWork(encode="webp"),
+        ImageWork(resize=10),
+        ImageWork(encode="jpg", resize=10),
+    ):
+        assert abs(shown(work.apply("png", data, ())[1]).mean() - 127) < 3
+    assert ImageWork(encode="png").apply("png", data, ())[0] == "png"
+
+
+def test_no_picture_starts_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow gives PostScript, whatever its name ends in, to Ghostscript."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(ImageError, match="not a picture in one of the formats"):
+        ImageWork(encode="jpg").apply("jpg", script, ())
+    assert not (tmp_path / "started").exists()
 
 
 @pytest.mark.parametrize("encode", ["gif", "jpg:0", "jpg:x", "webp:101"])

@@ -307,6 +307,18 @@ def test_a_parquet_that_lies_is_not_believed(tmp_path: Path) -> None:
     assert "does not name every key once" in told["00001.tar"]
 
 
+def test_texts_that_are_no_unicode_end_nothing(tmp_path: Path) -> None:
+    """Half a surrogate pair is valid JSON, and a parquet's texts may be any bytes."""
+    (tmp_path / "pool").mkdir()
+    write_tar(tmp_path / "pool/0.tar", [("0000", {"jpg": b"1", "json": b'{"uid": "\\ud800"}'})])
+    write_tar(tmp_path / "pool/1.tar", [("0001", {"jpg": b"2"})])
+    bad = pa.array([b"\xff\xfe"], pa.binary()).cast(pa.string(), safe=False)
+    pq.write_table(pa.table({"key": ["0001"], "uid": bad}), tmp_path / "pool/1.parquet")
+    assert run("-i", tmp_path / "pool", "-o", tmp_path / "out", "-j", 1, "--verify") == 0
+    assert len(read_tar(outputs(tmp_path / "out")[0])) == 2
+    assert "no UTF-8" in report(tmp_path / "out")["parquets_not_believed"]["1.tar"]
+
+
 def test_without_json_the_parquet_names_uids_and_without_both_the_key(tmp_path: Path) -> None:
     rows = [[Sample(f"{s}{i}", uid_of(f"{s}{i}"), in_json=False) for i in range(5)] for s in range(2)]
     write_pool(tmp_path / "pool", rows)
