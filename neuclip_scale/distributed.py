@@ -283,6 +283,13 @@ def start_all_reduce_sum(tensor: Tensor) -> Callable[[], None]:
     return finish
 
 
+@torch.no_grad()
+def broadcast_from_main(tensor: Tensor) -> None:
+    """Overwrite `tensor` with rank 0's (collective)."""
+    if world_size() > 1:
+        dist.broadcast(tensor, 0)
+
+
 def seed_everything(seed: int, offset: int = 0) -> None:
     """Seed Python, NumPy and torch; `offset` (the rank, say) makes streams differ where they should."""
     random.seed(seed + offset)

@@ -58,6 +58,10 @@ def create_optimizer(model: CLIP, section: OptimConfig) -> torch.optim.Optimizer
     if section.name not in known:
         remedy = f"Choose adamw or one of timm's: {', '.join(known)}."
         raise ConfigError("optim.name", section.name, "timm has no such optimizer", remedy)
+    if section.name.startswith("kron"):
+        raise ConfigError(
+            "optim.name", section.name, "what it keeps are lists, which no checkpoint here holds", "Choose another."
+        )
     info = library.get_optimizer_info(section.name)
     options: dict[str, Any] = {}
     if info.has_betas and info.num_betas == 2:

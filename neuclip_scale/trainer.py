@@ -19,6 +19,7 @@ from neuclip_scale.config import (
     micro_batch_size,
     num_micro_batches,
     num_steps,
+    unused_length,
 )
 from neuclip_scale.cost import PackedTokens, StepArithmetic
 from neuclip_scale.data.batch import Batch
@@ -44,6 +45,7 @@ from neuclip_scale.objectives import ObjectiveOutput, create_objective
 from neuclip_scale.objectives.registry import Problem
 from neuclip_scale.objectives.temperature import out_of_reach
 from neuclip_scale.optim import schedule_factor, set_learning_rates
+from neuclip_scale.run_attempts import check_run_dir, check_trained_by_no_other
 from neuclip_scale.run_state import RunState, StopSignal
 from neuclip_scale.run_summary import run_summary
 from neuclip_scale.sections import StepTimer, left_out, section
@@ -68,6 +70,7 @@ class Trainer:
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         check_recipe(config, self.world_size)
         check_places(config)
+        distributed.on_main(lambda: check_run_dir(Path(config.run_dir)))
         if config.train.precision == "fp16" and self.device.type == "cpu":
             raise ConfigError("train.precision", "fp16", "there is no GPU here", "Use bf16 or fp32 on a CPU.")
         self.run_dir = Path(config.run_dir)
@@ -124,13 +127,8 @@ class Trainer:
         self._all_pairs: ReferencePairs | None = None
         if start_from is not None:
             self.run_state.load(start_from, self.engine, self.objective, self.loader, self.manifest)
-        self.watch = HangWatch(
-            self.run_dir,
-            self.rank,
-            self.world_size,
-            config.train.hang_timeout_seconds,
-            self.arithmetic.facts(self.num_steps),
-        )
+        facts, patience = self.arithmetic.facts(self.num_steps), config.train.hang_timeout_seconds
+        self.watch = HangWatch(self.run_dir, self.rank, self.world_size, patience, facts)
 
     def fit(self) -> dict[str, Any]:
         """Train to the end, or to a stop signal (collective); returns what summary.json holds.
@@ -139,6 +137,7 @@ class Trainer:
         Raises NonFiniteLossError, TooManyBadSamples, CheckpointError.
         """
         config, state = self.config, self.run_state
+        distributed.on_main(lambda: check_trained_by_no_other(self.run_dir))  # it may have begun since
         if distributed.is_main():
             files.write_text(self.run_dir / "config.yaml", dump_recipe(config))
         skips = SkipLog(self.run_dir / "skipped" / f"rank_{self.rank:05d}.jsonl")
@@ -158,7 +157,8 @@ class Trainer:
             if faulty := self.manifest.faulty_shards:
                 first = f"first {faulty[0].path}: {faulty[0].fault}"
                 logger.message(f"{len(faulty)} damaged shard(s), listed in {skips.path.parent}; {first}")
-            if warning := out_of_reach(config.objective, self.manifest.num_samples, config.train.global_batch_size):
+            beyond = out_of_reach(config.objective, self.manifest.num_samples, config.train.global_batch_size)
+            for warning in filter(None, (beyond, unused_length(config.train))):
                 logger.message(f"warning: {warning}")
             self._catch_up(logger)
             self._run_steps(skips, logger, stop)

@@ -22,7 +22,7 @@ source "$here/common.sh"
 if [[ -z ${SLURM_JOB_ID:-} ]]; then
     [[ " $*" == *" --manifest"* && " $*" == *" --download"* ]] ||
         fail 2 "usage: slurm/audit.sh --manifest LIST --download DIR --output DIR ...   given: '$*'"
-    submit "$0" "$@"
+    submit ${on_cpus[@]+"${on_cpus[@]}"} "$0" "$@"
     echo "submitted: $job"
     exit
 fi

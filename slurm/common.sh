@@ -29,6 +29,9 @@ else
     neuclip=(neuclip)
 fi
 
+# Jobs without GPUs: `submit "${on_cpus[@]}" ...`, for which a partition of their own may be set.
+on_cpus=(${NEUCLIP_CPU_OPTIONS[@]+"${NEUCLIP_CPU_OPTIONS[@]}"})
+
 # Submitting: `submit ARGUMENTS...` leaves the id in $job. Once one is refused, those before it are cancelled.
 submitted=()
 submit() {
@@ -66,6 +69,8 @@ train() {
     while [[ ${1:-} == --check || ${1:-} == --nodes ]]; do
         if [[ $1 == --check ]]; then only_check=1 && shift && continue; fi
         [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail 2 "--nodes '${2:-}': give a number, 1 or more"
+        [[ -z ${SLURM_JOB_ID:-} || $only_check == 1 || $2 == "$nodes" ]] ||
+            fail 2 "--nodes $2 comes too late for a job of $nodes: sbatch --nodes=$2 $0 ..., or without sbatch"
         nodes=$2 && shift 2
     done
     train_arguments ${given[@]+"${given[@]}"} "$@"

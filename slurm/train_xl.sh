@@ -1,6 +1,7 @@
 #!/bin/bash
 # DataComp xlarge: ViT-L/14, 12.8 billion samples, global batch 90,112, bf16, ZeRO, gradient cache; 16 nodes or
-# any number whose GPUs divide the recipe's data.num_streams (1, 2, 4, ... 128).
+# another number whose GPUs divide the recipe's data.num_streams: 1, 2, 4, ... 32; 64 and 128 with
+# train.micro_batch_size=0, for then a GPU has fewer pairs than a micro-batch.
 #
 #     sbatch slurm/train_xl.sh [RECIPE ARGUMENTS ...]                        as a job, with sbatch's own options
 #     slurm/train_xl.sh [--nodes N] [--check] [RECIPE ARGUMENTS ...]         checked here first, then submitted

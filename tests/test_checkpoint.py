@@ -326,6 +326,7 @@ def test_another_model_or_objective_is_refused() -> None:
     assert "objective.npn.num_prototypes (4096 there, 8 here)" in str(caught.value)
     assert "compile" not in str(caught.value)
     check_compatible(saved, parse(Recipe, {"objective": {"tile_size": 7}, "train": {"num_steps": 5}}))
+    check_compatible(saved, parse(Recipe, {"objective": {"npn": {"cuda_graphs": True}}}))
 
 
 def save_on_two_ranks(rank: int, folder: Path) -> None:

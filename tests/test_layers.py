@@ -23,6 +23,7 @@ LAYERS = {
     "html": 0,
     "rank_logs": 0,
     "run_folder": 0,
+    "data.decoding": 0,
     "data.manifest": 0,
     "data.manifest_file": 0,
     "data.shards": 0,

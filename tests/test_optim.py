@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from neuclip_scale.config import ConfigError, OptimConfig, check_recipe, load_recipe
-from neuclip_scale.models.building import build_model
+from neuclip_scale.engines import Engine, create_engine
+from neuclip_scale.models.building import build_model, create_model
+from neuclip_scale.models.presets import get_preset
 from neuclip_scale.optim import create_optimizer, parameter_groups, schedule_factor, set_learning_rates
 
 
@@ -57,6 +59,40 @@ def test_optimizers_of_timm_take_the_recipes_options(name: str) -> None:
     for _ in range(2):  # the first of adopt only measures
         optimizer.step()
     assert all(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adan", "adamp", "laprop", "nadamlegacy", "adafactorbv", "lamb", "muon"])
+def test_what_an_optimizer_keeps_comes_back_to_the_bit(name: str) -> None:
+    """Also steps counted in Python, whose powers have more digits than a tensor's, and moments in bf16."""
+    config = load_recipe("demo", {"model.preset": "toy", "optim.name": name, "engine.device": "cpu"})
+
+    def started() -> Engine:
+        torch.manual_seed(0)
+        return create_engine(build_model(config), config, torch.device("cpu"))
+
+    def go_on(engine: Engine, steps: range) -> None:
+        for step in steps:
+            generator = torch.Generator().manual_seed(step)
+            for parameter in engine.module.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            engine.step(0.0)
+
+    whole = started()
+    go_on(whole, range(4))
+    saved = {key: {name: part.clone() for name, part in kept.items()} for key, kept in whole.named_state()}
+    scalars = whole.scalar_state()
+    go_on(whole, range(4, 7))
+    resumed = started()
+    resumed.load_named_state(lambda key: dict(saved[key]))
+    resumed.load_scalar_state(scalars)
+    go_on(resumed, range(4, 7))
+    for one, other in zip(whole.module.parameters(), resumed.module.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_optimizer_that_no_checkpoint_holds_is_refused_before_it_trains() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.name = 'kron': what it keeps are lists"):
+        create_optimizer(create_model(get_preset("toy")), OptimConfig(name="kron"))
 
 
 def test_an_unknown_optimizer_is_an_error_with_the_known_ones() -> None:

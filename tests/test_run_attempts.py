@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuclip_scale import cli
+from neuclip_scale.config import ConfigError, dump_recipe, load_recipe
 from neuclip_scale.heartbeat import Beat, write_beat
-from neuclip_scale.run_attempts import AttemptsError, begin_attempt, end_attempt, read_attempts
+from neuclip_scale.run_attempts import (
+    AttemptsError,
+    begin_attempt,
+    check_run_dir,
+    check_trained_by_no_other,
+    end_attempt,
+    read_attempts,
+)
 from neuclip_scale.run_folder import furthest_step, last_metrics, newest_checkpoint
 
 
@@ -192,3 +205,82 @@ def test_check_names_the_field_and_the_remedy(capsys: pytest.CaptureFixture[str]
     assert "data.num_streams = 1024: not a multiple of the 88 ranks. Use 704" in said.err
     assert "data.train = ''" in said.err
     assert "GiB, and a GPU has 16" in said.err
+
+
+def beat_of(pid: int, host: str, at: float, **more: Any) -> Beat:
+    return Beat(time=at, rank=0, host=host, pid=pid, step=7, step_seconds=0.0, section="", place=0, **more)
+
+
+def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
+    """On this host the other lives while its process does, whenever it beat last."""
+    check_run_dir(tmp_path / "new" / "run")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        host, later = socket.gethostname(), time.time() + 1
+        write_beat(tmp_path, beat_of(other.pid, host, later))
+        with pytest.raises(ConfigError, match=rf"process {other.pid} on {host} trains it now, at step 7. Wait"):
+            check_run_dir(tmp_path)
+        write_beat(tmp_path, beat_of(other.pid, host, later, state="ended"))
+        check_run_dir(tmp_path)
+        write_beat(tmp_path, beat_of(other.pid, host, time.time() - 3600))  # a number that was given again
+        check_run_dir(tmp_path)
+        write_beat(tmp_path, beat_of(other.pid, host, later))
+        other.kill()
+        psutil.wait_procs([psutil.Process(other.pid)], timeout=0.1)  # dead, and nobody has asked for it yet
+        check_run_dir(tmp_path)
+    write_beat(tmp_path, beat_of(os.getpid(), host, later))
+    check_run_dir(tmp_path)
+
+
+def test_a_run_of_another_host_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_beat(tmp_path, beat_of(1, "elsewhere", time.time(), job="8"))
+    check_trained_by_no_other(tmp_path, 0.2)
+    stop = Event()
+
+    def go_on() -> None:
+        while not stop.wait(0.02):
+            write_beat(tmp_path, beat_of(1, "elsewhere", time.time(), job="8"))
+
+    beating = Thread(target=go_on)
+    beating.start()
+    try:
+        with pytest.raises(ConfigError, match="process 1 on elsewhere trains it now"):
+            check_trained_by_no_other(tmp_path, 5)
+        monkeypatch.setenv("SLURM_JOB_ID", "8")  # its own job, which `job begin` has let in
+        check_trained_by_no_other(tmp_path, 5)
+    finally:
+        stop.set()
+        beating.join()
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_run_folder_that_cannot_be(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run_dir = .*cannot be written .*Give another folder"):
+        check_run_dir(tmp_path / name)
+
+
+def test_a_check_before_the_queue_tells_what_would_end_the_run_on_its_nodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(*more: str) -> tuple[int, str]:
+        given = [f"run_dir={tmp_path}/run", "data.train=/nope", *more]
+        status = cli.main(["job", "check", "--world-size", "1", "demo", *given])
+        return status, capsys.readouterr().err
+
+    status, said = check()
+    assert status == 0
+    assert "warning: data.train: shards '/nope'" in said
+    (tmp_path / "file").write_text("")
+    status, said = check(f"run_dir={tmp_path}/file/run")
+    assert status == 2
+    assert "cannot be written to" in said
+    (tmp_path / "run/checkpoints/step_000000005").mkdir(parents=True)
+    (tmp_path / "run/config.yaml").write_text(dump_recipe(load_recipe("demo", {})))
+    assert check()[0] == 0
+    status, said = check("objective.name=openclip")
+    assert status == 2
+    assert "objective.name ('neuclip' there, 'openclip' here)" in said
+    monkeypatch.setattr("neuclip_scale.commands.job.find_spec", lambda name: None)
+    status, said = check("engine.name=deepspeed")
+    assert status == 2
+    assert "pip install 'neuclip-scale[deepspeed]'" in said

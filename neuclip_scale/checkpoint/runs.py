@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # They change memory and speed only; a run may go on with another value.
 FREE_TO_CHANGE = {
     "model.grad_checkpointing", "model.compile", "model.cuda_graphs", "objective.tile_size", "objective.exchange",
+    "objective.npn.cuda_graphs",
 }  # fmt: skip
 
 

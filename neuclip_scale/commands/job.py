@@ -6,9 +6,10 @@ import argparse
 import os
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-from neuclip_scale.config import ConfigError, Recipe, check_places, check_recipe
+from neuclip_scale.config import ConfigError, Recipe, check_places, check_recipe, load_recipe
 
 EXIT_CODES = """What a script wants is printed on standard output, what people want on standard error.
 Exit status: 0 done, 1 failed, 2 bad usage or a recipe that cannot be run."""
@@ -65,12 +66,37 @@ def _check(train: list[str], world_size: int, gpu_memory_gib: float) -> int:
     recipe, _ = read_arguments(train)
     check_places(recipe)
     check_recipe(recipe, world_size)
+    _check_start(recipe)
     told = f"{recipe.name}: {recipe.train.global_batch_size} pairs a step over {world_size} ranks"
     if gpu_memory_gib:
         told += f", {_fits(recipe, world_size, gpu_memory_gib):.1f} of {gpu_memory_gib:g} GiB on each"
     print(told, file=sys.stderr)
     print(recipe.run_dir, recipe.data.train, sep="\n")
     return 0
+
+
+def _check_start(recipe: Recipe) -> None:
+    """What would end the run on its nodes, as far as it can be told from here; raises ConfigError."""
+    from neuclip_scale.checkpoint import check_compatible
+    from neuclip_scale.data.shards import ShardError, expand_source, split_sources, storage
+    from neuclip_scale.run_folder import newest_checkpoint
+
+    if recipe.engine.name == "deepspeed" and find_spec("deepspeed") is None:
+        raise ConfigError(
+            "engine.name", "deepspeed", "DeepSpeed is not installed", "pip install 'neuclip-scale[deepspeed]'"
+        )
+    run_dir = Path(recipe.run_dir)
+    there = next(path for path in (run_dir, *run_dir.resolve().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError("run_dir", recipe.run_dir, f"{there} cannot be written to", "Give another folder.")
+    if recipe.resume == "auto" and newest_checkpoint(run_dir) and (run_dir / "config.yaml").is_file():
+        check_compatible(load_recipe(str(run_dir / "config.yaml"), {}), recipe)
+    try:
+        for part in split_sources(recipe.data.train):
+            if not storage.is_remote(part) and not Path(part).is_file():
+                expand_source(part)
+    except ShardError as error:  # which the nodes may have and this machine not
+        print(f"warning: data.train: {error}", file=sys.stderr)
 
 
 def _fits(recipe: Recipe, world_size: int, gpu_memory_gib: float) -> float:

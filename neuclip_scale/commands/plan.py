@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 
 from neuclip_scale.commands.train import split_arguments
-from neuclip_scale.config import ConfigError, Recipe, load_recipe
+from neuclip_scale.config import ConfigError, Recipe, load_recipe, unused_length
 from neuclip_scale.files import atomic_file, write_json
 from neuclip_scale.planning.site import Assumptions, Site, check_site
 from neuclip_scale.planning.sweep import Sweep
@@ -74,6 +74,8 @@ def main(argv: list[str]) -> int:
     arguments = tyro.cli(PlanArguments, args=options, prog="neuclip plan")
     config = load_recipe(arguments.recipe, overrides)
     _check(arguments)
+    if warning := unused_length(config.train):
+        print(f"warning: {warning}", file=sys.stderr)
     from neuclip_scale.planning import GPU_TYPES, plan_run
     from neuclip_scale.planning.measured import read_measured
 
@@ -99,12 +101,14 @@ def main(argv: list[str]) -> int:
 def _check(arguments: PlanArguments) -> None:
     """Options that would be ignored."""
     drawn = {"--plot": arguments.plot, "--beside": arguments.beside}
-    only = drawn | (
-        {"--gpus, --engines, --interconnects or --pairs-per-gpu": True} if arguments.sweep != Sweep() else {}
-    )
-    for option, given in only.items():
+    usual = vars(Sweep())
+    swept = {
+        f"--{name.replace('_', '-')}": value for name, value in vars(arguments.sweep).items() if value != usual[name]
+    }
+    for option, given in (drawn | swept).items():
         if given and not arguments.scaling:
-            raise ConfigError(option, _plain(given), "is of --scaling alone", "Add --scaling, or leave it out.")
+            remedy = "Add --scaling, or leave it out; one site is --nodes N --gpus-per-node M."
+            raise ConfigError(option, _plain(given), "is of --scaling alone", remedy)
     if arguments.beside and not arguments.plot:
         raise ConfigError("--beside", _plain(arguments.beside), "nothing is drawn", "Add --plot FILE.")
 

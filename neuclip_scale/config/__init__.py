@@ -14,6 +14,7 @@ from neuclip_scale.config.checking import (
     num_micro_batches,
     num_steps,
     pairs_encoded_again,
+    unused_length,
 )
 from neuclip_scale.config.errors import ConfigError
 from neuclip_scale.config.reading import dump_recipe, load_recipe, parse, recipe_names
@@ -62,4 +63,5 @@ __all__ = [
     "pairs_encoded_again",
     "parse",
     "recipe_names",
+    "unused_length",
 ]

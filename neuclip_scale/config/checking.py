@@ -73,6 +73,16 @@ def check_places(recipe: Recipe) -> None:
         raise ConfigError("data.train", "", "there is no training data", "Give --data.train SHARDS.")
 
 
+def unused_length(section: TrainConfig) -> str:
+    """What to say of a length that does not count; empty where none was given."""
+    if not (section.num_steps and section.epochs):
+        return ""
+    return (
+        f"train.epochs = {section.epochs:g} does not count: train.num_steps = {section.num_steps} decides. "
+        "Add train.num_steps=0 to go by epochs."
+    )
+
+
 def _check_ranges(recipe: Recipe) -> None:
     """Each number by itself."""
     positive = {

@@ -104,6 +104,9 @@ class Manifest:
         try:
             rows = manifest_file.read(Path(path))
             shards = tuple(ShardEntry(**row) for row in rows)
+        except OSError as error:
+            remedy = "It is a file that `neuclip data index` writes; give that."
+            raise ManifestError(f"manifest {path}: cannot be read ({error.strerror or error}). {remedy}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise ManifestError(f"manifest {path}: {error}. Delete it and index the shards anew.") from error
         return cls(_checked(tuple(replace(shard, path=_in_folder(shard.path, folder, query)) for shard in shards)))

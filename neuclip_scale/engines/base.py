@@ -116,7 +116,7 @@ class Engine(ABC):
     def _state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """The parameter's value, whole, and what the optimizer keeps of it (collective where it is sharded)."""
         kept = self.optimizer.state.get(parameter, {})
-        whole = {key: full(torch.as_tensor(value)) for key, value in kept.items()}
+        whole = {key: full(_as_tensor(value)) for key, value in kept.items()}
         return {"value": full(parameter.detach()), **whole}
 
     def _load_state_of(self, parameter: nn.Parameter, kept: dict[str, Tensor]) -> None:
@@ -126,21 +126,24 @@ class Engine(ABC):
         if parameter.requires_grad:
             on_device = any(group.get("fused") or group.get("capturable") for group in self.optimizer.param_groups)
             self.optimizer.state[parameter] = {
-                key: value.to(own.device if on_device else "cpu", copy=True)
+                key: _as_it_was(value, own.device if on_device else torch.device("cpu"))
                 if value.ndim == 0
-                else like(parameter, value.to(own.dtype))
+                else like(parameter, value)
                 for key, value in kept.items()
             }
 
     def scalar_state(self) -> dict[str, Any]:
         """What is one for the whole model: the loss scaler's state, and the steps that optimizers count by group."""
         steps = [group["step"] for group in self.optimizer.param_groups if "step" in group]
-        return {"group_step": max(map(float, steps))} if steps else {}
+        if not steps:
+            return {}
+        return {"group_step": max(steps if all(isinstance(step, int) for step in steps) else map(float, steps))}
 
     def load_scalar_state(self, state: dict[str, Any]) -> None:
         """Inverse of `scalar_state`."""
         for group in self.optimizer.param_groups if "group_step" in state else ():
-            group["step"] = torch.tensor(state["group_step"])
+            step = state["group_step"]
+            group["step"] = step if isinstance(step, int) else torch.tensor(step)
 
     def start_average(self, decay: float) -> None:
         """Keep a running average of the trained weights from here on."""
@@ -191,6 +194,18 @@ def inputs(batch: Batch, towers: Towers) -> tuple[Tensor | None, Tensor | None, 
     if towers == "image":
         return batch.images, None, None
     return None if towers == "text" else batch.images, batch.tokens, batch.packing
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """A number that an optimizer counts in Python as int64 or float64, which no optimizer keeps as a tensor."""
+    if isinstance(value, (int, float)):
+        return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
+    return torch.as_tensor(value)
+
+
+def _as_it_was(value: Tensor, device: torch.device) -> Any:
+    """Inverse of `_as_tensor`: powers of Python's numbers have digits that a tensor's have not."""
+    return value.item() if value.dtype in (torch.int64, torch.float64) else value.to(device, copy=True)
 
 
 def local_part(tensor: Tensor) -> Tensor:

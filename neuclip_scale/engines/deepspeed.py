@@ -17,7 +17,7 @@ from neuclip_scale import distributed
 from neuclip_scale.config import ConfigError, Recipe
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.engines.base import Engine, inputs
-from neuclip_scale.engines.zero_settings import IN_ZERO3, read_settings, recipe_settings, zero_stage
+from neuclip_scale.engines.zero_settings import IN_ZERO3, check_average, read_settings, recipe_settings, zero_stage
 from neuclip_scale.models.building import fill, filled_blocks
 from neuclip_scale.models.clip import CLIP, CLIPOutput, Towers
 from neuclip_scale.optim import create_optimizer, parameter_groups
@@ -63,6 +63,7 @@ class DeepSpeedEngine(Engine):
                 f"ZeRO {self.stage} gives an optimizer slices of flattened parameters, where norms would be wrong",
                 "Use adamw, the file zero0, or engine.name=ddp or fsdp2.",
             )
+        check_average(config, settings)
         distributed.ensure_process_group(device)
         if device.type == "cpu":
             # Collectives through shared memory, which would be compiled at each machine's first use: gloo has its own.
@@ -194,9 +195,10 @@ class DeepSpeedEngine(Engine):
             return
         zero: Any = self.optimizer
         integer = "CPUAdam" in type(self._inner).__name__
+        on_device = any(group.get("fused") or group.get("capturable") for group in self._inner.param_groups)
         for part in zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups:
             self._inner.state[part] = {
-                "step": int(step) if integer else step.clone(),
+                "step": int(step) if integer else step.to(part.device if on_device else "cpu", copy=True),
                 **{key: torch.zeros_like(part) for key in MOMENTS},
             }
         self._link_moments()

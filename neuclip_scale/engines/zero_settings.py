@@ -31,7 +31,7 @@ IN_ZERO3 = "ZeRO 3 gathers parameters by hooks in the middle of what would be co
 def read_settings(name: str) -> dict[str, Any]:
     """The ZeRO settings of a JSON file, or of the one called `name` in `ds_configs/`; raises `ConfigError`."""
     field = "engine.deepspeed.config"
-    folders = [Path("ds_configs"), Path(__file__).parents[2] / "ds_configs"]
+    folders = [Path("ds_configs"), Path(__file__).parents[1] / "ds_configs"]
     found = [path for path in (Path(name), *(folder / f"{name}.json" for folder in folders)) if path.is_file()]
     if not found:
         known = sorted(path.stem for folder in folders[::-1] for path in folder.glob("*.json"))
@@ -53,6 +53,21 @@ def read_settings(name: str) -> dict[str, Any]:
 def zero_stage(settings: dict[str, Any]) -> int:
     """Which of ZeRO's stages they ask for."""
     return int(settings.get("zero_optimization", {}).get("stage", 0))
+
+
+def check_average(config: Recipe, settings: dict[str, Any]) -> None:
+    """Raise `ConfigError` where an average of the weights could not take their place: of parameters that ZeRO 3 keeps
+    whole on every rank, each rank's part is not what a forward pass reads.
+    """
+    kept = settings.get("zero_optimization", {}).get("stage3_param_persistence_threshold", 100_000)
+    if zero_stage(settings) == 3 and config.optim.ema_decay > 0 and kept != 0:
+        raise ConfigError(
+            "optim.ema_decay",
+            config.optim.ema_decay,
+            f"ZeRO 3 keeps parameters of up to {kept} numbers whole (stage3_param_persistence_threshold, by default "
+            "100000), which an average cannot take the place of",
+            f"Set it to 0 in {config.engine.deepspeed.config}, as the packaged zero3 does.",
+        )
 
 
 def recipe_settings(config: Recipe) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from neuclip_scale.config.schema import EvaluationConfig
 from neuclip_scale.evaluation.datasets import EvaluationDataError, ImageTransform, open_set
 from neuclip_scale.evaluation.sharing import ALL, my_share
 from neuclip_scale.evaluation.suite import evaluate_folder, find_sets
+from neuclip_scale.models.batch_norm import share_running_statistics
 from neuclip_scale.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class TrainingEvaluation:
         folder = Path(self.section.data)
         with engine.averaged(), engine.module.compiling_nothing_new():
             if not engine.forward_is_collective:
+                share_running_statistics(engine.module)
                 return evaluate_folder(engine.module, folder, tokenizer, transform, device, share=my_share())
             return distributed.on_main(
                 lambda: evaluate_folder(engine.module, folder, tokenizer, transform, device, share=ALL), with_all=True

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from neuclip_scale import distributed
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -33,6 +36,15 @@ def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, (momentum, count) in zip(layers, saved, strict=True):
             layer.momentum, layer.num_batches_tracked = momentum, count
+
+
+@torch.no_grad()
+def share_running_statistics(module: nn.Module) -> None:
+    """Give all ranks those of rank 0, which checkpoints keep (collective): each rank's are of its own pairs."""
+    for layer in _recording_layers(module):
+        for statistics in (layer.running_mean, layer.running_var):
+            if statistics is not None:
+                distributed.broadcast_from_main(statistics)
 
 
 def _recording_layers(module: nn.Module) -> list[_BatchNorm]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from neuclip_scale import distributed
 from neuclip_scale.normalizers.replaying import Replays
-from neuclip_scale.similarity.choosing import Kernels, choose
+from neuclip_scale.similarity.choosing import Kernels, choose, choose_alike
 
 ADAGRAD_EPS = 1e-10
 KERNELS = Kernels("NPN with {} prototypes", "neuclip_scale.normalizers.triton_npn_check")
@@ -95,7 +95,8 @@ class NormalizerPredictionNetwork(nn.Module):
         anchors. g does not depend on the prototypes, so the B x B similarities behind it are not computed again.
         """
         target = self._predict(log_g)  # log(eps + g)
-        if choose(KERNELS, self.weight).name == "triton":
+        # Both reduce a gradient, Triton's before it is projected: a sum of the two would be neither.
+        if choose_alike(KERNELS, self.weight).name == "triton":
             from neuclip_scale.normalizers import triton_npn
 
             batch = anchors, positive_similarity, temperature, sample_index, target

@@ -53,7 +53,8 @@ class Exact(MarginObjective):
             raise ValueError("exact: sample_index is missing; it says which pair is the anchor's own.")
         if self._features is None or self.num_steps % self.refresh_every == 0:
             self._features = self._encode()
-        features = self._features
+        # A checkpoint's are wherever it was read.
+        self._features = features = DatasetFeatures(*(each.to(pairs.image.device) for each in self._features))
         places = features.positions(pairs.local_rows(world_index))
         rows = torch.stack(
             exact_log_normalizers(

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from neuclip_scale import distributed
+
 VARIABLE = "NEUCLIP_SIMILARITY"
 MIN_CAPABILITY = (8, 0)
 """Of an NVIDIA GPU: bf16 and TF32 tensor cores."""
@@ -56,6 +58,23 @@ def choose(kernels: Kernels, rows: Tensor) -> Choice:
 def choose_for(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> Choice:
     """As `choose`, for rows of `dim` numbers."""
     return _choose(kernels, os.environ.get(VARIABLE, "auto"), device, dtype, dim)
+
+
+def choose_alike(kernels: Kernels, rows: Tensor) -> Choice:
+    """As `choose`, the same on all ranks, for work that they share piece by piece: torch where one of them must
+    (collective, the first time).
+    """
+    return _choose_alike(kernels, choose(kernels, rows), rows.device, distributed.world_size())
+
+
+@cache
+def _choose_alike(kernels: Kernels, own: Choice, device: torch.device, world_size: int) -> Choice:
+    names = distributed.gather_objects(own.name)
+    if len(set(names)) == 1:
+        return own
+    others = ", ".join(str(rank) for rank, name in enumerate(names) if name == "torch")
+    log.warning("%s: torch on all ranks, for these must and their logs say why: %s", kernels.check, others)
+    return Choice("torch", f"ranks {others} must")
 
 
 @cache

@@ -19,7 +19,7 @@ from neuclip_scale.config import ConfigError, DataConfig
 from neuclip_scale.data.indexing import Describe
 from neuclip_scale.data.manifest import Manifest, ManifestError, build_manifest
 from neuclip_scale.data.run_manifest import run_manifest
-from neuclip_scale.data.shards import expand_shards
+from neuclip_scale.data.shards import ShardError, expand_shards
 from neuclip_scale.data.synthetic import write_synthetic_shards
 
 
@@ -154,6 +154,21 @@ def test_a_run_knows_its_own_manifest_where_paths_are_relative(
     assert all(Path(shard.path).is_file() and Path(shard.path).is_absolute() for shard in made.shards)
     monkeypatch.setattr(Describe, "rows", lambda *_: pytest.fail("indexed again"))
     assert run_manifest(tmp_path / "run" / "manifest.json", section) == made
+
+
+@pytest.mark.parametrize("name", ["nope.json", "set"])
+def test_what_is_no_manifest_is_told_in_a_line(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main(["data", "check", str(tmp_path / name)]) == 1
+    said = capsys.readouterr().err
+    assert f"error: manifest {tmp_path / name}: cannot be read" in said
+    assert "`neuclip data index` writes" in said
+
+
+def test_a_folder_of_folders_is_told_what_it_holds(tmp_path: Path, shards: Path) -> None:
+    with pytest.raises(ShardError, match=r"the folder '.*' holds no \*\.tar; its folders: set\. Give the shards'"):
+        expand_shards(str(tmp_path))
 
 
 def test_bad_usage(tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -261,3 +261,12 @@ def test_a_zero_file_may_not_decide_what_the_recipe_decides(folder: str, tmp_pat
         train(folder, "never", zero("zero7"))
     with pytest.raises(ConfigError, match=r"engine\.fsdp\.replicas"):
         train(folder, "never", FSDP2 | {"engine.fsdp.replicas": 3})
+
+
+def test_an_average_needs_parameters_in_parts(folder: str, tmp_path: Path) -> None:
+    """ZeRO 3 reads small parameters where it keeps them whole, unless the file says otherwise."""
+    path = tmp_path / "mine.json"
+    averaging = {"optim.ema_decay": 0.9}
+    path.write_text('{"zero_optimization": {"stage": 3}}')
+    with pytest.raises(ConfigError, match=r"optim\.ema_decay = 0\.9: ZeRO 3 keeps .*100000.* Set it to 0 in .*mine"):
+        train(folder, "never", zero(str(path)) | averaging)

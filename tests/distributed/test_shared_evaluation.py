@@ -11,6 +11,7 @@ import torch
 from datacomp_helpers import write_classification, write_pairs, write_suite
 from ranks import run_ranks
 
+from neuclip_scale import distributed
 from neuclip_scale.config import ModelConfig, Recipe, load_recipe
 from neuclip_scale.data.synthetic import write_synthetic_shards
 from neuclip_scale.data.transforms import EvalTransform
@@ -20,7 +21,9 @@ from neuclip_scale.evaluation.datasets import EvaluationDataError
 from neuclip_scale.evaluation.encoders import Encoders
 from neuclip_scale.evaluation.sharing import gather_shares, my_share
 from neuclip_scale.evaluation.suite import evaluate_folder
-from neuclip_scale.models.building import build_model
+from neuclip_scale.models.batch_norm import share_running_statistics
+from neuclip_scale.models.building import build_model, create_model
+from neuclip_scale.models.presets import get_preset
 from neuclip_scale.models.tokenizer import CLIPTokenizer
 
 pytestmark = pytest.mark.distributed
@@ -159,3 +162,20 @@ def test_a_run_evaluates_at_chosen_samples_on_all_ranks(tmp_path: Path, engine: 
     again = [json.loads(line) for line in (tmp_path / "one/evaluations.jsonl").read_text().splitlines()]
     assert [line["step"] for line in again] == [2, 4, 5]
     assert again[0] == lines[0]
+
+
+def _statistics(shared: bool) -> list[torch.Tensor]:
+    """A rank's running means after batches of its own, as the ranks evaluate."""
+    torch.manual_seed(distributed.rank())
+    model = create_model(get_preset("RN50"), image_size=32).train()
+    model(torch.randn(2, 3, 32, 32))
+    if shared:
+        share_running_statistics(model)
+    return [layer.running_mean for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+
+
+def test_ranks_evaluate_with_the_running_statistics_that_are_saved() -> None:
+    apart, other = run_ranks(2, _statistics, False)
+    assert not all(torch.equal(one, two) for one, two in zip(apart, other, strict=True))
+    for ranks in zip(apart, *run_ranks(2, _statistics, True), strict=True):
+        assert all(torch.equal(ranks[0], each) for each in ranks[1:])

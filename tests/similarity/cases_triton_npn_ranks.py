@@ -6,6 +6,7 @@ Ranks share the GPU, so they talk through gloo.
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import graphs_on_cpu
@@ -35,7 +36,7 @@ def trained(sides: list[Problem], rows: slice, *, replays: bool) -> list[Tensor]
             batch = [each.roll(step, 0)[rows] for each in (anchors, positives, log_g, index) if each is not None]
             updates.append(npn.updates(*batch[:2], tau, *batch[2:], num_updates=3, learning_rate=RATE))
         stops = sum(1 for _ in itertools.zip_longest(*updates))
-        assert stops == (3 if dist.is_initialized() else 0)
+        assert stops == (3 if dist.is_initialized() or os.environ["NEUCLIP_SIMILARITY"] == "torch" else 0)
     if replays:
         (recording,) = [each for each in sides[0].npn.replays._recordings.values() if each is not None]
         assert len(recording.parts) == (4 if dist.is_initialized() else 1)
@@ -71,3 +72,26 @@ def test_ranks_take_the_steps_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert torch.equal(replayed, single)
         assert torch.equal(replayed, found[1][0][side])
         torch.testing.assert_close(replayed, expected, rtol=0, atol=1e-4)
+
+
+def mixed_rank(rank: int, folder: str) -> None:
+    """Rank 1 has no Triton."""
+    torch.set_num_threads(1)
+    sides = problems()
+    pytest.MonkeyPatch().setenv("NEUCLIP_SIMILARITY", "torch" if rank == 1 else "triton")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    share = PAIRS // RANKS
+    torch.save(trained(sides, slice(rank * share, (rank + 1) * share), replays=False), Path(folder, str(rank)))
+    dist.destroy_process_group()
+
+
+def test_where_one_rank_must_take_torch_all_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prototypes are replicated: a rank that reduced another gradient than the others would part from them."""
+    torch.multiprocessing.start_processes(mixed_rank, args=(str(tmp_path),), nprocs=RANKS, start_method="spawn")
+    found = [torch.load(tmp_path / str(rank), weights_only=True) for rank in range(RANKS)]
+    sides = problems()
+    monkeypatch.setenv("NEUCLIP_SIMILARITY", "torch")
+    whole = trained(sides, slice(0, PAIRS), replays=False)
+    for one, other, expected in zip(*found, whole, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, expected, rtol=0, atol=1e-4)

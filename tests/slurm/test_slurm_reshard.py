@@ -16,6 +16,7 @@ SCRIPT = SCRIPTS / "reshard.sh"
 def submit(cluster: Cluster, command: str, *arguments: object) -> tuple[str, str, str]:
     """Ids of the jobs that plan, copy and add up."""
     logs = str(Path(command).parent / "logs")
+    Path(f"{command}.env").write_text("NEUCLIP_CPU_OPTIONS=(--cpus-per-task=1 --mem=0)\n")
     said = cluster.run(SCRIPT, *arguments, NEUCLIP=command, NEUCLIP_SITE=f"{command}.env", RESHARD_LOGS=logs)
     found = re.search(r"plan (\d+), parts (\d+), finish (\d+)", said)
     assert found, said

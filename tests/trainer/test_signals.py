@@ -106,3 +106,18 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(shards: Path, runs: Pat
     assert neuclip_ranks(2, arguments(shards, run_dir, **OPTIONS), runs / "resumed.txt") == [0, 0]
     assert neuclip_ranks(2, arguments(shards, runs / "whole", **OPTIONS), runs / "whole.txt") == [0, 0]
     assert_same(logged_steps(run_dir), logged_steps(runs / "whole"))
+
+
+def test_a_second_run_in_the_folder_is_refused_and_the_first_goes_on(shards: Path, tmp_path: Path) -> None:
+    given = arguments(shards, tmp_path / "run", **OPTIONS | {"train.num_steps": 100_000})
+    with start(given, tmp_path / "first.txt") as first:
+        wait_for_steps(tmp_path / "run", 3, first.is_alive)
+        other = arguments(shards, tmp_path / "run", **OPTIONS | {"objective.name": "openclip"})
+        status, text = neuclip(other, tmp_path / "second.txt")
+        assert status == 2, text
+        assert f"process {first.pid} on" in text
+        assert "Wait for its end, stop it, or give another run_dir." in text
+        assert first.is_alive()
+        assert "openclip" not in (tmp_path / "run" / "config.yaml").read_text()
+    status, text = neuclip(arguments(shards, tmp_path / "run", **OPTIONS | {"train.num_steps": 4}), tmp_path / "3.txt")
+    assert status == 0, text  # nobody is left who trains there

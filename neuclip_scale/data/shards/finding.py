@@ -38,6 +38,12 @@ def expand_source(part: str) -> list[str]:
         raise ShardError(f"shards {part!r}: {error}. Write ranges as {{00000..01023}}.") from error
     matches = [_matches(name) for name in names]
     missing = [name for name, found in zip(names, matches, strict=True) if not found]
+    if missing and os.path.isdir(missing[0]):
+        inside = sorted(entry.name for entry in os.scandir(missing[0]) if entry.is_dir())
+        told = f"; its folders: {', '.join(inside[:8])}{', ...' if len(inside) > 8 else ''}" if inside else ""
+        raise ShardError(
+            f"shards {part!r}: the folder {missing[0]!r} holds no *.tar{told}. Give the shards' own folder."
+        )
     if missing:
         raise ShardError(
             f"shards {part!r}: {len(missing)} of {len(names)} name(s) match no file, first {missing[0]!r}. "
