@@ -6,10 +6,16 @@ Exit status: 0 done, 1 failed or found a discrepancy, 2 bad usage or configurati
 from __future__ import annotations
 
 import difflib
+import errno
 import sys
 from importlib import import_module
 
 from neuclip_scale import __version__
+
+_OF_A_PLACE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOSPC, errno.EDQUOT,
+)  # fmt: skip
+"""Errors that say of a file's place that nothing can be written or read there."""
 
 # name: (module with main(argv) -> int, help in one line); a module is imported only when its command runs.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -96,6 +102,11 @@ def _run(module: str, arguments: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_A_PLACE and error.filename:
+            print(
+                f"error: {error.filename}: {error.strerror}. Choose another place, or mend this one.", file=sys.stderr
+            )
+            return 1
         # An exception class of this package speaks to the user. Any other is a bug: keep its traceback.
         if type(error).__module__.partition(".")[0] != __name__.partition(".")[0]:
             raise

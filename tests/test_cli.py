@@ -94,6 +94,17 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         command_raising(monkeypatch, ZeroDivisionError("bug"))()
 
 
+def test_a_place_where_nothing_can_be_written_is_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    given = ["plan", "demo", "--gpus-per-node", "1", "--no-alternatives"]
+    assert cli.main([*given, "--json", str(tmp_path / "file/plan.json")]) == 1
+    said = capsys.readouterr().err
+    assert f"error: {tmp_path / 'file'}" in said
+    assert "Choose another place" in said
+
+
 def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert command_raising(monkeypatch, KeyboardInterrupt())() == 130
     assert capsys.readouterr().err == "interrupted\n"
