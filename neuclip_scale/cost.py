@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from neuclip_scale import distributed
-from neuclip_scale.config import Recipe, local_batch_size, pairs_encoded_again
+from neuclip_scale.config import Recipe, local_batch_size, matmul_precision, pairs_encoded_again
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.models.clip import CLIP
 from neuclip_scale.objectives import Objective
@@ -70,7 +70,10 @@ class StepArithmetic:
     def of(cls, model: CLIP, config: Recipe, world_size: int, device: torch.device) -> StepArithmetic:
         """Count for a recipe's model and batch sizes. No communication."""
         local_size = local_batch_size(config, world_size)
-        peak = device_peak_flops(device, config.train.precision)
+        precision: str = config.train.precision
+        if precision == "fp32":  # which tensor cores may take for less
+            precision = {"highest": "fp32", "high": "tf32", "medium": "bf16"}[matmul_precision(config.train)]
+        peak = device_peak_flops(device, precision)
         return cls(
             encoder_flops(config.model, model),
             BatchShape(local_size, config.train.global_batch_size, model.embed_dim),

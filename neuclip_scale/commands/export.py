@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    write_text(arguments.output / "README.md", model_card(arguments.run, recipe, arguments.format))
+    write_text(arguments.output / "README.md", model_card(arguments.run, recipe, arguments.format, arguments.weights))
     print(f"wrote {arguments.output}")
     return 0
 
@@ -80,14 +80,22 @@ USE = {
 }
 
 
-def model_card(run: Path, recipe: Recipe, form: str) -> str:
+def model_card(run: Path, recipe: Recipe, form: str, weights: str = "auto") -> str:
     """Markdown: how to load the model, what it was trained on and how, what it scores, what it has cost."""
+    averaged = recipe.optim.ema_decay > 0
+    told = ["The weights are those of the last step."]
+    if averaged and weights == "last":
+        told = ["The weights are those of the last step, and the scores below those of their running average."]
+    elif averaged:
+        told = [f"The weights are a running average of the steps' (decay {recipe.optim.ema_decay:g})."]
     path = run / "summary.json"
     summary: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
     lines = [
         f"# {recipe.name}: {recipe.model.preset} trained by {recipe.objective.name}",
         "",
         f"    {USE[form]}",
+        "",
+        *told,
         "",
         "## Data",
         "",

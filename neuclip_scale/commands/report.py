@@ -38,13 +38,14 @@ def main(argv: list[str]) -> int:
         print("error: RUNS: give at least one run folder.", file=sys.stderr)
         return 2
     summaries: dict[str, dict[str, Any]] = {}
-    for run in arguments.runs:
+    runs = named(arguments.runs)
+    for name, run in runs.items():
         path = run / "summary.json"
         summary = json.loads(path.read_text("utf-8")) if path.is_file() else {}
         if summary.get("status") != "finished" or not summary.get("evaluation"):
             print(f"error: {run}: not a finished, evaluated run. Train it to its end first.", file=sys.stderr)
             return 1
-        summaries[run.name] = summary
+        summaries[name] = summary
     if len({tuple(summary["evaluation"]) for summary in summaries.values()}) > 1:
         print("error: RUNS: evaluated on different sets; give runs of one evaluation.data.", file=sys.stderr)
         return 1
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
     if any(summary.get("cost", {}).get("sections") for summary in summaries.values()):
         console.print(shares(labelled))
     console.print(demo_caveat(Path(recipe.evaluation.data)))
-    figures = draw(arguments.runs, arguments.output, recipe)
+    figures = draw(runs, arguments.output, recipe)
     write_json(arguments.output / "report.json", {"runs": summaries})
     if arguments.json:
         write_json(arguments.json, {"runs": summaries})
@@ -66,6 +67,12 @@ def main(argv: list[str]) -> int:
         console.print(f"  {path}", markup=False)
     console.print(f"curves: tensorboard --logdir {arguments.runs[0].parent}", markup=False)
     return 0
+
+
+def named(runs: Sequence[Path]) -> dict[str, Path]:
+    """Run folders by their names, or by all of their paths where two have one name."""
+    names = {run.name: run for run in runs}
+    return names if len(names) == len(runs) else {str(run): run for run in runs}
 
 
 def short_labels(names: list[str]) -> list[str]:
@@ -125,7 +132,7 @@ def shares(summaries: dict[str, dict[str, Any]]) -> Table:
     return _by_run("Share of a step's time", list(rows), cells)
 
 
-def draw(runs: tuple[Path, ...], output: Path, recipe: Recipe) -> list[Path]:
+def draw(runs: Mapping[str, Path], output: Path, recipe: Recipe) -> list[Path]:
     """Loss and normalizer-error curves of all runs, and pages of retrievals by the last one."""
     import torch
 
@@ -136,14 +143,14 @@ def draw(runs: tuple[Path, ...], output: Path, recipe: Recipe) -> list[Path]:
     from neuclip_scale.evaluation.pages import draw_retrieval_pages
     from neuclip_scale.models.tokenizer import build_tokenizer
 
-    metrics = {run.name: run / "metrics.jsonl" for run in runs}
+    metrics = {name: run / "metrics.jsonl" for name, run in runs.items()}
     paths = [output / "loss.png"]
     loss_curve(metrics, paths[0])
     measured = {k: v for k, v in metrics.items() if any("normalizer/mse" in line for line in read_metrics(v))}
     if measured:
         paths.append(output / "normalizer_error.png")
         normalizer_error_curve(measured, paths[-1])
-    model, trained = load_run_model(runs[-1])
+    model, trained = load_run_model([*runs.values()][-1])
     transform = EvalTransform(model.image_size, model.image_mean, model.image_std)
     tokenizer = build_tokenizer(trained.model)
     encoders = Encoders(model, tokenizer, transform, torch.device("cpu"))

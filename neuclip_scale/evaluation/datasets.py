@@ -250,8 +250,8 @@ def _groups(data: bytes, columns: tuple[int, ...]) -> list[int]:
         version = np.lib.format.read_magic(stream)
         read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(stream)
-    except (EOFError, OSError, SyntaxError, TypeError, tokenize.TokenError) as error:
-        raise ValueError(f".npy: {error}") from error
+    except (EOFError, OSError, SyntaxError, TypeError, tokenize.TokenError, RecursionError, MemoryError) as error:
+        raise ValueError(f".npy: {error or 'nested too deeply'}") from error
     if len(shape) != 1 or dtype.kind not in "iuf" or shape[0] <= max(columns):
         raise ValueError(f".npy holds {dtype} {shape}, not a row of more than {max(columns)} numbers")
     row = np.frombuffer(data, dtype, max(columns) + 1, stream.tell())

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from neuclip_scale.config import ConfigError
 from neuclip_scale.models.presets import Preset, TextTransformerConfig, VisionTransformerConfig
 
 HF_NAME = "text_model.embeddings.token_embedding.weight"
@@ -82,6 +83,12 @@ def from_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def preset_from_hf(config: Mapping[str, dict[str, object]]) -> Preset:
     """The architecture in the config.json of a CLIPModel."""
     text, vision = config["text_config"], config["vision_config"]
+    # transformers' own default is OpenAI's.
+    activation = text.get("hidden_act", "quick_gelu")
+    if activation not in ("gelu", "quick_gelu") or vision.get("hidden_act", "quick_gelu") != activation:
+        both = f"{activation} and {vision.get('hidden_act', 'quick_gelu')}"
+        problem = "both towers have gelu or both quick_gelu here"
+        raise ConfigError("text_config.hidden_act", both, problem, "Use another model.")
 
     def size(section: Mapping[str, object], name: str, default: int) -> int:
         return int(section.get(name, default))  # type: ignore[call-overload, no-any-return]
@@ -102,6 +109,5 @@ def preset_from_hf(config: Mapping[str, dict[str, object]]) -> Preset:
             vocab_size=size(text, "vocab_size", 49408),
         ),
         image_size=size(vision, "image_size", 224),
-        # transformers' own default is OpenAI's.
-        quick_gelu=text.get("hidden_act", "quick_gelu") == "quick_gelu",
+        quick_gelu=activation == "quick_gelu",
     )

@@ -78,16 +78,29 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Preset | None]:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The model's tensors in a weights file, without the wrappers that training leaves around them.
 
-    Unwraps open_clip's training checkpoints (`state_dict`), DDP (`module.`) and torch.compile (`_orig_mod.`).
+    Unwraps open_clip's training checkpoints (`state_dict`), DDP (`module.`) and torch.compile (`_orig_mod.`). Raises
+    ValueError for a file that holds anything else, `FileNotFoundError`.
     """
+    try:
+        content = _load(path)
+    except Exception as error:  # of many kinds, and torch's advice to turn weights_only off must not reach the user
+        if isinstance(error, FileNotFoundError):
+            raise
+        kind = type(error).__name__
+        raise ValueError(f"{path}: holds no plain tensors that weights_only=True would read ({kind})") from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not (isinstance(content, Mapping) and content and all(isinstance(each, Tensor) for each in content.values())):
+        raise ValueError(f"{path}: not names with a tensor each, as a state dict has")
+    return {name.removeprefix("module.").replace("_orig_mod.", ""): tensor for name, tensor in content.items()}
+
+
+def _load(path: Path) -> Any:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    return {name.removeprefix("module.").replace("_orig_mod.", ""): tensor for name, tensor in content.items()}
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def preset_from_open_clip(config: Mapping[str, Any]) -> Preset:
@@ -98,6 +111,10 @@ def preset_from_open_clip(config: Mapping[str, Any]) -> Preset:
     """
     model = dict(config.get("model_cfg", config))
     preprocess = config.get("preprocess_cfg", {})
+    for key, ours in (("resize_mode", "shortest"), ("interpolation", "bicubic")):
+        if preprocess.get(key, ours) != ours:
+            problem = f"pictures are brought to size otherwise here ({ours})"
+            raise ConfigError(f"preprocess_cfg.{key}", preprocess[key], problem, "Use a model that was trained so.")
     statistics = {f"image_{key}": tuple(preprocess[key]) for key in ("mean", "std") if key in preprocess}
     for scalar in ("init_logit_scale", "init_logit_bias"):  # the weights hold what became of them
         model.pop(scalar, None)

@@ -73,6 +73,11 @@ def _check_architecture(config: ModelConfig, found: Preset) -> None:
     different = [f"{name}: {theirs} there, {ours} here" for name, (theirs, ours) in pairs.items() if theirs != ours]
     if found.quick_gelu != asked.quick_gelu:
         different.append(f"quick_gelu: {found.quick_gelu} there, {asked.quick_gelu} here")
+    if config.pretrained_towers in ("both", "image"):
+        for what in ("image_mean", "image_std"):
+            theirs, ours = getattr(found, what), getattr(asked, what)
+            if max(abs(a - b) for a, b in zip(theirs, ours, strict=True)) > 1e-3:
+                different.append(f"{what}: {theirs} there, {ours} here")
     if different:
         raise ConfigError(
             FIELD,

@@ -80,6 +80,10 @@ class AttentionPool(nn.Module):
         for layer in (self.k_proj, self.q_proj, self.v_proj, self.c_proj):
             nn.init.normal_(layer.weight, std=std)
 
+    def extra_repr(self) -> str:
+        """What weights do not show: models are told apart by it."""
+        return f"heads={self.heads}"
+
     def forward(self, x: Tensor) -> TowerOutput:
         x = x.flatten(2).transpose(1, 2)  # [N, HW, C]
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding.to(x.dtype)

@@ -115,6 +115,10 @@ class TransformersTower(nn.Module):
         self.proj = nn.Linear(config.hidden_size, embed_dim, bias=False)
         self.projected_width, self.shows_projection = int(config.hidden_size), False
 
+    def extra_repr(self) -> str:
+        """See `Attention.extra_repr`."""
+        return f"pooling={self.pooling}"
+
     def set_grad_checkpointing(self, enable: bool) -> None:
         # transformers 5 renamed gradient_checkpointing_{enable,disable}.
         new_name = hasattr(self.transformer, "activation_checkpointing_enable")

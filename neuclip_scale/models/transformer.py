@@ -37,6 +37,10 @@ class LinearGELU(nn.Linear):
         super().__init__(in_features, out_features)
         self.quick = quick
 
+    def extra_repr(self) -> str:
+        """See `Attention.extra_repr`."""
+        return f"{super().extra_repr()}, quick={self.quick}"
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.fused:
             return gelu(super().forward(x), quick=self.quick)
@@ -96,6 +100,10 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.in_proj_bias)
         nn.init.zeros_(self.out_proj.bias)
+
+    def extra_repr(self) -> str:
+        """What weights do not show: models are told apart by it."""
+        return f"heads={self.heads}, causal={self.causal}"
 
     def forward(self, x: Tensor, at: At = None, packing: Packing | None = None) -> Tensor:
         if at is not None:

@@ -47,9 +47,10 @@ def find_gpu(name: str) -> Gpu | None:
 
 
 def peak_flops(name: str, precision: str) -> float | None:
-    """Dense peak in FLOP/s of the device that torch calls `name` at bf16, fp16 or fp32; None where not known."""
+    """Dense peak in FLOP/s of the device that torch calls `name` at bf16, tf32, fp16 or fp32; None where not known."""
     gpu = find_gpu(name)
     if gpu is None:
         return None
-    peak = {"bf16": gpu.bf16, "fp16": gpu.fp16, "fp32": gpu.fp32}[precision]
+    tf32 = None if gpu.bf16 is None else gpu.bf16 / 2  # on all of these
+    peak = {"bf16": gpu.bf16, "tf32": tf32, "fp16": gpu.fp16, "fp32": gpu.fp32}[precision]
     return None if peak is None else peak * 1e12

@@ -41,11 +41,13 @@ from neuclip_scale.config import ModelConfig, Recipe
 from neuclip_scale.data.shards import index_shard
 from neuclip_scale.data.transforms import EvalTransform
 from neuclip_scale.evaluation.datacomp.answering import evaluate_task
+from neuclip_scale.evaluation.datacomp.fingerprints import model_digest
 from neuclip_scale.evaluation.datacomp.suite import SuiteRequest, run_suite
 from neuclip_scale.evaluation.datacomp.tasks import select_tasks
 from neuclip_scale.evaluation.datasets import EvaluationDataError, _groups
 from neuclip_scale.evaluation.encoders import Encoders
-from neuclip_scale.models.building import build_model
+from neuclip_scale.models.building import build_model, create_model
+from neuclip_scale.models.presets import get_preset
 from neuclip_scale.models.tokenizer import CLIPTokenizer
 
 
@@ -299,6 +301,13 @@ def test_any_bytes_are_groups_or_a_value_error(data: bytes) -> None:
     assert all(isinstance(number, int) and number >= 0 for number in numbers)
 
 
+@pytest.mark.parametrize("text", ["-" * 9000 + "1", "1" + "+1" * 4000])
+def test_a_header_that_is_nested_for_ever_is_a_value_error(text: str) -> None:
+    data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+    with pytest.raises(ValueError, match="npy"):
+        _groups(data, (0,))
+
+
 def test_a_header_that_claims_the_world_takes_no_memory() -> None:
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": "<i8", "fortran_order": False, "shape": (10**13,)})
@@ -334,3 +343,21 @@ def test_hostile_tables(encoders: Encoders, tmp_path: Path) -> None:
     (table / "images_test.zip").unlink()
     with pytest.raises(EvaluationDataError, match="holds no picture"):
         evaluate_task(coco, table, encoders)
+
+
+def test_results_of_another_activation_or_number_of_heads_are_not_taken_over() -> None:
+    """The same weights and shapes compute something else with them."""
+    plain = get_preset("toy")
+    variants = [
+        plain,
+        dataclasses.replace(plain, quick_gelu=True),
+        dataclasses.replace(plain, image=dataclasses.replace(plain.image, heads=1)),
+    ]
+    digests = set()
+    for preset in variants:
+        torch.manual_seed(0)
+        model = create_model(preset)
+        transform = EvalTransform(model.image_size, model.image_mean, model.image_std)
+        encoders = Encoders(model, CLIPTokenizer(model.context_length), transform, torch.device("cpu"))
+        digests.add(model_digest(encoders))
+    assert len(digests) == len(variants)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from neuclip_scale.config import ConfigError
 from neuclip_scale.models.building import create_model
 from neuclip_scale.models.clip import CLIP
+from neuclip_scale.models.hf import preset_from_hf
 from neuclip_scale.models.interop import load_open_clip_state_dict, preset_from_open_clip, to_open_clip_state_dict
 from neuclip_scale.models.loading import load_pretrained
 from neuclip_scale.models.presets import PRESETS
@@ -86,6 +88,39 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": Payload()}, tmp_path / "weights.pt")
     with pytest.raises(Exception, match=r"(?i)weights.only"):
         load_pretrained(tmp_path / "weights.pt", preset="demo")
+
+
+@pytest.mark.parametrize("kind", ["cut", "a tensor", "a number among them", "no safetensors", "nothing"])
+def test_what_is_no_state_dict_is_told_in_a_line(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ("weights.safetensors" if kind == "no safetensors" else "weights.pt")
+    content = {"a tensor": torch.zeros(2), "a number among them": {"a": torch.zeros(2), "b": 3}, "nothing": {}}
+    torch.save(content.get(kind, {"a": torch.zeros(999)}), path)
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:-700])
+    with pytest.raises(ValueError, match=r"weights\.\w+: (holds no plain tensors|not names with a tensor each)"):
+        load_pretrained(path, preset="demo")
+
+
+@pytest.mark.parametrize(("key", "value"), [("resize_mode", "squash"), ("interpolation", "bilinear")])
+def test_pictures_brought_to_size_in_another_way_are_refused(
+    folder: tuple[Path, torch.nn.Module], tmp_path: Path, key: str, value: str
+) -> None:
+    shutil.copytree(folder[0], tmp_path / "other")
+    path = tmp_path / "other" / "open_clip_config.json"
+    config = json.loads(path.read_bytes())
+    config["preprocess_cfg"] = {**config.get("preprocess_cfg", {}), key: value}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=rf"preprocess_cfg\.{key} = '{value}'"):
+        load_pretrained(tmp_path / "other")
+
+
+def test_another_activation_of_transformers_is_refused() -> None:
+    sections: dict[str, dict[str, object]] = {"text_config": {}, "vision_config": {}}
+    assert preset_from_hf(sections).quick_gelu
+    for text, vision in (("relu", "relu"), ("gelu", "quick_gelu")):
+        sections = {"text_config": {"hidden_act": text}, "vision_config": {"hidden_act": vision}}
+        with pytest.raises(ConfigError, match=rf"hidden_act = '{text} and {vision}'"):
+            preset_from_hf(sections)
 
 
 def test_no_weights_names_the_files_it_looked_for(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from neuclip_scale import cli
 from neuclip_scale.checkpoint import save_checkpoint
+from neuclip_scale.commands.export import model_card
 from neuclip_scale.config import Recipe, dump_recipe, load_recipe
 from neuclip_scale.data.transforms import EvalTransform
 from neuclip_scale.models.building import build_model
@@ -122,6 +123,18 @@ def test_the_bare_tensors_and_the_card(tmp_path: Path) -> None:
         "device_hours",
     ):
         assert said in card
+
+
+@pytest.mark.parametrize(
+    ("decay", "weights", "told"),
+    [
+        (0.0, "auto", "The weights are those of the last step."),
+        (0.9, "auto", "The weights are a running average of the steps' (decay 0.9)."),
+        (0.9, "last", "those of the last step, and the scores below those of their running average."),
+    ],
+)
+def test_the_card_says_whose_scores_they_are(tmp_path: Path, decay: float, weights: str, told: str) -> None:
+    assert told in model_card(tmp_path, load_recipe("demo", {"optim.ema_decay": decay}), "hf", weights)
 
 
 def test_what_cannot_be_written_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,6 +81,18 @@ def test_heads_and_activation_do_not_show_in_shapes_and_are_checked(tmp_path: Pa
     start(folder, **{"model.pretrained_towers": "text"})
 
 
+def test_pictures_normalised_otherwise_are_refused(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    folder = export(tmp_path / "run", "open_clip", tmp_path / "out")
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_bytes())
+    config["preprocess_cfg"] = {**config.get("preprocess_cfg", {}), "mean": [0.5, 0.5, 0.5]}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"image_mean: \(0\.5, 0\.5, 0\.5\) there"):
+        start(folder)
+    start(folder, **{"model.pretrained_towers": "text"})
+
+
 def test_a_bare_weights_file(tmp_path: Path) -> None:
     model, _ = make_run(tmp_path / "run")
     folder = export(tmp_path / "run", "open_clip", tmp_path / "out")

@@ -30,6 +30,7 @@ def test_known_names(name: str, bf16: float | None, watts: float) -> None:
     assert (gpu.bf16, gpu.watts) == (bf16, watts)
     assert peak_flops(name, "bf16") == (None if bf16 is None else bf16 * 1e12)
     assert peak_flops(name, "fp32") == gpu.fp32 * 1e12
+    assert peak_flops(name, "tf32") == (None if bf16 is None else bf16 * 0.5e12)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from test_resume import StoppedTrainer
 from trainer_helpers import arguments, neuclip_ranks, recipe
 
 from neuclip_scale.checkpoint import latest_checkpoint, load_all_ranks
-from neuclip_scale.commands.report import costs, shares
+from neuclip_scale.commands.report import costs, named, shares
 from neuclip_scale.cost import RunCost
 from neuclip_scale.telemetry.flops import CaptionTokens, count_encoder_flops, every_token_flops
 from neuclip_scale.trainer import Trainer
@@ -188,3 +188,10 @@ def test_the_report_names_an_estimate(shards: Path, runs: Path) -> None:
     assert "2 Wh " in text
     assert "1 Wh (estimate)" in text
     assert "npn" in text
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths() -> None:
+    runs = (Path("a/demo"), Path("b/other"))
+    assert named(runs) == {"demo": runs[0], "other": runs[1]}
+    alike = (Path("a/demo"), Path("b/demo"))
+    assert named(alike) == {"a/demo": alike[0], "b/demo": alike[1]}

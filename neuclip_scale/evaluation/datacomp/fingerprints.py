@@ -11,7 +11,7 @@ import torch
 from neuclip_scale.evaluation.datacomp.tasks import Task
 from neuclip_scale.evaluation.encoders import Encoders
 
-VERSION = 1
+VERSION = 2
 """Of the metrics and of how data are read: raised when a change of the code may change a score."""
 
 _WHOLE_FILE = 1 << 20
