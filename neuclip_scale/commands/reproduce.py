@@ -100,8 +100,10 @@ def _end(number: int, _: object) -> None:
     """End what runs: trainings save what they have."""
     import psutil
 
-    for child in psutil.Process().children():
+    children = psutil.Process().children()
+    for child in children:
         child.terminate()
+    psutil.wait_procs(children, timeout=600)  # whoever waits for one of them would else kill it now
     raise SystemExit(128 + number)
 
 

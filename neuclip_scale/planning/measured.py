@@ -39,6 +39,7 @@ def read_measured(paths: Sequence[Path]) -> Measured:
             encoders=found.encoders or each.encoders,
             objective=found.objective or each.objective,
             normalizer=found.normalizer or each.normalizer,
+            normalizer_precision=found.normalizer_precision if found.normalizer else each.normalizer_precision,
             update=found.update or each.update,
             caption_tokens=found.caption_tokens or each.caption_tokens,
             told=(*found.told, *each.told),
@@ -149,6 +150,7 @@ def _npn_on_gpu(document: Mapping[str, Any], path: Path) -> Measured:
     name = gpu["name"].text()
     return Measured(
         normalizer=fields["by_flops"]["npn"]["flops"].number() / seconds,
+        normalizer_precision=row["contender"].split()[1],
         update=gpu["shared_ms"]["optimizer"].number() / 1000 / _trained(preset, path),
         told=(f"NPN and update: {path}, {row['contender']} with B = {size:,}, AdamW of {preset} on {name}",),
     )

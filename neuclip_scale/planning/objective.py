@@ -69,7 +69,10 @@ def _npn(flops: int, shape: BatchShape, config: Recipe, site: Site) -> float:
     if not by_triton(d) and not site.measured.normalizer:
         return _by_torch(flops, d, config, site)
     slower = NPN_SLOWER[matmul_precision(config.train)]
-    rate = site.measured.normalizer or site.gpu.peak("bf16") * site.assume.npn_compute / slower
+    measured, precision = site.measured.normalizer, site.measured.normalizer_precision
+    if measured and precision:
+        measured *= NPN_SLOWER[precision] / slower
+    rate = measured or site.gpu.peak("bf16") * site.assume.npn_compute / slower
     launches = 2 * (UPDATE_LAUNCHES * npn.updates_per_step + PREDICTION_LAUNCHES)
     return max(flops / rate, launches * site.assume.npn_launch_us * 1e-6)
 

@@ -67,6 +67,8 @@ class Measured:
     """FLOP/s of similarities, and of normalizers that are no NPN."""
     normalizer: float | None = None
     """FLOP/s of the NPN's updates and predictions (`NeuCLIP.estimate_flops`)."""
+    normalizer_precision: str = ""
+    """torch's precision of fp32 products there; empty where it is not told, and then taken for the recipe's."""
     update: float | None = None
     """Seconds of the optimizer for each trained element that a rank updates."""
     caption_tokens: float | None = None

@@ -131,7 +131,7 @@ def _update(config: Recipe, site: Site) -> float:
     """AdamW reads value, gradient and two moments and writes three of them: seven words of each element."""
     sharding = sharding_of(config, site.world_size)
     own = model_sizes(config).trained / sharding.optimizer
-    if site.measured.update:
+    if site.measured.update and not sharding.optimizer_on_host:
         return site.measured.update * own
     words = 7 * FP32 * own
     if not sharding.optimizer_on_host:

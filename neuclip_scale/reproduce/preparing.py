@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from neuclip_scale.reproduce.errors import ReproduceError
 from neuclip_scale.reproduce.listing import list_path
 from neuclip_scale.reproduce.request import Request
 from neuclip_scale.reproduce.stages import Stage, neuclip
@@ -23,6 +24,7 @@ def audit_stage(request: Request) -> Stage:
     )  # fmt: skip
     return Stage(
         "audit", ("download",), {}, (command,), read=lambda: audit_facts(places.audit),
+        do=lambda log: (places.audit / "audit.json").unlink(missing_ok=True),  # an audit that crashes leaves none
         produces=(places.audit / "audit.json",),
     )  # fmt: skip
 
@@ -79,6 +81,8 @@ def index_stage(request: Request) -> Stage:
 def audit_facts(folder: Path) -> dict[str, Any]:
     """Digest, counts and reasons of an audit of one download."""
     document = read_object(folder / "audit.json")
+    if "downloads" not in document:
+        raise ReproduceError(f"{folder / 'audit.json'}: was not written. The log of the stage says why.")
     part = document["downloads"][0]
     counts = {name: count for name, count in part["counts"].items() if count is not None}
     return {

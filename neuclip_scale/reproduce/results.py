@@ -95,10 +95,16 @@ def gather(request: Request, records: Mapping[str, dict[str, Any]]) -> Results:
     runs = {}
     for label, (method, seed) in request.labels.items():
         summary = read_object(places.run(label) / "summary.json") if f"train/{label}" in records else {}
-        evaluation = read_object(places.evaluation(label)) if summary else {}
+        evaluation = read_object(places.evaluation(label)) if summary and _is_of(label, request) else {}
         scores, missing = _scores(evaluation)
         runs[label] = RunResult(method, seed, summary, scores, missing)
     return Results(request, dict(records), runs)
+
+
+def _is_of(label: str, request: Request) -> bool:
+    """Whether the evaluation there is of the training there, and not of one before it."""
+    evaluation, summary = request.places.evaluation(label), request.places.run(label) / "summary.json"
+    return evaluation.exists() and evaluation.stat().st_mtime >= summary.stat().st_mtime
 
 
 def _scores(evaluation: Mapping[str, Any]) -> tuple[dict[str, float], tuple[str, ...]]:

@@ -74,13 +74,19 @@ class Runner:
                     failed += filter(None, pool.map(lambda stage: self._try(stage, jobs), group))
             elif kind == "evaluate":
                 # What was not trained has been told.
-                possible = [stage for stage in group if not failed or self.is_done(self.stages[stage.after[0]])]
+                possible = [stage for stage in group if not failed or self._is_trained(stage)]
                 failed += filter(None, [self._try(stage, 1) for stage in possible])
             else:
                 for stage in group:
                     self._one(stage, 1)
         if failed:
             raise ReproduceError("; ".join(failed))
+
+    def _is_trained(self, evaluation: Stage) -> bool:
+        try:
+            return self.is_done(self.stages[evaluation.after[0]])
+        except ReproduceError:  # which the training has told
+            return False
 
     def _try(self, stage: Stage, at_a_time: int) -> str:
         """What went wrong with a stage beside which others run to their end."""

@@ -79,8 +79,19 @@ def evaluate_stage(request: Request, label: str) -> Stage:
 
     return Stage(
         f"evaluate/{label}", (f"train/{label}",), {"suite": suite}, do=evaluate, kind="evaluate", produces=(result,),
-        told=(command.text,),
+        told=(command.text,), read=lambda: _whole(result),
     )  # fmt: skip
+
+
+def _whole(result: Path) -> dict[str, Any]:
+    """Nothing to keep; raises `ReproduceError` for tasks that were evaluated in part, which no average counts."""
+    partial = [str(task["key"]) for task in read_object(result).get("incomplete", [])]
+    if partial:
+        raise ReproduceError(
+            f"{result}: {len(partial)} task(s) were evaluated in part ({', '.join(partial[:5])}). Mend their sets and "
+            "give the same command again."
+        )
+    return {}
 
 
 def _is_finished(folder: Path, recipe: Recipe) -> bool:

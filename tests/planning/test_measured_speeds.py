@@ -128,6 +128,31 @@ def test_the_npn_on_a_gpu_has_a_speed_of_its_own() -> None:
     assert abs(assumed) < 0.1 * rows["triton medium"]
 
 
+def test_a_measured_update_is_not_that_of_an_optimizer_on_the_host() -> None:
+    measured = site(measured=read_measured([BENCHMARKS / "npn_h200.json"]))
+    zero = {"engine.name": "deepspeed", "model.preset": "ViT-B-32"}
+    on_host = load_recipe("datacomp_small", zero | {"engine.deepspeed.config": "zero2_offload"})
+    on_gpu = load_recipe("datacomp_small", zero | {"engine.deepspeed.config": "zero2"})
+    assert plan_time(on_host, measured).update == plan_time(on_host, site()).update
+    assert plan_time(on_host, measured).update > 10 * plan_time(on_gpu, measured).update
+
+
+@pytest.mark.parametrize("precision", ["high", "highest"])
+def test_a_measured_npn_is_slower_in_more_digits(precision: str) -> None:
+    """The file has all three; its bf16 is taken, and what was measured once of the others' slowness."""
+    path = BENCHMARKS / "npn_h200.json"
+    rows = {row["contender"]: row["npn_ms"] for row in json.loads(path.read_bytes())["gpu"]["rows"]}
+    found = {
+        name: plan_time(
+            load_recipe("datacomp_small", {"objective.name": "neuclip", "train.matmul_precision": name}),
+            site(measured=dataclasses.replace(read_measured([path]), objective=1e30)),
+        ).objective
+        for name in ("medium", precision)
+    }
+    expected = rows[f"triton {precision}"] / rows["triton medium"]
+    assert found[precision] / found["medium"] == pytest.approx(expected, rel=0.05)
+
+
 def test_what_has_everything_together_gives_one_speed_for_all() -> None:
     share, loss, kernels = (BENCHMARKS / f"{name}.json" for name in ("npn_share", "loss_cpu", "kernels_h200"))
     for path in (share, loss):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +17,11 @@ from neuclip_scale.reproduce.costs import estimate
 from neuclip_scale.reproduce.errors import ReproduceError
 from neuclip_scale.reproduce.experiment import changed, experiment_names, load_experiment
 from neuclip_scale.reproduce.places import Places
+from neuclip_scale.reproduce.preparing import audit_facts
 from neuclip_scale.reproduce.request import Request
 from neuclip_scale.reproduce.running import Runner
 from neuclip_scale.reproduce.stages import Command, Kind, Stage
-from neuclip_scale.reproduce.training import train_arguments
+from neuclip_scale.reproduce.training import _whole, train_arguments
 
 
 class World:
@@ -141,6 +143,35 @@ def test_trainings_run_side_by_side_and_one_that_fails_stops_no_other(world: Wor
     *trained, first, second, last = world.done.read_text().split()
     assert sorted(trained) == ["train/a", "train/c"]
     assert [first, second, last] == ["evaluate/a", "evaluate/c", "report"]
+
+
+def test_a_training_that_cannot_be_looked_at_stops_no_other(world: World) -> None:
+    def refused() -> bool:
+        raise ReproduceError("a finished run of another recipe")
+
+    stages = [
+        world.stage("train/a", kind="train", was_done=refused),
+        world.stage("train/b", kind="train"),
+        *(world.stage(f"evaluate/{name}", f"train/{name}", kind="evaluate") for name in "ab"),
+        world.stage("report", kind="report"),
+    ]
+    with pytest.raises(ReproduceError, match="a finished run of another recipe"):
+        world.run(*stages)
+    assert world.done.read_text().split() == ["train/b", "evaluate/b", "report"]
+
+
+def test_an_evaluation_in_part_is_not_done(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({"incomplete": [{"key": "imagenet1k", "reason": "49,000 of 50,000"}]}))
+    with pytest.raises(ReproduceError, match=r"1 task\(s\) were evaluated in part \(imagenet1k\)"):
+        _whole(path)
+    path.write_text(json.dumps({"incomplete": []}))
+    assert _whole(path) == {}
+
+
+def test_an_audit_that_wrote_nothing_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ReproduceError, match=r"audit\.json: was not written"):
+        audit_facts(tmp_path)
 
 
 def test_what_a_job_of_a_cluster_has_done_is_taken_over(world: World) -> None:

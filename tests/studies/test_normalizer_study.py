@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from neuclip_scale import cli
+from neuclip_scale.config import ConfigError
 from neuclip_scale.data.synthetic import write_synthetic_shards
 from neuclip_scale.studies.normalizer.estimators import SWEEPS, estimators
-from neuclip_scale.studies.normalizer.gradients import _Moments
+from neuclip_scale.studies.normalizer.gradients import GradientProbe, _Moments
 from neuclip_scale.studies.normalizer.summary import findings, late, summarise
 from neuclip_scale.studies.page import Page, Section
 
@@ -136,6 +137,13 @@ def test_findings_compare_two_ratios_of_n_to_the_batch() -> None:
         "mini-batch: the error at n/B = 100 is 3.0 times that at 10.",
         "NPN: the error at n/B = 100 is 1.0 times that at 10.",
     ]
+
+
+@pytest.mark.parametrize(("num_batches", "batch"), [(1, 8), (5, 40), (5, 64)])
+def test_gradients_that_could_not_be_told_apart_are_refused_before_the_training(num_batches: int, batch: int) -> None:
+    with pytest.raises(ConfigError, match=r"gradient_batches = .*take two batches.*more --shards"):
+        GradientProbe(num_batches=num_batches, batch=batch, seed=0).check(60)
+    GradientProbe(num_batches=2, batch=30, seed=0).check(60)
 
 
 def test_moments_give_bias_without_what_few_draws_add() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuclip_scale.config import ConfigError
 from neuclip_scale.data.indexed import IndexedSamples, indexed_batches
 from neuclip_scale.models.clip import SCALARS, CLIPOutput, joined_projections
 from neuclip_scale.normalizers import batch_log_normalizers
@@ -40,6 +41,17 @@ class GradientProbe:
     batch: int
     seed: int
     eps: float = 1e-6
+
+    def check(self, num_samples: int) -> None:
+        """Before the training: raise `ConfigError` where there would be no two batches, which a spread takes."""
+        if min(self.num_batches, num_samples // self.batch) < 2:
+            raise ConfigError(
+                "gradient_batches",
+                self.num_batches,
+                f"a gradient's bias and noise take two batches, and {num_samples} samples have "
+                f"{num_samples // self.batch} of {self.batch}",
+                "Give 2 or more, smaller --batches or more --shards; 0 leaves the gradients out.",
+            )
 
     def __call__(self, trainer: Trainer, watchers: list[Watcher]) -> list[dict[str, Any]]:
         """One row for each estimator and one for the exact normalizers."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -84,7 +83,14 @@ class Trajectory:
     measure_every: int
 
 
-Probe = Callable[[Trainer, list[Watcher]], list[dict[str, Any]]]
+class Probe(Protocol):
+    """What is measured once the training is done."""
+
+    def check(self, num_samples: int) -> None:
+        """Before the training: raise `ConfigError` where it could not be."""
+
+    def __call__(self, trainer: Trainer, watchers: list[Watcher]) -> list[dict[str, Any]]:
+        """Its rows."""
 
 
 def watch(
@@ -93,6 +99,8 @@ def watch(
     """Train along `trajectory`; returns the rows of errors, and those of `probe`, called when training is done."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(load_recipe(trajectory.recipe, _overrides(trajectory, folder)))
+        if probe:
+            probe.check(trainer.manifest.num_samples)
         problem = Problem(
             embed_dim=trainer.engine.module.embed_dim,
             dataset_size=trainer.manifest.num_samples,
