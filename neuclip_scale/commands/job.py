@@ -90,7 +90,12 @@ def _check_start(recipe: Recipe) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError("run_dir", recipe.run_dir, f"{there} cannot be written to", "Give another folder.")
     if recipe.resume == "auto" and newest_checkpoint(run_dir) and (run_dir / "config.yaml").is_file():
-        check_compatible(load_recipe(str(run_dir / "config.yaml"), {}), recipe)
+        try:
+            before = load_recipe(str(run_dir / "config.yaml"), {})
+        except ConfigError as error:  # of another version; what counts is in the checkpoint
+            print(f"warning: {error}", file=sys.stderr)
+        else:
+            check_compatible(before, recipe)
     try:
         for part in split_sources(recipe.data.train):
             if not storage.is_remote(part) and not Path(part).is_file():
