@@ -46,11 +46,12 @@ class Replays:
         return type(self), (self.enabled,)
 
     @torch.no_grad()
-    def run(self, work: Work, inputs: Inputs, kind: Hashable, num_parts: int = 1) -> Iterator[Tensor]:
+    def run(self, work: Work, inputs: Inputs, kind: tuple[Hashable, ...], num_parts: int = 1) -> Iterator[Tensor]:
         """Yield what each of the `num_parts` parts of `work(*inputs)` makes; use it before the next call.
 
-        Work of the same `kind`, on inputs of the same shapes, does the same; all other tensors that it reads or writes
-        stay where they are. The caller may change a part's tensor in place before it asks for the next part.
+        `kind` begins with the work's name. Work of the same kind, on inputs of the same shapes, does the same, and all
+        other tensors that it reads or writes stay where they are. The caller may change a part's tensor in place before
+        it asks for the next part.
         """
         # A function that computes something before it gives its generator would do so outside the graphs.
         assert inspect.isgeneratorfunction(work)
@@ -76,7 +77,7 @@ class Replays:
         recording = _Recording(copies, [])
         yield from _record(work, recording, num_parts)
         self._recordings[key] = recording
-        log.info("%s: recorded as %d CUDA graphs", kind, num_parts)
+        log.info("%s: recorded as %d CUDA graph(s)", kind[0], num_parts)
 
 
 def _record(work: Work, recording: _Recording, num_parts: int) -> Iterator[Tensor]:

@@ -243,7 +243,7 @@ def _tau(anchors: Tensor, temperature: Tensor | float) -> Tensor:
     return temperature if isinstance(temperature, Tensor) else anchors.new_full((1,), temperature)
 
 
-def _kind(npn: NormalizerPredictionNetwork, *what: Hashable) -> Hashable:
+def _kind(npn: NormalizerPredictionNetwork, *what: Hashable) -> tuple[Hashable, ...]:
     """What, beside a batch's sizes, decides which kernels run and where in memory."""
     return *what, torch.get_float32_matmul_precision(), *(buffer.data_ptr() for buffer in npn.buffers())
 
