@@ -6,20 +6,15 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
-from neuclip_scale.config import ConfigError
 from neuclip_scale.files import write_json
-from neuclip_scale.heartbeat import BEAT_SECONDS, SILENT_SECONDS, Beat, read_beat
+from neuclip_scale.heartbeat import BEAT_SECONDS, read_beat
 from neuclip_scale.run_folder import furthest_step, newest_checkpoint, summary_status
+from neuclip_scale.run_owner import beats_on
 
 ATTEMPTS_FILE = "attempts.json"
 EXIT_STOPPED, EXIT_USAGE = 75, 2
@@ -90,66 +85,12 @@ def begin_attempt(
     return "go", f"attempt {len(own) + 1} of submission {submission}, from step {newest_checkpoint(run_dir)}"
 
 
-def check_run_dir(run_dir: Path) -> None:
-    """Make the folder of a run; raises `ConfigError` where that cannot be, or where another process trains in it."""
-    try:
-        Path(run_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=run_dir):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            "run_dir", str(run_dir), f"cannot be written ({error.strerror})", "Give another folder."
-        ) from error
-    check_trained_by_no_other(run_dir)
-
-
-def check_trained_by_no_other(run_dir: Path, patience: float = 2.5 * BEAT_SECONDS) -> None:
-    """Raise `ConfigError` if rank 0 of another run lives in this folder: the two would overwrite each other.
-
-    On this host it lives if its process does; on another if it beats once more within `patience` seconds.
-    """
-    first = read_beat(run_dir, 0)
-    here = first is not None and first.host == socket.gethostname()
-    if first is None or first.state != "running" or (here and first.pid == os.getpid()):
-        return
-    job = os.environ.get("SLURM_JOB_ID", "")
-    if first.job and first.job == job:  # an earlier attempt of it, which `begin_attempt` has looked after
-        return
-    if _lives_here(first) if here else _beats_on(run_dir, first, patience):
-        raise ConfigError(
-            "run_dir",
-            str(run_dir),
-            f"process {first.pid} on {first.host} trains it now, at step {first.step}",
-            "Wait for its end, stop it, or give another run_dir.",
-        )
-
-
-def _lives_here(beat: Beat) -> bool:
-    try:
-        process = psutil.Process(beat.pid)
-        # One that began after the beat has the number of a dead one; a zombie only waits to be asked for.
-        return process.create_time() <= beat.time and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def _beats_on(run_dir: Path, first: Beat, patience: float) -> Beat | None:
-    """Rank 0's next beat, if it comes in time and says that it runs on."""
-    deadline = time.time() + (patience if abs(time.time() - first.time) < SILENT_SECONDS else 0)
-    while time.time() < deadline:
-        time.sleep(min(1.0, patience / 4))
-        now = read_beat(run_dir, 0)
-        if now is not None and now.time != first.time:
-            return now if now.state == "running" else None
-    return None
-
-
 def _trained_elsewhere(run_dir: Path, job: str, patience: float) -> str:
     """Id of another job whose rank 0 beats; empty where none does."""
     first = read_beat(run_dir, 0)
     if first is None or first.state != "running" or not first.job or first.job == job.partition(".")[0]:
         return ""
-    now = _beats_on(run_dir, first, patience)
+    now = beats_on(run_dir, first, patience)
     return now.job if now else ""
 
 

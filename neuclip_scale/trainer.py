@@ -45,7 +45,7 @@ from neuclip_scale.objectives import ObjectiveOutput, create_objective
 from neuclip_scale.objectives.registry import Problem
 from neuclip_scale.objectives.temperature import out_of_reach
 from neuclip_scale.optim import schedule_factor, set_learning_rates
-from neuclip_scale.run_attempts import check_run_dir, check_trained_by_no_other
+from neuclip_scale.run_owner import check_run_dir, check_trained_by_no_other
 from neuclip_scale.run_state import RunState, StopSignal
 from neuclip_scale.run_summary import run_summary
 from neuclip_scale.sections import StepTimer, left_out, section

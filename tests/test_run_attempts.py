@@ -23,12 +23,11 @@ from neuclip_scale.heartbeat import Beat, write_beat
 from neuclip_scale.run_attempts import (
     AttemptsError,
     begin_attempt,
-    check_run_dir,
-    check_trained_by_no_other,
     end_attempt,
     read_attempts,
 )
 from neuclip_scale.run_folder import furthest_step, last_metrics, newest_checkpoint
+from neuclip_scale.run_owner import check_run_dir, check_trained_by_no_other
 
 
 def log_steps(run_dir: Path, last: int) -> None:

@@ -81,7 +81,7 @@ class AttentionPool(nn.Module):
             nn.init.normal_(layer.weight, std=std)
 
     def extra_repr(self) -> str:
-        """What weights do not show: models are told apart by it."""
+        """See `transformer.Attention.extra_repr`."""
         return f"heads={self.heads}"
 
     def forward(self, x: Tensor) -> TowerOutput:
