@@ -177,7 +177,10 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: Tensor, of: Tensor, gradient: Tensor) -> Tensor:
         world = distributed.world_size()
-        ctx.save_for_backward((gradient if world == 1 else gradient * world).to(of.dtype).reshape(of.shape))
+        gradient = gradient if world == 1 else gradient * world
+        # A GradScaler's factor is to come before the rounding to fp16, whose range ends at 6e-8.
+        ctx.dtype = of.dtype
+        ctx.save_for_backward(gradient.to(torch.float32 if of.dtype == torch.float16 else of.dtype).reshape(of.shape))
         return loss.clone()
 
     @staticmethod
@@ -185,7 +188,8 @@ class _WithGradient(torch.autograd.Function):
         (grad_output,) = grad_outputs
         (gradient,) = ctx.saved_tensors
         # A graph that nobody will go through again needs no second copy.
-        return grad_output, gradient * grad_output if _graph_is_kept() else gradient.mul_(grad_output), None
+        gradient = gradient * grad_output if _graph_is_kept() else gradient.mul_(grad_output)
+        return grad_output, gradient.to(ctx.dtype), None
 
 
 def _graph_is_kept() -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from neuclip_scale.config import ConfigError, Recipe
+from neuclip_scale.models.batch_norm import has_batch_norm
 from neuclip_scale.models.clip import CLIP, ImageTower, TextTower
 from neuclip_scale.models.layers import lock_tower
 from neuclip_scale.models.presets import Preset, ResNetConfig, preset_of
@@ -152,7 +153,7 @@ def _plan(
 
 
 def _prepare(model: CLIP, config: Recipe, compiled: bool) -> None:
-    if config.model.cuda_graphs and isinstance(model.visual, ModifiedResNet):
+    if config.model.cuda_graphs and has_batch_norm(model.visual):
         raise ConfigError(
             "model.cuda_graphs", True, "a graph with BatchNorm's statistics was never tried", "Turn it off."
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +41,9 @@ _REST = {
     "vision_model.post_layernorm.weight": "visual.ln_post.weight",
     "vision_model.post_layernorm.bias": "visual.ln_post.bias",
 }
+_NORM_EPS = 1e-5
+_PICTURES = {"resample": 3, "do_resize": True, "do_center_crop": True, "do_normalize": True, "do_rescale": True}
+"""What CLIP's image processor does; 3 is bicubic."""
 _TRANSPOSED = ("text_projection", "visual.proj")
 _IN_A_BLOCK = re.compile(r"(text_model|vision_model)\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 
@@ -80,8 +86,23 @@ def from_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def preset_from_hf(config: Mapping[str, dict[str, object]]) -> Preset:
-    """The architecture in the config.json of a CLIPModel."""
+def read_preset(folder: Path) -> Preset | None:
+    """The architecture of a folder as transformers saves it, None if there is no config.json."""
+    config, processor = folder / "config.json", folder / "preprocessor_config.json"
+    if not config.is_file():
+        return None
+    found = json.loads(processor.read_bytes()) if processor.is_file() else {}
+    if not found and (folder / "processor_config.json").is_file():  # since transformers 5
+        found = json.loads((folder / "processor_config.json").read_bytes()).get("image_processor", {})
+    return preset_from_hf(json.loads(config.read_bytes()), found)
+
+
+def preset_from_hf(config: Mapping[str, dict[str, object]], processor: Mapping[str, Any] | None = None) -> Preset:
+    """The architecture in the config.json of a CLIPModel, with what its preprocessor_config.json says of pictures.
+
+    Raises `ConfigError` for a setting that has no counterpart here: a model that would run but compute something else
+    is not built.
+    """
     text, vision = config["text_config"], config["vision_config"]
     # transformers' own default is OpenAI's.
     activation = text.get("hidden_act", "quick_gelu")
@@ -89,6 +110,12 @@ def preset_from_hf(config: Mapping[str, dict[str, object]]) -> Preset:
         both = f"{activation} and {vision.get('hidden_act', 'quick_gelu')}"
         problem = "both towers have gelu or both quick_gelu here"
         raise ConfigError("text_config.hidden_act", both, problem, "Use another model.")
+
+    for name, section in (("text_config", text), ("vision_config", vision)):
+        eps = section.get("layer_norm_eps", _NORM_EPS)
+        if eps != _NORM_EPS:
+            problem = f"norms add {_NORM_EPS} to the variance here"
+            raise ConfigError(f"{name}.layer_norm_eps", eps, problem, "Use another model.")
 
     def size(section: Mapping[str, object], name: str, default: int) -> int:
         return int(section.get(name, default))  # type: ignore[call-overload, no-any-return]
@@ -110,4 +137,20 @@ def preset_from_hf(config: Mapping[str, dict[str, object]]) -> Preset:
         ),
         image_size=size(vision, "image_size", 224),
         quick_gelu=activation == "quick_gelu",
+        **_statistics(processor or {}),
     )
+
+
+def _statistics(processor: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """Mean and standard deviation of the channels; refuses pictures that are brought to size otherwise."""
+    for key, ours in _PICTURES.items():
+        given = processor.get(key, ours)
+        if given is not None and given != ours:
+            problem = f"pictures are made ready otherwise here ({ours})"
+            raise ConfigError(f"preprocessor_config.{key}", given, problem, "Use a model that was trained so.")
+    edges = processor.get("size")
+    if isinstance(edges, Mapping) and "shortest_edge" not in edges:
+        problem = "the shorter edge is brought to size here"
+        raise ConfigError("preprocessor_config.size", dict(edges), problem, "Use a model that was trained so.")
+    keys = ("image_mean", "image_std")
+    return {key: tuple(processor[key]) for key in keys if processor.get(key) is not None}

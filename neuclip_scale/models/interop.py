@@ -16,7 +16,7 @@ from torch import Tensor
 
 from neuclip_scale.config import ConfigError
 from neuclip_scale.models.clip import CLIP, SCALARS
-from neuclip_scale.models.hf import HF_NAME, from_hf, preset_from_hf
+from neuclip_scale.models.hf import HF_NAME, from_hf, read_preset
 from neuclip_scale.models.misfit import misfits
 from neuclip_scale.models.presets import (
     Preset,
@@ -68,8 +68,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Preset | None]:
     weights = find_weights(path)
     state_dict = read_state_dict(weights)
     if HF_NAME in state_dict:
-        config = weights.parent / "config.json"
-        return from_hf(state_dict), preset_from_hf(json.loads(config.read_bytes())) if config.is_file() else None
+        return from_hf(state_dict), read_preset(weights.parent)
     config = weights.parent / CONFIG_FILE
     found = preset_from_open_clip(json.loads(config.read_bytes())) if config.is_file() else None
     return from_open_clip(state_dict), found

@@ -13,7 +13,9 @@ TowerName = Literal["image", "text"]
 
 _BLOCK = re.compile(r"(?:^|\.)(?:resblocks|blocks?|layers?|h)\.(\d+)\.")
 _RESNET_STAGE = re.compile(r"^layer(\d)\.")
-_LAST = ("ln_post", "proj", "attnpool", "ln_final", "text_projection", "final_layer_norm")
+_LAST = ("ln_post", "proj", "attnpool", "ln_final", "text_projection")
+# Last norms of transformers' encoders, by the names before their weight: T5's and CLIP's, GPT-2's, ModernBERT's.
+_LAST_OF_ENCODER = re.compile(r"^transformer\.(?:text_model\.)?(?:final_layer_norm|ln_f|final_norm|norm)\.\w+$")
 
 
 class Layer(NamedTuple):
@@ -48,7 +50,7 @@ def _number(name: str) -> int | None:
     stage = _RESNET_STAGE.match(name)
     if stage:
         return int(stage[1])
-    return None if name.split(".")[0] in _LAST else 0
+    return None if name.split(".")[0] in _LAST or _LAST_OF_ENCODER.match(name) else 0
 
 
 def _timm_numbers(tower: TimmTower) -> dict[str, int | None]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from neuclip_scale.config import ConfigError, ModelConfig
@@ -127,3 +128,18 @@ def get_preset(name: str) -> Preset:
     close = difflib.get_close_matches(name, PRESETS, n=3)
     remedy = f"Did you mean {' or '.join(close)}?" if close else f"Presets: {', '.join(PRESETS)}."
     raise ConfigError("model.preset", name, "there is no such preset", remedy)
+
+
+def differences(found: Preset, asked: Preset, towers: Sequence[str] = ("image", "text")) -> list[str]:
+    """In what `towers` of weights made with `found` would not be those of `asked`, shapes or not, in words."""
+    pairs = {"image": (found.image, asked.image), "text": (found.text, asked.text)}
+    different = [
+        f"{name}: {pairs[name][0]} there, {pairs[name][1]} here" for name in towers if pairs[name][0] != pairs[name][1]
+    ]
+    if found.quick_gelu != asked.quick_gelu:
+        different.append(f"quick_gelu: {found.quick_gelu} there, {asked.quick_gelu} here")
+    for what in ("image_mean", "image_std") if "image" in towers else ():
+        theirs, ours = getattr(found, what), getattr(asked, what)
+        if max(abs(a - b) for a, b in zip(theirs, ours, strict=True)) > 1e-3:
+            different.append(f"{what}: {theirs} there, {ours} here")
+    return different

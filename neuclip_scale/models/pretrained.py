@@ -11,7 +11,7 @@ from neuclip_scale.config import ConfigError, ModelConfig
 from neuclip_scale.models.clip import CLIP, SCALARS
 from neuclip_scale.models.interop import find_weights, from_open_clip, read_state_dict, read_weights
 from neuclip_scale.models.misfit import misfits
-from neuclip_scale.models.presets import Preset, preset_of
+from neuclip_scale.models.presets import Preset, differences, preset_of
 from neuclip_scale.models.timm_library import import_timm
 
 FIELD = "model.pretrained"
@@ -67,17 +67,8 @@ def _read(path: Path, *, own_towers: bool) -> tuple[dict[str, Tensor], Preset | 
 
 
 def _check_architecture(config: ModelConfig, found: Preset) -> None:
-    asked = preset_of(config)
-    pairs = {"image": (found.image, asked.image), "text": (found.text, asked.text)}
-    pairs = {name: pair for name, pair in pairs.items() if config.pretrained_towers in ("both", name)}
-    different = [f"{name}: {theirs} there, {ours} here" for name, (theirs, ours) in pairs.items() if theirs != ours]
-    if found.quick_gelu != asked.quick_gelu:
-        different.append(f"quick_gelu: {found.quick_gelu} there, {asked.quick_gelu} here")
-    if config.pretrained_towers in ("both", "image"):
-        for what in ("image_mean", "image_std"):
-            theirs, ours = getattr(found, what), getattr(asked, what)
-            if max(abs(a - b) for a, b in zip(theirs, ours, strict=True)) > 1e-3:
-                different.append(f"{what}: {theirs} there, {ours} here")
+    towers = ("image", "text") if config.pretrained_towers == "both" else (config.pretrained_towers,)
+    different = differences(found, preset_of(config), towers)
     if different:
         raise ConfigError(
             FIELD,

@@ -87,6 +87,18 @@ def encode_tokens(parts: TextTransformerParts, tokens: Tensor, packing: Packing 
     return TowerOutput(x @ matrix, Projection.of(x, matrix) if parts.shows_projection else None)
 
 
+_POSITIONS_AFTER_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "longformer",
+    "mpnet",
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+)
+"""Encoders whose first token stands at position pad_token_id + 1: so many positions are nobody's."""
+
+
 class TransformersTower(nn.Module):
     """An encoder of the transformers library, pooled over the tokens that are not padding, then projected.
 
@@ -152,7 +164,7 @@ def read_encoder_config(name: str) -> PretrainedConfig:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
             "model.text_tower",
@@ -173,7 +185,10 @@ def read_encoder_config(name: str) -> PretrainedConfig:
 def encoder_context_length(config: PretrainedConfig, context_length: int) -> int:
     """`context_length`, or the encoder's number of positions if it has fewer."""
     # Encoders with relative positions (T5) have no such field and no limit.
-    return min(context_length, getattr(config, "max_position_embeddings", None) or context_length)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and config.model_type in _POSITIONS_AFTER_PADDING:
+        positions -= config.pad_token_id + 1
+    return min(context_length, positions or context_length)
 
 
 def _create_encoder(name: str, config: PretrainedConfig) -> Any:
@@ -181,9 +196,11 @@ def _create_encoder(name: str, config: PretrainedConfig) -> Any:
 
     folder = Path(name)
     if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*")):
-        model: Any = AutoModel.from_config(config)
+        model: Any = AutoModel.from_config(config, trust_remote_code=False)
     else:
-        model = AutoModel.from_pretrained(name, config=config)
+        model = AutoModel.from_pretrained(name, config=config, trust_remote_code=False)
+    # transformers keeps the dtype of the file, which may be half: weights are trained in fp32.
+    model = model.float()
     encoder: Any = model.get_encoder() if config.is_encoder_decoder else model
     if getattr(encoder, "pooler", None) is not None:
         # BERT's extra layer on the first token: unused here, and a parameter without gradient stops DDP.

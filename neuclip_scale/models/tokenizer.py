@@ -101,7 +101,7 @@ class HuggingFaceTokenizer:
                 "Save the encoder's tokenizer into it.",
             )
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 "model.text_tower",

@@ -148,7 +148,12 @@ class FusedBatch:
         self.height = min(max(height // EVEN_BLOCK, 1) * EVEN_BLOCK, num_anchors)
         parts = self.shift.new_empty(2, -(-num_prototypes // FACTOR_BLOCK), self.height)
         self.largest, self.sums = parts  # of each block of prototypes and anchor
-        assert max(num_prototypes, self.height) * max(anchors.shape[1], self.height) < 1 << 31
+        assert max(num_prototypes, self.height) * anchors.shape[1] < 1 << 31
+        assert num_prototypes * self._weights_stride < 1 << 31
+
+    @property
+    def _weights_stride(self) -> int:
+        return -(-self.height // 64) * 64  # whole cache lines
 
     def predict(self) -> Tensor:
         """log(eps + exp(log-mean-exp)) of every anchor -> [b]."""
@@ -163,8 +168,7 @@ class FusedBatch:
 
         `target` [b] is log(eps + g).
         """
-        stride = -(-self.height // 64) * 64  # whole cache lines
-        weights = self.anchors.new_empty(self.npn.num_prototypes, stride)
+        weights = self.anchors.new_empty(self.npn.num_prototypes, self._weights_stride)
         for rows in self._chunks():
             self._weigh(rows, weights)
             self._factors(rows, None, target[rows], 1 / num_anchors)

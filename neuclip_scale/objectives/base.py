@@ -74,7 +74,7 @@ class Objective(nn.Module, ABC):
             raise ValueError(f"batch of {pairs.global_size} pair: a contrastive loss needs at least 2 pairs in all.")
         if logit_bias is not None:
             logit_bias = logit_bias.detach()
-        with torch.no_grad():
+        with torch.no_grad(), torch.cuda.device_of(pairs.image):  # Triton launches on the current one
             output = self.compute(pairs, logit_scale.detach(), world_index, logit_bias)
         if self.training:
             self.num_steps += 1

@@ -128,7 +128,8 @@ def _doubtful(device: torch.device, dim: int) -> str:
 def _failure(kernels: Kernels, device: torch.device, dtype: torch.dtype, dim: int) -> str:
     """What is wrong with Triton on this device; empty where its results are torch's."""
     try:
-        found: str = importlib.import_module(kernels.check).disagreement(device, dtype, dim)
+        with torch.cuda.device(device):  # Triton launches on the current one
+            found: str = importlib.import_module(kernels.check).disagreement(device, dtype, dim)
     except Exception as error:  # whatever a compiler or driver raises: a run must not end for want of a faster kernel
         log.warning("Triton's kernels do not run here; torch takes their place", exc_info=True)
         return f"Triton's kernels do not run here ({type(error).__name__})"

@@ -46,8 +46,10 @@ def nearest_rows(features: Tensor, rows: Tensor, tile_size: int = 8192) -> Tenso
         return nearest
     for begin in range(0, len(rows), tile_size):
         # [n, tile] -> [n]; max takes the first of equal ones, and so does > from tile to tile.
-        value, index = (features @ rows[begin : begin + tile_size].T).max(dim=1)
-        is_better = (value > best) & value.isfinite()
+        products = features @ rows[begin : begin + tile_size].T
+        # A row of NaN is nearest to nothing, and takes no feature from the tile's other rows.
+        value, index = products.nan_to_num_(-torch.inf, -torch.inf, -torch.inf).max(dim=1)
+        is_better = value > best
         best = torch.where(is_better, value, best)
         nearest = torch.where(is_better, index + begin, nearest)
     return nearest

@@ -167,7 +167,8 @@ def _launch_tiles(
 ) -> None:
     left, right, precision = operands
     num_rows, d = left.shape
-    assert max(num_rows, len(right)) * max(d, *strides, left.stride(0), right.stride(0)) < 1 << 31
+    # Of the features, and of the weights [rows, columns], whose stride is as long as a row of few rows is wide.
+    assert max(num_rows * left.stride(0), len(right) * right.stride(0), num_rows * max(strides, default=0)) < 1 << 31
     launch(
         name, left.element_size(), (num_rows, len(right), 1), min(num_rows, len(right)),
         left, right, *tensors, num_rows, len(right), d, left.stride(0), right.stride(0), *strides, diagonal,

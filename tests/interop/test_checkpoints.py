@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from neuclip_scale.config import ConfigError
 from neuclip_scale.models.building import create_model
 from neuclip_scale.models.clip import CLIP
-from neuclip_scale.models.hf import preset_from_hf
+from neuclip_scale.models.hf import preset_from_hf, read_preset
 from neuclip_scale.models.interop import load_open_clip_state_dict, preset_from_open_clip, to_open_clip_state_dict
 from neuclip_scale.models.loading import load_pretrained
 from neuclip_scale.models.presets import PRESETS
@@ -121,6 +121,30 @@ def test_another_activation_of_transformers_is_refused() -> None:
         sections = {"text_config": {"hidden_act": text}, "vision_config": {"hidden_act": vision}}
         with pytest.raises(ConfigError, match=rf"hidden_act = '{text} and {vision}'"):
             preset_from_hf(sections)
+
+
+def test_other_norms_of_transformers_are_refused() -> None:
+    sections: dict[str, dict[str, object]] = {"text_config": {}, "vision_config": {"layer_norm_eps": 1e-2}}
+    with pytest.raises(ConfigError, match=r"vision_config.layer_norm_eps = 0.01"):
+        preset_from_hf(sections)
+
+
+def test_pictures_of_transformers(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {}, "vision_config": {}}))
+    processor = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "resample": 3, "size": 224}
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": processor}))
+    found = read_preset(tmp_path)
+    assert found is not None
+    assert (found.image_mean, found.image_std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    for key, value in (("resample", 2), ("do_center_crop", False), ("size", {"height": 224, "width": 224})):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps({**processor, key: value}))
+        with pytest.raises(ConfigError, match=rf"preprocessor_config.{key} = .*Use a model that was trained so"):
+            read_preset(tmp_path)
+
+
+def test_a_preset_that_the_json_contradicts_is_refused(folder: tuple[Path, torch.nn.Module]) -> None:
+    with pytest.raises(ConfigError, match=r"preset = 'demo'.*quick_gelu: True there, False here.*image_mean"):
+        load_pretrained(folder[0], preset="demo")
 
 
 def test_no_weights_names_the_files_it_looked_for(tmp_path: Path) -> None:

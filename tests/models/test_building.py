@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from neuclip_scale.config import Recipe, load_recipe
-from neuclip_scale.models.building import build_model, fill, filled_blocks, plan_model
+from neuclip_scale.models.building import build_model, create_model, fill, filled_blocks, plan_model
 from neuclip_scale.models.clip import CLIP
 from neuclip_scale.models.layers import Layer, parameter_layers
+from neuclip_scale.models.presets import PRESETS
 
 
 def recipe(**overrides: Any) -> Recipe:
@@ -64,6 +67,27 @@ def test_layers_of_another_librarys_tower() -> None:
     assert layers["visual.trunk.blocks.11.attn.qkv.weight"].number == 12
     last = layers["visual.head.proj.weight"]
     assert last.number == last.last > 12
+
+
+@pytest.mark.parametrize(
+    ("config", "norm"),
+    [
+        (
+            {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
+            "final_layer_norm",
+        ),
+        ({"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16}, "ln_f"),
+    ],
+)
+def test_the_last_norm_of_a_transformers_encoder_is_in_its_last_layer(
+    tmp_path: Path, config: dict[str, Any], norm: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 50, "pad_token_id": 0}))
+    model = create_model(PRESETS["demo"], text_tower=str(tmp_path))
+    layers = parameter_layers(model)
+    assert layers[f"text.transformer.{norm}.weight"] == layers["text.proj.weight"] == Layer("text", 3, 3)
+    numbers = {layer.number for layer in layers.values() if layer.tower == "text"}
+    assert numbers == {0, 1, 2, 3}
 
 
 def trained(model: CLIP) -> set[str]:

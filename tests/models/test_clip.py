@@ -188,6 +188,10 @@ def test_whole_towers_are_recorded_as_cuda_graphs(monkeypatch: pytest.MonkeyPatc
     ("values", "message"),
     [
         ({"preset": "RN50", "cuda_graphs": True, "compile": True}, r"model.cuda_graphs = True.*BatchNorm.*Turn it off"),
+        (
+            {"preset": "demo", "image_tower": "test_resnet", "cuda_graphs": True, "compile": True},
+            r"model.cuda_graphs = True.*BatchNorm.*Turn it off",
+        ),
         ({"preset": "ViT-B32"}, r"model.preset = 'ViT-B32'.*ViT-B-32"),
         ({"preset": "demo", "image_size": 33}, r"model.image_size = 33.*Use 32 or 40"),
         ({"preset": "demo", "image_size": 5}, r"model.image_size = 5.*Use 8"),

@@ -206,3 +206,54 @@ def test_the_tokenizer_can_be_sent_to_workers(encoder: Path) -> None:
     tokenizer = build_tokenizer(replace(ModelConfig(preset="demo"), text_tower=str(encoder)))
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert torch.equal(copy("a photo of the cat"), tokenizer("a photo of the cat"))
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_an_encoder_stored_in_halves_is_trained_in_fp32(encoder: Path, tmp_path: Path, weights: bool) -> None:
+    source = TransformersTower(str(encoder), 8, 12).transformer.bfloat16()
+    source.save_pretrained(tmp_path / "half")
+    if not weights:
+        (tmp_path / "half" / "model.safetensors").unlink()
+    assert json.loads((tmp_path / "half" / "config.json").read_bytes())["dtype"] == "bfloat16"
+    loaded = TransformersTower(str(tmp_path / "half"), 8, 12)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    for a, b in zip(source.parameters(), loaded.transformer.parameters(), strict=True):
+        assert not weights or torch.equal(a.float(), b)
+
+
+def test_code_in_an_encoders_folder_is_never_run(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, ran = tmp_path / "foreign", tmp_path / "ran"
+    folder.mkdir()
+    (folder / "theirs.py").write_text(
+        f"""from transformers import PretrainedConfig
+from pathlib import Path
+
+Path({str(ran)!r}).touch()
+
+
+class TheirConfig(PretrainedConfig):
+    model_type = "theirs"
+"""
+    )
+    config = json.loads((encoder / "config.json").read_text())
+    config |= {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.TheirConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # whoever is asked says yes
+    with pytest.raises(ConfigError, match=r"model.text_tower = .*transformers cannot read its config"):
+        TransformersTower(str(folder), 8, 12)
+    assert not ran.exists()
+
+
+def test_positions_that_an_encoder_leaves_out_are_no_context(tmp_path: Path) -> None:
+    config = {
+        "model_type": "roberta", "vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 12, "pad_token_id": 1,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tower = TransformersTower(str(tmp_path), 8, 77)
+    assert tower.context_length == 10
+    assert tower(torch.full((1, 10), 5)).features.isfinite().all()
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        tower(torch.full((1, 11), 5))

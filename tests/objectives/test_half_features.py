@@ -53,3 +53,15 @@ def test_halves_equal_their_fp32_copies(name: str, dtype: torch.dtype) -> None:
         assert mine.dtype == (dtype if is_feature else torch.float32)
         limit = torch.finfo(dtype).eps if is_feature else 1e-6
         torch.testing.assert_close(mine.float(), theirs, rtol=limit, atol=limit * float(theirs.abs().max()))
+
+
+def test_a_grad_scalers_factor_comes_before_the_rounding_to_fp16() -> None:
+    """What pairs already far apart ask for is less than fp16 has digits for; 65,536 times that is not."""
+    found = []
+    for dtype in (torch.float16, torch.float32):
+        leaves = [torch.eye(8).to(dtype).requires_grad_() for _ in range(2)]
+        loss = create_loss("openclip", embed_dim=8, dataset_size=N, num_epochs=4)(*leaves, torch.tensor([15.0]))
+        (loss * 65536).backward()
+        found += [leaf.grad.float() for leaf in leaves if leaf.grad is not None]
+    for half, full in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(half, full, rtol=2e-3, atol=0)

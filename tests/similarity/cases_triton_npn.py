@@ -226,3 +226,16 @@ def test_a_copy_has_recordings_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
         theirs = second(*first[1:3], TAU, first.index)
     assert not torch.equal(theirs, predicted)
     assert torch.equal(first.npn(*first[1:3], TAU, first.index), predicted)
+
+
+@pytest.mark.parametrize("precision", ["highest", "medium"])
+def test_few_prototypes_of_many_anchors_fit_32_bits(precision: str) -> None:
+    """The chunk of anchors is as long as the prototypes are few: what must fit is their weights."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        npn = NormalizerPredictionNetwork(16, 64).to(DEVICE)
+        anchors = torch.zeros(1 << 18, 16, device=DEVICE)
+        assert FusedBatch(npn, anchors, anchors[:, 0], 0.1, None).height > 1 << 16
+    finally:
+        torch.set_float32_matmul_precision(before)

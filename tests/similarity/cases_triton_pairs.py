@@ -51,6 +51,22 @@ def test_one_scale(world: int, local: slice, dim: int, dtype: torch.dtype, exclu
     assert_close(gradients, expected, dtype, "gradients")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("num_rows", "world"), [(704, 90112), (88, 90112), (512, 65536), (128, 131072)])
+def test_few_rows_of_a_large_batch_are_launched(
+    monkeypatch: pytest.MonkeyPatch, num_rows: int, world: int, dtype: torch.dtype
+) -> None:
+    """A rank of hundreds: its chunks are as wide as they are low. Nothing is computed here."""
+    launched = []
+    monkeypatch.setattr(triton_chunks, "launch", lambda name, *_, **__: launched.append(name))
+    rows = torch.zeros(world, 16, dtype=dtype)
+    pairs = PairFeatures(rows[:num_rows], rows[:num_rows], rows, rows, world - num_rows)
+    scale, shift = torch.ones(1), torch.zeros(world)
+    triton_sweeps.pair_gradients(pairs, scale, shift, shift, exclude_diagonal=True)
+    triton_sweeps.pair_sigmoids(pairs, scale, torch.zeros(1))
+    assert {"exponentials_kernel", "sigmoids_kernel", "product_kernel"} <= set(launched)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("world", "local", "dim"), [*PROBLEMS[:2], (21, slice(7, 8), 16)])
 def test_a_scale_for_every_row(world: int, local: slice, dim: int, dtype: torch.dtype) -> None:

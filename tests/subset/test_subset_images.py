@@ -76,6 +76,12 @@ def test_nearest_rows_by_tiles(count: int, num_rows: int, tile_size: int, seed: 
     assert found.tolist() == nearest(features, rows).tolist()
 
 
+def test_a_row_that_is_not_finite_is_nearest_to_nothing() -> None:
+    rows = torch.tensor([[1.0, 0.0], [float("nan"), 0.0], [0.0, 1.0], [float("inf"), 1.0]])
+    assert nearest_rows(torch.eye(2), rows).tolist() == [0, 2]
+    assert nearest_rows(torch.eye(2), rows[1:2]).tolist() == [-1, -1]
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 60),
