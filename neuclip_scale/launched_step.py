@@ -79,11 +79,11 @@ class QueuedNumbers:
         numbers, marks = (tensor.tolist() for tensor in self._copy.wait())
         loss, *means = numbers[: 1 + len(self._names)]
         stopping, num_written, num_read, num_skipped, *tokens, scale, grad_norm = numbers[1 + len(self._names) :]
-        digests, positions = zip(*marks, strict=True)
+        digests, contents, positions = zip(*marks, strict=True)
         return StepNumbers(
             {"loss": loss, "logit_scale": scale, "grad_norm": grad_norm}
             | dict(zip(self._names, means, strict=True))
-            | {"batch_digest": batch_digest(digests)},
+            | {"batch_digest": batch_digest(digests), "content_digest": batch_digest(contents)},
             captions=PackedTokens.of_means(tokens) if tokens else None,
             stopping=stopping > 0,
             saved=num_written == distributed.world_size(),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from neuclip_scale import checkpoint, distributed
-from neuclip_scale.config import ConfigError, Recipe, dump_recipe
+from neuclip_scale.config import NEUTRAL, PLACES, ConfigError, Recipe, dump_recipe, recipe_changes
 from neuclip_scale.cost import RunCost
 from neuclip_scale.data.epochs import EpochLedger, joined, whole_epoch
 from neuclip_scale.data.loader import LoadedBatch, TrainLoader
@@ -49,7 +49,20 @@ class RunState:
         self.stream_positions: list[int] = []
         """Of all streams, after the last step; empty before the first one of this process."""
         self._positions: dict[int, int] = {}
+        self.changed: dict[str, tuple[Any, Any]] = {}
+        """Fields in which the recipe is not that of the checkpoint that was loaded, with both values."""
         self._pending: checkpoint.PendingSave | None = None
+
+    @property
+    def change_told(self) -> str:
+        """What is to be said of a recipe that is not the checkpoint's; empty where nothing computed changes."""
+        told = [
+            f"{name} {before!r} -> {after!r}"
+            for name, (before, after) in self.changed.items()
+            if name not in (*PLACES, *NEUTRAL, "resume") and not name.startswith("evaluation.")
+        ]
+        where = f"from step {self.step} on the recipe is another than before"
+        return f"{where}: {', '.join(told)}. `neuclip compare` will say so." if told else ""
 
     def find_start(self) -> Path | None:
         """The checkpoint that `resume` asks for, or None for a fresh run (collective)."""
@@ -170,7 +183,9 @@ class RunState:
     def load(self, path: Path, engine: Engine, objective: Objective, loader: TrainLoader, manifest: Manifest) -> None:
         """Go on from checkpoint `path`, also one saved by another number of ranks (collective)."""
         shared, ranks = checkpoint.load_all_ranks(path)
-        checkpoint.check_compatible(checkpoint.saved_recipe(shared), self.config)
+        saved = checkpoint.saved_recipe(shared)
+        checkpoint.check_compatible(saved, self.config)
+        self.changed = recipe_changes(saved, self.config)
         self._check_same_order(shared, manifest)
         checkpoint.load_parameters(engine, ranks)
         for name, buffer in shared["buffers"].items():

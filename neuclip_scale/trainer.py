@@ -138,8 +138,6 @@ class Trainer:
         """
         config, state = self.config, self.run_state
         distributed.on_main(lambda: check_trained_by_no_other(self.run_dir))  # it may have begun since
-        if distributed.is_main():
-            files.write_text(self.run_dir / "config.yaml", dump_recipe(config))
         skips = SkipLog(self.run_dir / "skipped" / f"rank_{self.rank:05d}.jsonl")
         if distributed.is_main():
             skips.add_shard_faults(self.manifest)
@@ -152,13 +150,15 @@ class Trainer:
             state.step,
             world_size=self.world_size,
             facts={"compiled_towers": self.compiled},
+            recipe=dump_recipe(config),
+            changed=state.changed,
         )
         with logger, state.cost.metered(self.device), self.watch.running(state.step), StopSignal() as stop:
             if faulty := self.manifest.faulty_shards:
                 first = f"first {faulty[0].path}: {faulty[0].fault}"
                 logger.message(f"{len(faulty)} damaged shard(s), listed in {skips.path.parent}; {first}")
             beyond = out_of_reach(config.objective, self.manifest.num_samples, config.train.global_batch_size)
-            for warning in filter(None, (beyond, unused_length(config.train))):
+            for warning in filter(None, (beyond, unused_length(config.train), state.change_told)):
                 logger.message(f"warning: {warning}")
             self._catch_up(logger)
             self._run_steps(skips, logger, stop)
@@ -379,7 +379,7 @@ class Trainer:
         state = self.run_state
         with state.cost.paused():
             evaluation = self._evaluate() if finished else {}
-        cost = state.cost.summary(self.arithmetic, state.step)
+        cost = state.cost.summary(self.arithmetic, state.step) | logger.lost.summary()
         logger.log_evaluation(state.step, evaluation)
         summary = {
             "status": "finished" if finished else "stopped",

@@ -112,7 +112,8 @@ def our_steps(options: Step, parts: int, contender: str, folder: Path, *, compil
     }  # fmt: skip
     trainer = Trainer(load_recipe("demo", settings))
     batch, count = our_batch(trainer, options), 1
-    loaded = LoadedBatch(batch, {0: 0}, torch.zeros(1, dtype=torch.int64), [], options.batch_size)
+    digests = torch.zeros(1, dtype=torch.int64)
+    loaded = LoadedBatch(batch, {0: 0}, digests, digests, [], options.batch_size)
     while True:
         before: QueuedNumbers | None = None
         for _ in range(count):  # `fit` reads a step's numbers when it has launched the next

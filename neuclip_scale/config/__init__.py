@@ -17,7 +17,16 @@ from neuclip_scale.config.checking import (
     unused_length,
 )
 from neuclip_scale.config.errors import ConfigError
-from neuclip_scale.config.reading import dump_recipe, load_recipe, parse, recipe_names
+from neuclip_scale.config.neutral import NEUTRAL, PLACES
+from neuclip_scale.config.reading import (
+    dump_recipe,
+    flat_fields,
+    load_recipe,
+    parse,
+    recipe_changes,
+    recipe_fields,
+    recipe_names,
+)
 from neuclip_scale.config.schema import (
     AmortizedConfig,
     CheckpointConfig,
@@ -36,6 +45,8 @@ from neuclip_scale.config.schema import (
 )
 
 __all__ = [
+    "NEUTRAL",
+    "PLACES",
     "AmortizedConfig",
     "CheckpointConfig",
     "ConfigError",
@@ -54,6 +65,7 @@ __all__ = [
     "check_places",
     "check_recipe",
     "dump_recipe",
+    "flat_fields",
     "load_recipe",
     "local_batch_size",
     "matmul_precision",
@@ -62,6 +74,8 @@ __all__ = [
     "num_steps",
     "pairs_encoded_again",
     "parse",
+    "recipe_changes",
+    "recipe_fields",
     "recipe_names",
     "unused_length",
 ]

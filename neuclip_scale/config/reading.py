@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -42,6 +42,27 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | Iterable[str] =
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML; `parse` reads it back to an equal value."""
     return yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True)
+
+
+def recipe_fields(recipe: Recipe) -> dict[str, Any]:
+    """Dotted name -> plain value of every field of `recipe`."""
+    return dict(flat_fields(_plain(recipe)))
+
+
+def recipe_changes(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
+    """The dotted fields that are not the same in both, with both values."""
+    old, new = recipe_fields(before), recipe_fields(after)
+    names = dict.fromkeys([*old, *new])
+    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
+
+
+def flat_fields(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything in nested sections; an empty one counts as a value."""
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from flat_fields(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def parse(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:

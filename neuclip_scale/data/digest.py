@@ -1,16 +1,33 @@
-"""Digests of what was in a batch, to prove that two runs saw the same samples in the same order."""
+"""Digests of what was in a batch, to prove that two runs saw the same samples in the same order.
+
+Of two kinds: a sample's uid says which pair it is meant to be, its contents which picture and caption were read.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterable
 
 
 def uids_digest(uids: Iterable[str]) -> int:
     """63-bit digest of uids in order; fits a non-negative int64, so that ranks can gather it."""
-    text = "\n".join(uids)  # keys from a tar may hold bytes that are not UTF-8
-    data = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(data, "little") >> 1
+    return _digest("\n".join(uids).encode("utf-8", "surrogateescape"))  # keys from a tar may not be UTF-8
+
+
+def content_of(image: bytes, caption: str) -> bytes:
+    """8 bytes of a pair as it was read: checksums of the picture's file, not decoded, and of the caption drawn."""
+    checksums = zlib.crc32(image), zlib.crc32(caption.encode("utf-8", "surrogatepass"))
+    return b"".join(checksum.to_bytes(4, "little") for checksum in checksums)
+
+
+def contents_digest(contents: Iterable[bytes]) -> int:
+    """63-bit digest of what `content_of` made of pairs, in order."""
+    return _digest(b"".join(contents))
+
+
+def _digest(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1
 
 
 def batch_digest(stream_digests: Iterable[int]) -> str:

@@ -39,7 +39,8 @@ class LoadedBatch:
     batch: Batch
     stream_positions: dict[int, int]
     """Next position of each of this rank's streams; all ranks' together resume a run."""
-    stream_digests: Tensor  # [num_streams / world_size] int64, see data.digest
+    stream_digests: Tensor  # [num_streams / world_size] int64, of uids, see data.digest
+    content_digests: Tensor  # the same of what was read
     skipped: list[SkippedSample]
     num_read: int
     """Samples read for this batch, the skipped ones included."""
@@ -48,8 +49,9 @@ class LoadedBatch:
 
     @property
     def stream_marks(self) -> Tensor:
-        """[num_streams / world_size, 2] int64: each stream's digest and its next position."""
-        return torch.stack([self.stream_digests, torch.tensor(list(self.stream_positions.values()))], dim=1)
+        """[num_streams / world_size, 3] int64: each stream's digests and its next position."""
+        positions = torch.tensor(list(self.stream_positions.values()))
+        return torch.stack([self.stream_digests, self.content_digests, positions], dim=1)
 
 
 class TrainLoader:
@@ -134,6 +136,7 @@ class TrainLoader:
             batch=join_batches([part.batch for part in parts], pin_memory=self._pin_memory),
             stream_positions={k: v for part in parts for k, v in part.positions.items()},
             stream_digests=torch.tensor([digest for part in parts for digest in part.digests]),
+            content_digests=torch.tensor([digest for part in parts for digest in part.contents]),
             skipped=[sample for part in parts for sample in part.skipped],
             num_read=sum(part.num_read for part in parts),
             epochs=joined(part.epochs for part in parts),

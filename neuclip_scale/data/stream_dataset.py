@@ -21,7 +21,7 @@ from neuclip_scale.config import DataConfig
 from neuclip_scale.data.batch import Batch, caption_lengths
 from neuclip_scale.data.cache import ShardCache, cache_of
 from neuclip_scale.data.captions import Captions
-from neuclip_scale.data.digest import uids_digest
+from neuclip_scale.data.digest import content_of, contents_digest, uids_digest
 from neuclip_scale.data.epochs import EpochLedger, Sums
 from neuclip_scale.data.look_ahead import LookAhead
 from neuclip_scale.data.manifest import Manifest
@@ -52,6 +52,9 @@ class Chunk:
     positions: dict[int, int]
     """Next position of each stream."""
     digests: list[int]
+    """Of the uids of each stream."""
+    contents: list[int]
+    """Of what was read of each stream."""
     skipped: list[SkippedSample]
     num_read: int
     epochs: dict[int, Sums]
@@ -70,6 +73,7 @@ class _Rows:
     tokens: list[Tensor] = field(default_factory=list)
     sample_index: list[int] = field(default_factory=list)
     uids: list[str] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)
     skipped: list[SkippedSample] = field(default_factory=list)
     num_read: int = 0
     epochs: EpochLedger = field(default_factory=EpochLedger)
@@ -122,7 +126,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         num_read_before = self._num_read
         try:
             while True:
-                rows, digests = _Rows(), []
+                rows, digests, contents = _Rows(), [], []
                 ahead.look(positions)
                 for stream in streams:
                     first = len(rows.uids)
@@ -130,9 +134,11 @@ class StreamDataset(IterableDataset[ChunkOrError]):
                         rows, reader, stream, positions[stream], walks[stream], num_read_before
                     )
                     digests.append(uids_digest(rows.uids[first:]))
+                    contents.append(contents_digest(rows.contents[first:]))
                 num_read_before += self._samples_per_stream * self._order.num_streams
                 memory.check(f"reading streams {streams[0]} to {streams[-1]}")
-                yield Chunk(self._batch(rows), dict(positions), digests, rows.skipped, rows.num_read, rows.epochs.open)
+                batch, epochs = self._batch(rows), rows.epochs.open
+                yield Chunk(batch, dict(positions), digests, contents, rows.skipped, rows.num_read, epochs)
         except TooManyBadSamples as error:
             yield error
         finally:
@@ -189,6 +195,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
         rows.tokens.append(tokens)
         rows.sample_index.append(sample_index)
         rows.uids.append(raw.uid)
+        rows.contents.append(content_of(raw.image, raw.caption))
 
     def _check_run(self, rows: _Rows, stream: int, bad_run: int, num_read_before: int) -> None:
         bad = rows.skipped[-bad_run:]

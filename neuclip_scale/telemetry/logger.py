@@ -10,10 +10,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from neuclip_scale.files import atomic_file, json_ready, write_json
+from neuclip_scale.files import atomic_file, json_ready, write_json, write_text
 from neuclip_scale.telemetry.console import ConsoleProgress
 from neuclip_scale.telemetry.environment import environment
 from neuclip_scale.telemetry.meter import ThroughputMeter, peak_memory_bytes
+from neuclip_scale.telemetry.starts import Lost, lost_so_far, note_start
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -40,19 +41,30 @@ class RunLogger:
         *,
         world_size: int = 1,
         facts: Mapping[str, Any] | None = None,
+        recipe: str = "",
+        changed: Mapping[str, tuple[Any, Any]] | None = None,
         console: Console | None = None,
     ) -> None:
-        """`facts`: what else environment.json shall hold."""
+        """`facts`: what else environment.json shall hold. `recipe`: what config.yaml shall; `changed`: its fields that
+        are not those of the checkpoint that the run goes on from, with both values."""
         self.total_steps, self.samples_per_step, self.log_every = total_steps, samples_per_step, log_every
         self.world_size = world_size
         self.meter = ThroughputMeter()
+        self.lost = Lost()
         self._metrics: IO[str] | None = None
         if rank != 0:
             return
         run_dir = Path(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(run_dir / "environment.json", {**environment(), "world_size": world_size, **(facts or {})})
-        cut_metrics(run_dir / "metrics.jsonl", resume_step)
+        lost = cut_metrics(run_dir / "metrics.jsonl", resume_step)
+        if resume_step < total_steps or not (run_dir / "config.yaml").exists():
+            # What is there already is of the steps that were made: a run that has ended is left as it is.
+            write_text(run_dir / "config.yaml", recipe)
+            record = {**environment(), "world_size": world_size, **(facts or {})}
+            write_json(run_dir / "environment.json", record)
+            self.lost = note_start(run_dir, resume_step, record, changed or {}, lost).lost
+        else:
+            self.lost = lost_so_far(run_dir)
         self._evaluations = run_dir / "evaluations.jsonl"
         cut_metrics(self._evaluations, resume_step)
         self._metrics = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
@@ -137,21 +149,29 @@ class RunLogger:
         self.close()
 
 
-def cut_metrics(path: Path, last_step: int) -> None:
-    """Drop the lines of `path` after `last_step`, and any that a kill left unfinished, in one replacement."""
+def cut_metrics(path: Path, last_step: int) -> tuple[int, float]:
+    """Drop the lines of `path` after `last_step`, and any that a kill left unfinished, in one replacement.
+
+    Returns how many were after it, and the seconds that their steps took.
+    """
+    num_lost, seconds_lost = 0, 0.0
     if not path.exists():
-        return
+        return num_lost, seconds_lost
     num_damaged = 0
     with open(path, encoding="utf-8", errors="replace") as source, atomic_file(path) as target:
         for line in source:
             try:
-                keep = json.loads(line)["step"] <= last_step and line.endswith("\n")
+                record = json.loads(line)
+                keep = record["step"] <= last_step and line.endswith("\n")
+                if not keep:
+                    num_lost, seconds_lost = num_lost + 1, seconds_lost + record.get("step_time", 0.0)
             except (ValueError, TypeError, KeyError):
                 keep, num_damaged = False, num_damaged + 1
             if keep:
                 target.write(line.encode("utf-8"))
     if num_damaged:
         log.warning("%s: dropped %d unreadable lines (a run was killed while writing)", path, num_damaged)
+    return num_lost, seconds_lost
 
 
 def _tensorboard(folder: Path, resume_step: int) -> SummaryWriter:

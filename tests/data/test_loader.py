@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import json
 import logging
 import os
 import pickle
@@ -24,8 +26,8 @@ from neuclip_scale.data import stream_dataset
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.digest import batch_digest
 from neuclip_scale.data.loader import LoadedBatch, TrainLoader
-from neuclip_scale.data.manifest import Manifest
-from neuclip_scale.data.shards import index_shard
+from neuclip_scale.data.manifest import Manifest, build_manifest
+from neuclip_scale.data.shards import expand_shards, index_shard, write_shard
 from neuclip_scale.data.synthetic import COLOURS, write_synthetic_shards
 
 STEPS = 7
@@ -41,6 +43,10 @@ def digest(step: list[LoadedBatch]) -> str:
     return batch_digest(torch.cat([loaded.stream_digests for loaded in step]).tolist())
 
 
+def contents(step: list[LoadedBatch]) -> str:
+    return batch_digest(torch.cat([loaded.content_digests for loaded in step]).tolist())
+
+
 def positions(step: list[LoadedBatch]) -> dict[int, int]:
     return {k: v for loaded in step for k, v in loaded.stream_positions.items()}
 
@@ -52,6 +58,7 @@ def assert_equal(ours: list[list[LoadedBatch]], reference: list[list[LoadedBatch
             assert torch.equal(a, b), field
         assert [uid for part in step for uid in part.batch.uids] == [u for p in expected for u in p.batch.uids]
         assert digest(step) == digest(expected)
+        assert contents(step) == contents(expected)
         assert positions(step) == positions(expected)
 
 
@@ -90,6 +97,36 @@ def test_what_a_batch_holds(clean_manifest: Manifest, reference: list[list[Loade
     seen = Counter(i for step in reference for i in step[0].batch.sample_index.tolist())
     assert set(seen) == set(range(45))
     assert max(seen.values()) == 2
+
+
+def test_another_caption_or_picture_of_a_uid_shows(tmp_path: Path) -> None:
+    """Sizes in the tar stay what they were, so the manifest's fingerprint does too."""
+    pictures = [png((20 * i, 0, 7)) for i in range(12)]
+    samples = [
+        {"__key__": f"k{i}", "png": pictures[i], "txt": f"caption {i:02d}", "json": json.dumps({"uid": f"u{i}"})}
+        for i in range(12)
+    ]
+    found = {}
+    for change in ("none", "caption", "picture"):
+        changed = [dict(sample) for sample in samples]
+        if change == "caption":
+            changed[3]["txt"] = "caption 77"
+        if change == "picture":
+            changed[3]["png"] = pictures[4]
+        (tmp_path / change).mkdir()
+        write_shard(tmp_path / change / "0.tar", changed)
+        manifest = build_manifest(expand_shards(str(tmp_path / change)))
+        step = [take(make_loader(manifest), 1)[0]]
+        found[change] = (manifest.fingerprint, digest(step), contents(step))
+    same, caption, picture = found.values()
+    assert same[:2] == caption[:2] == picture[:2]
+    assert len({same[2], caption[2], picture[2]}) == 3
+
+
+def png(colour: tuple[int, ...]) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (20, 20), colour).save(file, "png", compress_level=0)  # as many bytes for any colour
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 2), (4, 1)])

@@ -17,6 +17,9 @@ STEPS = 3
 
 Overrides = dict[str, Any]
 
+SAME = ("loss", "grad_norm", "logit_scale", "batch_digest", "content_digest")
+"""Of a step, on any number of ranks."""
+
 
 def zero(name: str) -> Overrides:
     return {"engine.name": "deepspeed", "engine.deepspeed.config": name}
@@ -80,7 +83,7 @@ def train(folder: str, run: str, more: Overrides) -> dict[str, Any]:
     }
     return {
         "state": state,
-        "steps": [{key: step[key] for key in ("loss", "grad_norm", "logit_scale", "batch_digest")} for step in logged],
+        "steps": [{key: step[key] for key in SAME} for step in logged],
         "errors": [step["normalizer/mse"] for step in logged if "normalizer/mse" in step],
     }
 
@@ -89,7 +92,8 @@ def assert_same(result: dict[str, Any], expected: dict[str, Any], *, weights: fl
     for key in ("loss", "grad_norm", "logit_scale"):
         mine, theirs = ([step[key] for step in run["steps"]] for run in (result, expected))
         torch.testing.assert_close(torch.tensor(mine), torch.tensor(theirs), rtol=losses, atol=losses, msg=key)
-    assert [s["batch_digest"] for s in result["steps"]] == [s["batch_digest"] for s in expected["steps"]]
+    for key in ("batch_digest", "content_digest"):
+        assert [s[key] for s in result["steps"]] == [s[key] for s in expected["steps"]]
     assert len(result["errors"]) == len(expected["errors"])  # of rank 0's own pairs, so other values
     assert result["state"].keys() == expected["state"].keys()
     for name, state in expected["state"].items():

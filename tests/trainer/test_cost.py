@@ -88,6 +88,24 @@ def test_cost_is_summed_over_a_stop(shards: Path, runs: Path) -> None:
         assert cost["sections"][name]["seconds"] > section["seconds"]
 
 
+def test_what_a_kill_cost_is_told_beside_the_cost(shards: Path, runs: Path) -> None:
+    """Two steps beyond the checkpoint, as a kill leaves them: they are done again, and counted apart."""
+    folder = runs / "run"
+    Trainer(recipe(shards, folder, **{"train.num_steps": 2})).fit()
+    with open(folder / "metrics.jsonl", "a") as file:
+        for step in (3, 4):
+            file.write(json.dumps({"step": step, "step_time": 1.5}) + "\n")
+    cost = Trainer(recipe(shards, folder)).fit()["cost"]
+    assert (cost["lost_steps"], cost["lost_seconds"]) == (2, 3.0)
+    assert cost["lost_device_hours"] == pytest.approx(3 / 3600)
+    again = Trainer(recipe(shards, folder)).fit()["cost"]
+    assert again["lost_seconds"] == 3.0
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 7, "step_time": 0.5}) + "\n")
+    more = Trainer(recipe(shards, folder, **{"train.num_steps": 8})).fit()["cost"]
+    assert (more["lost_steps"], more["lost_seconds"]) == (3, 3.5)
+
+
 def test_energy_is_of_training_alone(shards: Path, runs: Path) -> None:
     """A machine without a counter: joules are the stated watts times the seconds of the steps."""
     options = {"evaluation.normalizer_every_steps": 1, "checkpoint.every_steps": 1}

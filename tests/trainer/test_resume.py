@@ -16,9 +16,10 @@ import pytest
 from trainer_helpers import arguments, assert_same, logged_steps, neuclip, recipe, start, wait_for_steps
 
 from neuclip_scale.checkpoint import latest_checkpoint, load_all_ranks
-from neuclip_scale.config import ConfigError
+from neuclip_scale.config import ConfigError, load_recipe
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.data.synthetic import write_synthetic_shards
+from neuclip_scale.telemetry.starts import read_starts
 from neuclip_scale.trainer import Trainer
 
 
@@ -212,6 +213,34 @@ def test_resume_from_a_path_with_other_learning_rates(shards: Path, finished: Pa
     assert groups["temperature"]["lr"] == 2e-5
     (line,) = (json.loads(line) for line in (runs / "run" / "metrics.jsonl").read_text().splitlines())
     assert (line["step"], line["lr"]) == (3, 3e-5)
+
+
+def test_a_run_that_goes_on_with_another_recipe_keeps_the_history(shards: Path, runs: Path) -> None:
+    folder = runs / "run"
+    options = {"train.num_steps": 2, "checkpoint.every_steps": 1, "data.num_workers": 0}
+    Trainer(recipe(shards, folder, **options)).fit()
+    other = {"train.num_steps": 3, "optim.learning_rate": 3e-5, "train.log_every_steps": 7, "resume": "auto"}
+    status, text = neuclip(arguments(shards, folder, **{**options, **other}), runs / "output.txt")
+    assert status == 0, text
+    told = "warning: from step 2 on the recipe is another than before: "
+    told += "optim.learning_rate 0.0003 -> 3e-05, train.num_steps 2 -> 3. `neuclip compare` will say so."
+    assert told in " ".join(text.split()), text
+    first, second = read_starts(folder)
+    assert (first.step, first.changed, second.step) == (0, {}, 2)
+    assert second.changed["optim.learning_rate"] == [3e-4, 3e-5]
+    assert first.environment["packages"]["torch"] == second.environment["packages"]["torch"]
+    # Nothing is left to train: what the run was trained with stays.
+    Trainer(recipe(shards, folder, **{**options, **other, "optim.learning_rate": 1.0})).fit()
+    assert load_recipe(folder / "config.yaml").optim.learning_rate == 3e-5
+    assert len(read_starts(folder)) == 2
+
+
+def test_a_damaged_history_says_what_to_do(shards: Path, runs: Path) -> None:
+    folder = runs / "run"
+    Trainer(recipe(shards, folder, **{"train.num_steps": 1})).fit()
+    (folder / "starts.jsonl").write_text("{")
+    with pytest.raises(ConfigError, match=r"run_dir = .*starts.jsonl.*damaged.*Remove it"):
+        Trainer(recipe(shards, folder, **{"train.num_steps": 2})).fit()
 
 
 def test_a_path_without_a_checkpoint_is_an_error(shards: Path, runs: Path) -> None:
