@@ -11,7 +11,7 @@ from neuclip_scale.comparison.differences import NOT_RECORDED, Difference
 from neuclip_scale.comparison.metrics import MetricRow, PairedDifference
 from neuclip_scale.comparison.run_folder import RunFolder
 from neuclip_scale.comparison.text import printable, show
-from neuclip_scale.evaluation.statistics import Estimate
+from neuclip_scale.evaluation.statistics import Estimate, sign_flip_name
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ def _metrics(comparison: Comparison) -> Section:
         grids.append(Grid(title, columns, [_pair_row(pair) for pair in mine]))
     lines = [*metrics.discrepancies, *metrics.notes]
     if metrics.pairs:
-        lines.append("p: exact sign-flip test of the paired differences, corrected over the metrics of a pair of arms.")
+        test = sign_flip_name([len(pair.seeds) for pair in metrics.pairs])
+        lines.append(f"p: {test} of the paired differences, corrected over the metrics of a pair of arms.")
     if not metrics.rows:
         return Section("Metrics", [*lines, "No run has scores."])
     return Section("Metrics", lines, grids)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from comparison_helpers import evaluation, write_run
 
-from neuclip_scale.comparison import read_runs
+from neuclip_scale.comparison import compare_runs, read_runs
 from neuclip_scale.comparison.arms import group_arms
 from neuclip_scale.comparison.metrics import MetricComparison, compare_metrics
 from neuclip_scale.comparison.scores import Metric
+from neuclip_scale.comparison.sections import sections
 
 SIZES = ["retrieval: 100 pictures, 100 texts.", "zeroshot: 30 pictures, 10 classes."]
 TOP1 = Metric("zeroshot", "top-1")
@@ -64,6 +65,26 @@ def test_holm_is_over_the_metrics_of_a_pair(tmp_path: Path) -> None:
     assert metrics.notes[2].endswith("and 0.035 after Holm's correction over 9 metrics. Read the intervals.")
     unchanged = next(pair for pair in metrics.pairs if pair.metric.label == "top-5")
     assert (unchanged.p, unchanged.p_holm, unchanged.estimate.mean) == (1.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "how", "test"),
+    [
+        (3, "(2/2^3)", "p: exact sign-flip test of"),
+        (17, "(by the number of draws)", "p: sign-flip test over 10,000 drawn"),
+    ],
+)
+def test_a_test_is_called_exact_where_all_patterns_are_tried(
+    tmp_path: Path, num_seeds: int, how: str, test: str
+) -> None:
+    paths = [
+        write_run(tmp_path / f"{name}-{seed}", seed=seed, objective__name=name)
+        for name in ("openclip", "neuclip")
+        for seed in range(num_seeds)
+    ]
+    (lines,) = (part.lines for part in sections(compare_runs(read_runs(paths))) if part.title == "Metrics")
+    assert any(how in line for line in lines)
+    assert lines[-1].startswith(test)
 
 
 def test_one_seed_has_no_interval_and_no_test(tmp_path: Path) -> None:
