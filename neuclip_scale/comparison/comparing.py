@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -79,17 +79,22 @@ class Comparison:
         }
 
 
-def compare_runs(runs: Sequence[RunFolder]) -> Comparison:
-    """Compare runs as far as their folders could be read."""
-    arms = group_arms(runs)
+def compare_runs(runs: Sequence[RunFolder], by_design: Collection[str] = ()) -> Comparison:
+    """Compare runs as far as their folders could be read.
+
+    `by_design`: dotted fields in which the recipes are meant to differ (`train.num_steps` at equal wall-clock). They
+    are listed, tell arms apart as others do, and are no finding; nor are numbers of samples that differ with them. A
+    name that no recipe has changes nothing.
+    """
+    arms, drift = group_arms(runs), recipe_drift(runs, by_design)
     return Comparison(
         runs=list(runs),
         arms=arms,
-        drift=recipe_drift(runs),
+        drift=drift,
         code=code_differences(runs),
         code_notes=code_notes(runs),
         machines=machine_differences(runs),
-        data=data_seen(runs),
+        data=data_seen(runs, [each.name for each in drift.by_design]),
         metrics=compare_metrics(arms),
         curves=run_curves(runs),
         costs=costs(runs),

@@ -10,6 +10,9 @@ from typing import Any
 from neuclip_scale.comparison.run_folder import RunFolder
 from neuclip_scale.comparison.text import number, show
 
+LENGTH = ("train.num_steps", "train.epochs", "train.global_batch_size")
+"""Recipe fields that say how many samples a run sees."""
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -72,12 +75,23 @@ class DataSeen:
     discrepancies: list[str]
 
 
-def data_seen(runs: Sequence[RunFolder]) -> DataSeen:
-    """Compare fingerprints, counts and batch digests."""
+def data_seen(runs: Sequence[RunFolder], by_design: Sequence[str] = ()) -> DataSeen:
+    """Compare fingerprints, counts and batch digests.
+
+    `by_design`: recipe fields that are meant to differ; where one of `LENGTH` does, so may the samples seen.
+    """
+    lengths = [name for name in LENGTH if name in by_design]
     rows = [_run_data(run) for run in runs]
     orders = batch_orders(runs)
-    discrepancies = [*_unequal(rows), *(order.text for order in orders if order.parts_at is not None)]
-    return DataSeen(rows, orders, _notes(runs, rows), discrepancies)
+    groups: dict[str, list[RunData]] = defaultdict(list)
+    for run, row in zip(runs, rows, strict=True):
+        groups[repr([_field(run, name) for name in lengths])].append(row)
+    counts = [text for group in groups.values() for text in _unequal_counts(group)]
+    discrepancies = [*_other_data(rows), *counts, *(order.text for order in orders if order.parts_at is not None)]
+    notes = _notes(runs, rows)
+    if lengths and not counts:
+        notes += [f"By design ({', '.join(lengths)}): {text}" for text in _unequal_counts(rows)]
+    return DataSeen(rows, orders, notes, discrepancies)
 
 
 def batch_orders(runs: Sequence[RunFolder]) -> list[BatchOrder]:
@@ -113,7 +127,11 @@ def compare_orders(runs: Sequence[RunFolder]) -> BatchOrder:
 
 
 def _batch_size(run: RunFolder) -> Any:
-    return None if run.recipe is None else run.recipe.fields.get("train.global_batch_size")
+    return _field(run, "train.global_batch_size")
+
+
+def _field(run: RunFolder, name: str) -> Any:
+    return None if run.recipe is None else run.recipe.fields.get(name)
 
 
 def _run_data(run: RunFolder) -> RunData:
@@ -131,18 +149,22 @@ def _run_data(run: RunFolder) -> RunData:
     )
 
 
-def _unequal(rows: Sequence[RunData]) -> list[str]:
-    """Sentences about what is not the same in all runs that tell it."""
-    found = []
+def _other_data(rows: Sequence[RunData]) -> list[str]:
+    """The sentence about fingerprints that are not the same in all runs that have one, if so."""
     prints = {row.label: row.fingerprint for row in rows if row.fingerprint is not None}
-    if len(set(prints.values())) > 1:
-        shown = ", ".join(f"{label} {value}" for label, value in prints.items())
-        found.append(f"Training data differ (fingerprints of the shards): {shown}.")
+    if len(set(prints.values())) < 2:
+        return []
+    shown = ", ".join(f"{label} {value}" for label, value in prints.items())
+    return [f"Training data differ (fingerprints of the shards): {shown}."]
+
+
+def _unequal_counts(rows: Sequence[RunData]) -> list[str]:
+    """The sentence about samples seen that are not equally many, if so."""
     seen = {row.label: row.samples_seen for row in rows if row.samples_seen is not None}
-    if len(set(seen.values())) > 1:
-        shown = ", ".join(f"{label} {value:,.0f}" for label, value in seen.items())
-        found.append(f"Numbers of samples seen differ: {shown}.")
-    return found
+    if len(set(seen.values())) < 2:
+        return []
+    shown = ", ".join(f"{label} {value:,.0f}" for label, value in seen.items())
+    return [f"Numbers of samples seen differ: {shown}."]
 
 
 def _notes(runs: Sequence[RunFolder], rows: Sequence[RunData]) -> list[str]:

@@ -74,6 +74,8 @@ def _recipes(comparison: Comparison) -> Section:
             ("More than the method", drift.other),
             ("The method (objective.*, optim.temperature_*)", drift.method),
             ("The seed", drift.seed),
+            ("By design", drift.by_design),
+            ("Nothing that is computed", drift.neutral),
         )
         if found
     ]
