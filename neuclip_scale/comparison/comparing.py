@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from neuclip_scale.comparison.arms import Arm, group_arms
-from neuclip_scale.comparison.cost import costs
+from neuclip_scale.comparison.cost import RunCosts, costs
 from neuclip_scale.comparison.curves import RunCurves, run_curves
 from neuclip_scale.comparison.data_seen import DataSeen, data_seen
 from neuclip_scale.comparison.differences import Difference
@@ -17,7 +17,7 @@ from neuclip_scale.comparison.run_folder import RunFolder
 from neuclip_scale.comparison.text import listed, plain
 from neuclip_scale.comparison.versions import code_differences, code_notes, machine_differences
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout of compare.json."""
 
 
@@ -42,7 +42,7 @@ class Comparison:
     data: DataSeen
     metrics: MetricComparison
     curves: list[RunCurves]
-    costs: dict[str, dict[str, Any]]
+    costs: dict[str, RunCosts]
 
     @property
     def findings(self) -> list[Finding]:
@@ -75,7 +75,7 @@ class Comparison:
             "data": asdict(self.data),
             "metrics": _metrics_document(self.metrics),
             "curves": [asdict(each) for each in self.curves],
-            "cost": self.costs,
+            "cost": {label: each.document() for label, each in self.costs.items()},
         }
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from neuclip_scale.comparison.comparing import Comparison
-from neuclip_scale.comparison.cost import cost_text
+from neuclip_scale.comparison.cost import ENERGY, RunCosts, cost_text
 from neuclip_scale.comparison.differences import NOT_RECORDED, Difference
 from neuclip_scale.comparison.metrics import MetricRow, PairedDifference
 from neuclip_scale.comparison.run_folder import RunFolder
-from neuclip_scale.comparison.text import printable, show
+from neuclip_scale.comparison.text import listed, number, printable, show
 from neuclip_scale.evaluation.statistics import Estimate, sign_flip_name
 
 
@@ -163,12 +164,54 @@ def _estimate(estimate: Estimate, *, with_n: bool = False, signed: bool = False)
 
 def _cost(comparison: Comparison) -> Section:
     costs = comparison.costs
-    names = list(next(iter(costs.values()), {}))
-    rows = [[label, *(cost_text(values[name]) for name in names)] for label, values in costs.items()]
-    lines = ["Measuring and evaluating are not counted."]
+    lines = ["Measuring and evaluating are not counted; peak memory is that of the whole process, these included."]
+    sources = dict.fromkeys(each.source for each in costs.values() if each.source)
+    for source in sources:
+        labels = [label for label, each in costs.items() if each.source == source]
+        lines.append(f"Energy of {'all runs' if len(labels) == len(costs) else listed(labels)}: {source}.")
+    for label, each in costs.items():
+        if since := number(each.other.get("since_step")):
+            lines.append(f"{label}: older code began the run; all but its seconds is counted from step {since:g} on.")
+    if comparison.drift.neutral:
+        names = listed([each.name for each in comparison.drift.neutral])
+        lines.append(f"Recipes differ in {names}: that can change times and memory.")
     if comparison.machines:
         lines.append("Machines differ: times, memory and energy say as much about them as about the method.")
-    return Section("Cost of training", lines, [Grid("", ["run", *names], rows)])
+    grids = [
+        _by_run("", {label: _main_costs(each) for label, each in costs.items()}),
+        _by_run("Share of a step's time, on rank 0", {label: _shares(each.shares) for label, each in costs.items()}),
+        _by_run("Also recorded", {label: _cost_texts(each.other) for label, each in costs.items()}),
+    ]
+    return Section("Cost of training", lines, [grid for grid in grids if any(grid.rows) and len(grid.columns) > 1])
+
+
+def _by_run(title: str, cells: Mapping[str, Mapping[str, str]]) -> Grid:
+    """`cells` (run -> name -> text) with a column for each run or for each name, whichever are fewer."""
+    names = list(dict.fromkeys(name for of_run in cells.values() for name in of_run))
+    columns = ["run", *names]
+    rows = [[run, *(of_run.get(name, "-") for name in names)] for run, of_run in cells.items()]
+    if len(cells) <= len(names):
+        columns, *rows = ([*line] for line in zip(columns, *rows, strict=True))
+        columns[0] = ""
+    return Grid(title, columns, rows)
+
+
+def _main_costs(costs: RunCosts) -> dict[str, str]:
+    marks = "".join(f" ({word})" for word in ("estimate", "incomplete") if word in costs.source)
+    return {name: text + (marks if name == ENERGY else "") for name, text in _cost_texts(costs.main).items()}
+
+
+def _cost_texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: cost_text(value) for name, value in values.items()}
+
+
+def _shares(shares: Mapping[str, float]) -> dict[str, str]:
+    """By the first part of the sections' names, as each estimator has sections of its own."""
+    sums: dict[str, float] = {}
+    for name, share in shares.items():
+        group = name.partition("/")[0]
+        sums[group] = sums.get(group, 0.0) + share
+    return {group: f"{share:.1%}" for group, share in sums.items()}
 
 
 def _count(value: float | None) -> str:

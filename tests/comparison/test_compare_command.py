@@ -97,6 +97,72 @@ def test_costs_that_are_recorded_are_shown(tmp_path: Path, capsys: pytest.Captur
     assert (costs["a"]["energy_source"], costs["b"]["flops"]) == ("nvml", "not recorded")
 
 
+COST = {
+    "since_step": 0,
+    "train_seconds": 2.0,
+    "device_hours": 2 / 3600,
+    "flops_per_pair": 7,
+    "model_flops": 3e12,
+    "hardware_flops": 4e12,
+    "objective_flops": 5e9,
+    "energy_joules": 7200.0,
+    "energy_source": "estimate: 10 W per device x seconds",
+    "peak_memory_bytes": 3 * 2**30,
+    "mfu": 0.25,
+    "sections": {
+        name: {"seconds": share, "share": share}
+        for name, share in (("encode", 0.5), ("similarities/sums", 0.3), ("similarities/gradients", 0.2))
+    },
+}
+
+
+def test_costs_and_shares_of_the_step_are_short_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_run(tmp_path / name, summary={"cost": COST}) for name in ("one", "two")]
+    assert compare(*runs, output=tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "see index.html" not in printed
+    rows = {}
+    for line in printed.partition("Cost of training")[2].partition("Also recorded")[0].splitlines():
+        name, *cells = [cell.strip() for cell in line.strip("│").split("│")]
+        if cells:
+            assert name not in rows
+            rows[name] = cells
+    assert {name: first for name, (first, second) in rows.items() if first == second} == {
+        "training, s": "2",
+        "device-hours": "0.0005556",
+        "pairs/s": "16",
+        "world size": "1",
+        "device": "cpu",
+        "peak memory, GiB": "3",
+        "model FLOPs": "3e+12",
+        "hardware FLOPs": "4e+12",
+        "objective FLOPs": "5e+09",
+        "energy, Wh": "2 (estimate)",
+        "MFU": "0.25",
+        "encode": "50.0%",
+        "similarities": "50.0%",
+    }
+    assert "Energy of all runs: estimate: 10 W per device x seconds." in printed
+    cost = json.loads((tmp_path / "out" / "compare.json").read_text("utf-8"))["cost"]["one"]
+    assert (cost["energy, Wh"], cost["flops_per_pair"]) == (2.0, 7)
+    assert cost["sections"] == {"encode": 0.5, "similarities/sums": 0.3, "similarities/gradients": 0.2}
+    assert not {"train_seconds", "device_hours", "peak_memory_bytes", "energy_joules", "flops"} & set(cost)
+
+
+def test_costs_of_many_runs_and_of_one_that_older_code_began(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [write_run(tmp_path / f"r{seed}", seed=seed, summary={"cost": COST}) for seed in range(13)]
+    runs.append(write_run(tmp_path / "old", seed=13, summary={"cost": COST | {"since_step": 2}}, data__num_workers=9))
+    compare(*runs, output=tmp_path / "out")
+    printed = capsys.readouterr().out.partition("Cost of training")[2]
+    assert "see index.html" not in printed
+    assert "old: older code began the run; all but its seconds is counted from step 2 on." in printed
+    assert "Recipes differ in data.num_workers: that can change times and memory." in printed
+    assert "peak memory is that of the whole process" in printed
+    assert "(estimate)" in printed
+
+
 def test_torn_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b")]
     path = runs[1] / "metrics.jsonl"
