@@ -51,6 +51,18 @@ def summary_lines(comparison: Comparison) -> tuple[str, list[str]]:
     return comparison.drift.verdict, others
 
 
+def conclusion(comparison: Comparison) -> str:
+    """What follows where nothing stands against comparing the runs; empty where something does."""
+    if not comparison.comparable:
+        return ""
+    if comparison.code_notes:
+        return (
+            "Nothing that is recorded stands against comparing these runs, and their data are the same. Whether their "
+            "code is the same is not known: see Code and machine."
+        )
+    return "Nothing stands against comparing these runs: their code and their data are the same."
+
+
 def _runs(comparison: Comparison) -> Section:
     rows = []
     for arm in comparison.arms:
@@ -87,7 +99,8 @@ def _code(comparison: Comparison) -> Section:
     known = sum(run.environment is not None for run in comparison.runs)
     if known < 2:
         return Section("Code and machine", ["Fewer than two runs tell their code and machine."])
-    lines = [*([] if comparison.code else ["Code: the same commit and packages."]), *comparison.code_notes]
+    same = "no difference is recorded" if comparison.code_notes else "the same commit and packages"
+    lines = [*([] if comparison.code else [f"Code: {same}."]), *comparison.code_notes]
     lines += [] if comparison.machines else ["Machine: the same."]
     titled = (("Code", comparison.code), ("Machine", comparison.machines))
     return Section("Code and machine", lines, [_difference_grid(title, found) for title, found in titled if found])

@@ -60,6 +60,28 @@ def test_comparable_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert document["curves"][0]["loss"]["seconds"] == [0.5, 1.0, 1.5, 2.0]
 
 
+@pytest.mark.parametrize(
+    ("git", "is_known"),
+    [({"commit": "a" * 40, "dirty": False}, True), ({"commit": "a" * 40, "dirty": True}, False), (None, False)],
+    ids=["a commit", "uncommitted changes", "no commit"],
+)
+def test_that_the_code_is_the_same_is_said_only_where_it_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], git: dict[str, Any] | None, is_known: bool
+) -> None:
+    runs = [write_run(tmp_path / name, environment={"git": git}) for name in "ab"]
+    assert compare(*runs, output=tmp_path / "out") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    page = (tmp_path / "out" / "index.html").read_text("utf-8")
+    sure = "Nothing stands against comparing these runs: their code and their data are the same."
+    for text in (printed, page):
+        assert (sure in text) is is_known
+        assert ("Code: the same commit and packages." in text) is is_known
+        assert ("Whether their code is the same is not known: see Code and machine." in text) is not is_known
+        assert ("Code: no difference is recorded." in text) is not is_known
+    assert ('class="verdict unsure"' in page) is not is_known
+    assert 'class="verdict against"' not in page
+
+
 def test_more_than_the_method_is_said_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", optim__weight_decay=0.5)]
     assert compare(*runs, output=tmp_path / "out") == 1
