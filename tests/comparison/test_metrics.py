@@ -128,6 +128,25 @@ def test_sets_of_another_size_are_other_metrics(tmp_path: Path) -> None:
     ]
 
 
+def test_a_score_that_is_not_finite_makes_no_other_set(tmp_path: Path) -> None:
+    """Its run's other scores of the set are paired as they are."""
+    paths = [
+        write_run(tmp_path / f"{name}-{seed}", seed=seed, objective__name=name, scores=evaluation(**changes))
+        for name in ("openclip", "neuclip")
+        for seed in (0, 1)
+        for changes in [{"top1": math.nan} if (name, seed) == ("neuclip", 1) else {}]
+    ]
+    metrics = compare_metrics(group_arms(read_runs(paths)))
+    # A mean over classes is the same in this helper, so both of one run are NaN.
+    assert metrics.discrepancies == [
+        f"neuclip-1: summary.json, zeroshot, {label} = NaN, chance 0.1: not finite numbers; left out."
+        for label in ("top-1", "class recall")
+    ]
+    assert {row.metric.set_name for row in metrics.rows} == {"retrieval", "zeroshot"}
+    (pair,) = (pair for pair in metrics.pairs if pair.metric == Metric("zeroshot", "top-5"))
+    assert pair.seeds == ["0", "1"]
+
+
 def test_a_set_that_some_were_not_evaluated_on(tmp_path: Path) -> None:
     scores = evaluation()
     del scores["zeroshot"]
