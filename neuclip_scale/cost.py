@@ -1,6 +1,7 @@
 """What a run has cost, over all the times it was resumed: time, arithmetic, energy, memory, and where its steps spent.
 
-Only training steps count: not evaluation, measurements of the normalizers, checkpoints or indexing.
+Only training steps count: not evaluation, measurements of the normalizers, checkpoints or indexing. The peak of memory
+alone is that of the whole process, whatever it did then.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from neuclip_scale import checkpoint, distributed
-from neuclip_scale.config import NEUTRAL, PLACES, ConfigError, Recipe, dump_recipe, recipe_changes
+from neuclip_scale.config import ConfigError, Recipe, changes_training, dump_recipe, recipe_changes
 from neuclip_scale.cost import RunCost
 from neuclip_scale.data.epochs import EpochLedger, joined, whole_epoch
 from neuclip_scale.data.loader import LoadedBatch, TrainLoader
@@ -59,7 +59,7 @@ class RunState:
         told = [
             f"{name} {before!r} -> {after!r}"
             for name, (before, after) in self.changed.items()
-            if name not in (*PLACES, *NEUTRAL, "resume") and not name.startswith("evaluation.")
+            if changes_training(name)
         ]
         where = f"from step {self.step} on the recipe is another than before"
         return f"{where}: {', '.join(told)}. `neuclip compare` will say so." if told else ""

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neuclip_scale.comparison import Comparison, compare_runs, read_runs
-from neuclip_scale.comparison.sections import Grid, sections, summary_lines
+from neuclip_scale.comparison.sections import Grid, conclusion, sections, summary_lines
 from neuclip_scale.comparison.text import printable
 from neuclip_scale.files import write_json, write_text
 
@@ -62,12 +62,13 @@ def main(argv: list[str]) -> int:
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """The verdict, what stands against comparing the runs, then all tables. Nothing in them is taken for markup."""
     verdict, findings = summary_lines(comparison)
-    style = "bold green" if comparison.comparable else "bold red" if comparison.drift.other else "bold"
+    is_sure = comparison.comparable and not comparison.code_notes
+    style = "bold green" if is_sure else "bold red" if comparison.drift.other else "bold"
     console.print(Text(verdict, style=style))
     for text in findings:
         console.print(Text(f"! {text}", style="red"))
-    if comparison.comparable:
-        console.print("Nothing stands against comparing these runs: their code and their data are the same.")
+    if follows := conclusion(comparison):
+        console.print(follows)
     for section in sections(comparison):
         console.print()
         console.print(Text(section.title, style="bold underline"))

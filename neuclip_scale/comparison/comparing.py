@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from neuclip_scale.comparison.arms import Arm, group_arms
-from neuclip_scale.comparison.cost import costs
+from neuclip_scale.comparison.cost import RunCosts, costs
 from neuclip_scale.comparison.curves import RunCurves, run_curves
 from neuclip_scale.comparison.data_seen import DataSeen, data_seen
 from neuclip_scale.comparison.differences import Difference
 from neuclip_scale.comparison.drift import Drift, recipe_drift
+from neuclip_scale.comparison.history import mixed_runs
 from neuclip_scale.comparison.metrics import MetricComparison, compare_metrics
 from neuclip_scale.comparison.run_folder import RunFolder
 from neuclip_scale.comparison.text import listed, plain
 from neuclip_scale.comparison.versions import code_differences, code_notes, machine_differences
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout of compare.json."""
 
 
@@ -39,10 +40,12 @@ class Comparison:
     code: list[Difference]
     code_notes: list[str]
     machines: list[Difference]
+    history: list[str]
+    """Runs of which an earlier part had another recipe or other code."""
     data: DataSeen
     metrics: MetricComparison
     curves: list[RunCurves]
-    costs: dict[str, dict[str, Any]]
+    costs: dict[str, RunCosts]
 
     @property
     def findings(self) -> list[Finding]:
@@ -50,6 +53,7 @@ class Comparison:
         found = [Finding("recipe", self.drift.verdict)] if self.drift.other else []
         if self.code:
             found.append(Finding("code", f"Code differs: {listed([each.name for each in self.code])}."))
+        found += [Finding("run", text) for text in self.history]
         found += [Finding("data", text) for text in self.data.discrepancies]
         found += [Finding("evaluation", text) for text in self.metrics.discrepancies]
         found += [Finding("run", text) for run in self.runs for text in run.problems]
@@ -72,24 +76,31 @@ class Comparison:
             "drift": asdict(self.drift),
             "code": {"differences": [asdict(each) for each in self.code], "notes": self.code_notes},
             "environment": [asdict(each) for each in self.machines],
+            "history": self.history,
             "data": asdict(self.data),
             "metrics": _metrics_document(self.metrics),
             "curves": [asdict(each) for each in self.curves],
-            "cost": self.costs,
+            "cost": {label: each.document() for label, each in self.costs.items()},
         }
 
 
-def compare_runs(runs: Sequence[RunFolder]) -> Comparison:
-    """Compare runs as far as their folders could be read."""
-    arms = group_arms(runs)
+def compare_runs(runs: Sequence[RunFolder], by_design: Collection[str] = ()) -> Comparison:
+    """Compare runs as far as their folders could be read.
+
+    `by_design`: dotted fields in which the recipes are meant to differ (`train.num_steps` at equal wall-clock). They
+    are listed, tell arms apart as others do, and are no finding; nor are numbers of samples that differ with them. A
+    name that no recipe has changes nothing.
+    """
+    arms, drift = group_arms(runs), recipe_drift(runs, by_design)
     return Comparison(
         runs=list(runs),
         arms=arms,
-        drift=recipe_drift(runs),
+        drift=drift,
         code=code_differences(runs),
         code_notes=code_notes(runs),
         machines=machine_differences(runs),
-        data=data_seen(runs),
+        history=mixed_runs(runs),
+        data=data_seen(runs, [each.name for each in drift.by_design]),
         metrics=compare_metrics(arms),
         curves=run_curves(runs),
         costs=costs(runs),

@@ -10,6 +10,9 @@ from typing import Any
 from neuclip_scale.comparison.run_folder import RunFolder
 from neuclip_scale.comparison.text import number, show
 
+LENGTH = ("train.num_steps", "train.epochs", "train.global_batch_size")
+"""Recipe fields that say how many samples a run sees."""
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -43,6 +46,10 @@ class BatchOrder:
     """The first step whose digests differ; None if none does."""
     digests: dict[str, str] = field(default_factory=dict)
     """Label -> digest at that step."""
+    num_contents: int = 0
+    """Steps, of those compared, for which as many runs have a digest of the contents."""
+    contents_part_at: int | None = None
+    """The first step whose uids are the same and whose contents differ; None if none does."""
 
     @property
     def text(self) -> str:
@@ -58,7 +65,17 @@ class BatchOrder:
             return f"{which}: {same}other samples or another order from step {self.parts_at} on ({shown}).{unknown}"
         whole = self.num_compared == self.last_step - self.first_step + 1
         some = "" if whole else f" (the {self.num_compared} of them that two runs or more recorded)"
-        return f"{which}: the same batches for steps {self.first_step}..{self.last_step}{some}.{unknown}"
+        steps = f"for steps {self.first_step}..{self.last_step}{some}"
+        if self.contents_part_at is not None:
+            other = f"other pictures or captions under the same uids from step {self.contents_part_at} on"
+            return f"{which}: the same uids {steps}, but {other}.{unknown}"
+        read = "" if self.num_contents == self.num_compared else " by their uids; not every run recorded what it read"
+        return f"{which}: the same batches {steps}{read}.{unknown}"
+
+    @property
+    def is_discrepancy(self) -> bool:
+        """Whether the runs are known to have read something else."""
+        return self.parts_at is not None or self.contents_part_at is not None
 
 
 @dataclass(frozen=True)
@@ -72,12 +89,23 @@ class DataSeen:
     discrepancies: list[str]
 
 
-def data_seen(runs: Sequence[RunFolder]) -> DataSeen:
-    """Compare fingerprints, counts and batch digests."""
+def data_seen(runs: Sequence[RunFolder], by_design: Sequence[str] = ()) -> DataSeen:
+    """Compare fingerprints, counts and batch digests.
+
+    `by_design`: recipe fields that are meant to differ; where one of `LENGTH` does, so may the samples seen.
+    """
+    lengths = [name for name in LENGTH if name in by_design]
     rows = [_run_data(run) for run in runs]
     orders = batch_orders(runs)
-    discrepancies = [*_unequal(rows), *(order.text for order in orders if order.parts_at is not None)]
-    return DataSeen(rows, orders, _notes(runs, rows), discrepancies)
+    groups: dict[str, list[RunData]] = defaultdict(list)
+    for run, row in zip(runs, rows, strict=True):
+        groups[repr([_field(run, name) for name in lengths])].append(row)
+    counts = [text for group in groups.values() for text in _unequal_counts(group)]
+    discrepancies = [*_other_data(rows), *counts, *(order.text for order in orders if order.is_discrepancy)]
+    notes = _notes(runs, rows)
+    if lengths and not counts:
+        notes += [f"By design ({', '.join(lengths)}): {text}" for text in _unequal_counts(rows)]
+    return DataSeen(rows, orders, notes, discrepancies)
 
 
 def batch_orders(runs: Sequence[RunFolder]) -> list[BatchOrder]:
@@ -92,13 +120,17 @@ def batch_orders(runs: Sequence[RunFolder]) -> list[BatchOrder]:
 def compare_orders(runs: Sequence[RunFolder]) -> BatchOrder:
     """Compare the batch digests of `runs`, which share seed and global batch size, step by step."""
     by_step: dict[int, dict[str, str]] = defaultdict(dict)
+    contents: dict[int, dict[str, str]] = defaultdict(dict)
     for run in runs:
         for number_of_step, step in (run.steps.by_number if run.steps else {}).items():
             if step.digest is not None:
                 by_step[number_of_step][run.label] = step.digest
+                if step.contents is not None:
+                    contents[number_of_step][run.label] = step.contents
     told = {label for digests in by_step.values() for label in digests}
     compared = sorted(place for place, digests in by_step.items() if len(digests) > 1)
     parted = next((place for place in compared if len(set(by_step[place].values())) > 1), None)
+    same = [place for place in compared if parted is None or place < parted]
     return BatchOrder(
         seed=runs[0].seed,
         global_batch_size=_batch_size(runs[0]),
@@ -109,11 +141,17 @@ def compare_orders(runs: Sequence[RunFolder]) -> BatchOrder:
         last_step=compared[-1] if compared else 0,
         parts_at=parted,
         digests={} if parted is None else by_step[parted],
+        num_contents=sum(len(contents[place]) == len(by_step[place]) for place in compared),
+        contents_part_at=next((place for place in same if len(set(contents[place].values())) > 1), None),
     )
 
 
 def _batch_size(run: RunFolder) -> Any:
-    return None if run.recipe is None else run.recipe.fields.get("train.global_batch_size")
+    return _field(run, "train.global_batch_size")
+
+
+def _field(run: RunFolder, name: str) -> Any:
+    return None if run.recipe is None else run.recipe.fields.get(name)
 
 
 def _run_data(run: RunFolder) -> RunData:
@@ -131,18 +169,22 @@ def _run_data(run: RunFolder) -> RunData:
     )
 
 
-def _unequal(rows: Sequence[RunData]) -> list[str]:
-    """Sentences about what is not the same in all runs that tell it."""
-    found = []
+def _other_data(rows: Sequence[RunData]) -> list[str]:
+    """The sentence about fingerprints that are not the same in all runs that have one, if so."""
     prints = {row.label: row.fingerprint for row in rows if row.fingerprint is not None}
-    if len(set(prints.values())) > 1:
-        shown = ", ".join(f"{label} {value}" for label, value in prints.items())
-        found.append(f"Training data differ (fingerprints of the shards): {shown}.")
+    if len(set(prints.values())) < 2:
+        return []
+    shown = ", ".join(f"{label} {value}" for label, value in prints.items())
+    return [f"Training data differ (fingerprints of the shards): {shown}."]
+
+
+def _unequal_counts(rows: Sequence[RunData]) -> list[str]:
+    """The sentence about samples seen that are not equally many, if so."""
     seen = {row.label: row.samples_seen for row in rows if row.samples_seen is not None}
-    if len(set(seen.values())) > 1:
-        shown = ", ".join(f"{label} {value:,.0f}" for label, value in seen.items())
-        found.append(f"Numbers of samples seen differ: {shown}.")
-    return found
+    if len(set(seen.values())) < 2:
+        return []
+    shown = ", ".join(f"{label} {value:,.0f}" for label, value in seen.items())
+    return [f"Numbers of samples seen differ: {shown}."]
 
 
 def _notes(runs: Sequence[RunFolder], rows: Sequence[RunData]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Scores measured during training, which the trainer keeps in TensorBoard's event files."""
+"""Scores measured during training in TensorBoard's event files, for runs without an evaluations.jsonl."""
 
 from __future__ import annotations
 

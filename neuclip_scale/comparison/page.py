@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from neuclip_scale.comparison.comparing import Comparison
-from neuclip_scale.comparison.sections import sections, summary_lines
+from neuclip_scale.comparison.sections import conclusion, sections, summary_lines
 from neuclip_scale.html import embedded, render
 
 
@@ -17,6 +17,8 @@ def render_page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
         "comparison.html",
         num_runs=len(comparison.runs),
         comparable=comparison.comparable,
+        is_sure=not comparison.code_notes,
+        conclusion=conclusion(comparison),
         verdict=verdict,
         findings=findings,
         parts=parts,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from neuclip_scale.comparison.text import listed, plain, printable
-from neuclip_scale.config import ConfigError, Recipe, dump_recipe, load_recipe
+from neuclip_scale.config import ConfigError, Recipe, dump_recipe, flat_fields, load_recipe
 
 _MAX_DEPTH = 20
 
@@ -43,7 +43,7 @@ def read_recipe(path: Path) -> tuple[RecipeFile, list[str]]:
 
 def recipe_fields(recipe: Recipe) -> dict[str, Any]:
     """Dotted name -> plain value of every field of `recipe`."""
-    return dict(_flat(plain(yaml.safe_load(dump_recipe(recipe)))))
+    return dict(flat_fields(plain(yaml.safe_load(dump_recipe(recipe)))))
 
 
 def filled_notes(recipes: Mapping[str, RecipeFile]) -> list[str]:
@@ -67,7 +67,7 @@ def _written_fields(path: Path) -> dict[str, Any]:
         raise ValueError(f"not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError("not a mapping of sections")
-    return dict(_flat(plain(values)))
+    return dict(flat_fields(plain(values)))
 
 
 def _check_shape(text: str) -> None:
@@ -82,11 +82,3 @@ def _check_shape(text: str) -> None:
             if depth > _MAX_DEPTH:  # PyYAML takes quadratic time over nested lists
                 raise ValueError(f"more than {_MAX_DEPTH} levels deep, which a recipe never is")
         depth -= isinstance(event, yaml.CollectionEndEvent)
-
-
-def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

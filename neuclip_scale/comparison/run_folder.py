@@ -10,7 +10,7 @@ from typing import Any
 
 from neuclip_scale.comparison.event_files import read_event_scores
 from neuclip_scale.comparison.recipe_file import RecipeFile, read_recipe
-from neuclip_scale.comparison.steps import Steps, read_steps
+from neuclip_scale.comparison.steps import Steps, read_evaluations, read_steps
 from neuclip_scale.comparison.text import plain, printable, show, unique
 from neuclip_scale.data.manifest import Manifest, ManifestError
 
@@ -74,7 +74,7 @@ def read_run(path: Path, label: str) -> RunFolder:
     run.shards = _part(run, "manifest.json", _read_shards, "Its data cannot be told from other data")
     run.steps = _part(run, "metrics.jsonl", read_steps, "No curve, and no proof of which samples it saw")
     run.summary = _part(run, "summary.json", _read_object, "It has not finished or stopped: no scores, no cost")
-    _add_event_scores(run)
+    _add_evaluations(run)
     run.num_listed_skips = _count_skips(run)
     _check_steps_agree(run)
     return run
@@ -113,18 +113,22 @@ def _read_shards(path: Path) -> tuple[ShardList, list[str]]:
     return ShardList(manifest.fingerprint, len(manifest.shards), int(manifest.num_samples)), []
 
 
-def _add_event_scores(run: RunFolder) -> None:
-    """Scores of TensorBoard's files where metrics.jsonl does not have them."""
+def _add_evaluations(run: RunFolder) -> None:
+    """Scores measured during training: of their record, or of TensorBoard's files where others made the run."""
     if run.steps is None:
         return
-    folder = run.path / "tensorboard"
+    path = run.path / "evaluations.jsonl"
     try:
-        scores = read_event_scores(folder)
+        if path.exists():
+            scores, problems = read_evaluations(path)
+            run.problems += problems
+            run.steps.evaluations |= scores
+        else:
+            path = run.path / "tensorboard"
+            run.steps.evaluations = read_event_scores(path) | run.steps.evaluations
     except (OSError, ValueError) as error:
         reason = printable(str(error))[:300]
-        run.problems.append(f"{printable(str(folder))}: cannot be read ({reason}). No curves of scores; restore it.")
-        return
-    run.steps.evaluations = scores | run.steps.evaluations
+        run.problems.append(f"{printable(str(path))}: cannot be read ({reason}). No curves of scores; restore it.")
 
 
 def _count_skips(run: RunFolder) -> int:

@@ -23,11 +23,13 @@ class RunScores(NamedTuple):
     measures: dict[Metric, Measure]
     sizes: dict[str, str]
     """Set -> its size in words."""
+    guesses: dict[str, tuple[str, ...]]
+    """Set -> every score that it has, with what guessing gives, also of scores that are not finite."""
 
 
 def run_scores(run: RunFolder, notes: list[str], problems: list[str]) -> RunScores:
     """The scores in a run's summary. That there are none goes to `notes`, what cannot be used to `problems`."""
-    read = RunScores({}, {})
+    read = RunScores({}, {}, {})
     evaluation = (run.summary or {}).get("evaluation")
     if not evaluation or not isinstance(evaluation, dict):
         notes.append(f"{run.label}: no evaluation in summary.json; it has no part in the metrics.")
@@ -40,16 +42,23 @@ def run_scores(run: RunFolder, notes: list[str], problems: list[str]) -> RunScor
             problems.append(f"{run.label}: summary.json, evaluation {name}: cannot be read ({reason}); left out.")
             continue
         read.sizes[name] = size
+        read.guesses[name] = tuple(_guesses(measure) for measure in each_set)
         for measure in each_set:
             value, chance = number(measure.value), number(measure.chance)
             if value is None or chance is None:
                 told = f"{measure.label} = {show(measure.value)}, chance {show(measure.chance)}"
-                problems.append(f"{run.label}: summary.json, {name}, {told}: not numbers; left out.")
+                problems.append(f"{run.label}: summary.json, {name}, {told}: not finite numbers; left out.")
             else:
                 majority = number(measure.majority)
                 known = measure._replace(value=value, chance=chance, majority=majority)
                 read.measures[Metric(name, measure.label)] = known
     return read
+
+
+def _guesses(measure: Measure) -> str:
+    """Which score it is and what guessing gives, rounded, as another machine may add in another order."""
+    values = (number(value) for value in (measure.chance, measure.majority))
+    return ", ".join([measure.label, *("none" if value is None else f"{value:.9g}" for value in values)])
 
 
 def tell_sets_apart(found: Mapping[str, RunScores]) -> tuple[dict[str, dict[Metric, Measure]], list[str], list[str]]:
@@ -61,11 +70,10 @@ def tell_sets_apart(found: Mapping[str, RunScores]) -> tuple[dict[str, dict[Metr
     for label, of_run in found.items():
         for name, size in of_run.sizes.items():
             mine = {metric: measure for metric, measure in of_run.measures.items() if metric.set_name == name}
-            # Rounded, as another machine may add in another order.
-            chances = tuple((each.label, f"{each.chance:.9g}", f"{each.majority or 0:.9g}") for each in mine.values())
+            identity = (size, of_run.guesses[name])
             known = versions.setdefault(name, {})
-            known.setdefault((size, chances), []).append(label)
-            place = list(known).index((size, chances))
+            known.setdefault(identity, []).append(label)
+            place = list(known).index(identity)
             shown = name if place == 0 else f"{name} (version {place + 1})"
             sizes[shown] = size.removeprefix(f"{name}: ")
             scores[label] |= {metric._replace(set_name=shown): measure for metric, measure in mine.items()}

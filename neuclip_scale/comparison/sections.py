@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from neuclip_scale.comparison.comparing import Comparison
-from neuclip_scale.comparison.cost import cost_text
+from neuclip_scale.comparison.cost import ENERGY, RunCosts, cost_text
 from neuclip_scale.comparison.differences import NOT_RECORDED, Difference
 from neuclip_scale.comparison.metrics import MetricRow, PairedDifference
 from neuclip_scale.comparison.run_folder import RunFolder
-from neuclip_scale.comparison.text import printable, show
-from neuclip_scale.evaluation.statistics import Estimate
+from neuclip_scale.comparison.text import listed, number, printable, show
+from neuclip_scale.evaluation.statistics import Estimate, sign_flip_name
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,18 @@ def summary_lines(comparison: Comparison) -> tuple[str, list[str]]:
     return comparison.drift.verdict, others
 
 
+def conclusion(comparison: Comparison) -> str:
+    """What follows where nothing stands against comparing the runs; empty where something does."""
+    if not comparison.comparable:
+        return ""
+    if comparison.code_notes:
+        return (
+            "Nothing that is recorded stands against comparing these runs, and their data are the same. Whether their "
+            "code is the same is not known: see Code and machine."
+        )
+    return "Nothing stands against comparing these runs: their code and their data are the same."
+
+
 def _runs(comparison: Comparison) -> Section:
     rows = []
     for arm in comparison.arms:
@@ -74,6 +87,8 @@ def _recipes(comparison: Comparison) -> Section:
             ("More than the method", drift.other),
             ("The method (objective.*, optim.temperature_*)", drift.method),
             ("The seed", drift.seed),
+            ("By design", drift.by_design),
+            ("Nothing that is computed", drift.neutral),
         )
         if found
     ]
@@ -84,7 +99,8 @@ def _code(comparison: Comparison) -> Section:
     known = sum(run.environment is not None for run in comparison.runs)
     if known < 2:
         return Section("Code and machine", ["Fewer than two runs tell their code and machine."])
-    lines = [*([] if comparison.code else ["Code: the same commit and packages."]), *comparison.code_notes]
+    same = "no difference is recorded" if comparison.code_notes else "the same commit and packages"
+    lines = [*([] if comparison.code else [f"Code: {same}."]), *comparison.code_notes]
     lines += [] if comparison.machines else ["Machine: the same."]
     titled = (("Code", comparison.code), ("Machine", comparison.machines))
     return Section("Code and machine", lines, [_difference_grid(title, found) for title, found in titled if found])
@@ -131,7 +147,8 @@ def _metrics(comparison: Comparison) -> Section:
         grids.append(Grid(title, columns, [_pair_row(pair) for pair in mine]))
     lines = [*metrics.discrepancies, *metrics.notes]
     if metrics.pairs:
-        lines.append("p: exact sign-flip test of the paired differences, corrected over the metrics of a pair of arms.")
+        test = sign_flip_name([len(pair.seeds) for pair in metrics.pairs])
+        lines.append(f"p: {test} of the paired differences, corrected over the metrics of a pair of arms.")
     if not metrics.rows:
         return Section("Metrics", [*lines, "No run has scores."])
     return Section("Metrics", lines, grids)
@@ -160,12 +177,54 @@ def _estimate(estimate: Estimate, *, with_n: bool = False, signed: bool = False)
 
 def _cost(comparison: Comparison) -> Section:
     costs = comparison.costs
-    names = list(next(iter(costs.values()), {}))
-    rows = [[label, *(cost_text(values[name]) for name in names)] for label, values in costs.items()]
-    lines = ["Measuring and evaluating are not counted."]
+    lines = ["Measuring and evaluating are not counted; peak memory is that of the whole process, these included."]
+    sources = dict.fromkeys(each.source for each in costs.values() if each.source)
+    for source in sources:
+        labels = [label for label, each in costs.items() if each.source == source]
+        lines.append(f"Energy of {'all runs' if len(labels) == len(costs) else listed(labels)}: {source}.")
+    for label, each in costs.items():
+        if since := number(each.other.get("since_step")):
+            lines.append(f"{label}: older code began the run; all but its seconds is counted from step {since:g} on.")
+    if comparison.drift.neutral:
+        names = listed([each.name for each in comparison.drift.neutral])
+        lines.append(f"Recipes differ in {names}: that can change times and memory.")
     if comparison.machines:
         lines.append("Machines differ: times, memory and energy say as much about them as about the method.")
-    return Section("Cost of training", lines, [Grid("", ["run", *names], rows)])
+    grids = [
+        _by_run("", {label: _main_costs(each) for label, each in costs.items()}),
+        _by_run("Share of a step's time, on rank 0", {label: _shares(each.shares) for label, each in costs.items()}),
+        _by_run("Also recorded", {label: _cost_texts(each.other) for label, each in costs.items()}),
+    ]
+    return Section("Cost of training", lines, [grid for grid in grids if any(grid.rows) and len(grid.columns) > 1])
+
+
+def _by_run(title: str, cells: Mapping[str, Mapping[str, str]]) -> Grid:
+    """`cells` (run -> name -> text) with a column for each run or for each name, whichever are fewer."""
+    names = list(dict.fromkeys(name for of_run in cells.values() for name in of_run))
+    columns = ["run", *names]
+    rows = [[run, *(of_run.get(name, "-") for name in names)] for run, of_run in cells.items()]
+    if len(cells) <= len(names):
+        columns, *rows = ([*line] for line in zip(columns, *rows, strict=True))
+        columns[0] = ""
+    return Grid(title, columns, rows)
+
+
+def _main_costs(costs: RunCosts) -> dict[str, str]:
+    marks = "".join(f" ({word})" for word in ("estimate", "incomplete") if word in costs.source)
+    return {name: text + (marks if name == ENERGY else "") for name, text in _cost_texts(costs.main).items()}
+
+
+def _cost_texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: cost_text(value) for name, value in values.items()}
+
+
+def _shares(shares: Mapping[str, float]) -> dict[str, str]:
+    """By the first part of the sections' names, as each estimator has sections of its own."""
+    sums: dict[str, float] = {}
+    for name, share in shares.items():
+        group = name.partition("/")[0]
+        sums[group] = sums.get(group, 0.0) + share
+    return {group: f"{share:.1%}" for group, share in sums.items()}
 
 
 def _count(value: float | None) -> str:

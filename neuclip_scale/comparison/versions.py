@@ -43,9 +43,11 @@ def code_notes(runs: Sequence[RunFolder]) -> list[str]:
     """Runs of which the commit does not say what code ran."""
     notes = []
     for run in runs:
-        git = None if run.environment is None else run.environment.get("git")
-        if run.environment is not None and not isinstance(git, dict):
+        if run.environment is None:
+            continue
+        git = run.environment.get("git")
+        if not isinstance(git, dict) or not git.get("commit"):
             notes.append(f"{run.label}: the commit is not recorded, only the version of the package.")
-        elif isinstance(git, dict) and git.get("dirty"):
+        elif git.get("dirty"):
             notes.append(f"{run.label}: ran with uncommitted changes, so its commit does not say what code ran.")
     return notes

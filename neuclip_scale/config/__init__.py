@@ -17,7 +17,7 @@ from neuclip_scale.config.checking import (
     unused_length,
 )
 from neuclip_scale.config.errors import ConfigError
-from neuclip_scale.config.neutral import NEUTRAL, PLACES
+from neuclip_scale.config.neutral import NEUTRAL, PLACES, changes_training
 from neuclip_scale.config.reading import (
     dump_recipe,
     flat_fields,
@@ -62,6 +62,7 @@ __all__ = [
     "QueueConfig",
     "Recipe",
     "TrainConfig",
+    "changes_training",
     "check_places",
     "check_recipe",
     "dump_recipe",

@@ -15,3 +15,8 @@ NEUTRAL = frozenset(
     }
 )  # fmt: skip
 """These cannot change the weights. Those of evaluation are not among them: it averages BatchNorm's statistics."""
+
+
+def changes_training(name: str) -> bool:
+    """Whether a run that goes on with another value of the dotted field is not the run that it was."""
+    return name not in (*PLACES, *NEUTRAL, "resume") and not name.startswith("evaluation.")

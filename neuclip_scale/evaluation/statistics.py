@@ -1,14 +1,14 @@
-"""Statistics for few seeds: Student's t interval, the exact sign-flip test, and Holm's correction. No torch."""
+"""Statistics for few seeds: Student's t interval, the sign-flip test, and Holm's correction. No torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-EXACT_UP_TO = 12
+EXACT_UP_TO = 16
 """Up to this many differences every one of the 2^n sign patterns is tried."""
 
 NUM_DRAWS = 10_000
@@ -63,13 +63,25 @@ def sign_flip_p(differences: Sequence[float], seed: int = 0) -> float:
 
 
 def smallest_sign_flip_p(n: int) -> float:
-    """The least p that `sign_flip_p` can give for `n` differences: 2/2^n, as a pattern and its opposite tie.
+    """The least p that `sign_flip_p` can give for `n` differences.
 
+    2/2^n, as a pattern and its opposite tie; where patterns are drawn, no less than 1 of those and the observed one.
     Raises ValueError for n below 1.
     """
     if n < 1:
         raise ValueError(f"n = {n}: there is no test without a difference; give at least 1")
-    return 2.0 ** (1 - n) if n <= EXACT_UP_TO else 1.0 / (1 + NUM_DRAWS)
+    exact = 2.0 ** (1 - n)
+    return exact if n <= EXACT_UP_TO else max(exact, 1.0 / (1 + NUM_DRAWS))
+
+
+def sign_flip_name(sizes: Collection[int]) -> str:
+    """What to call `sign_flip_p` of so many differences each, as in `p by the ...`."""
+    drawn = f"{NUM_DRAWS:,} drawn sign patterns"
+    if max(sizes, default=0) <= EXACT_UP_TO:
+        return "exact sign-flip test"
+    if min(sizes) > EXACT_UP_TO:
+        return f"sign-flip test over {drawn}"
+    return f"sign-flip test (exact up to n = {EXACT_UP_TO}, above over {drawn})"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from neuclip_scale.config import load_recipe
-from neuclip_scale.evaluation.statistics import Estimate, smallest_sign_flip_p
+from neuclip_scale.evaluation.statistics import Estimate, sign_flip_name, smallest_sign_flip_p
 from neuclip_scale.reproduce.experiment import COLUMNS, Experiment, load_experiment, published_of
 from neuclip_scale.reproduce.results import AVERAGE, Paired, Results, paired
 from neuclip_scale.reproduce.training import train_arguments
@@ -76,16 +76,18 @@ def differences_section(results: Results) -> Section:
     """Each method less the first, seed by seed."""
     reference, *others = results.request.experiment.methods
     rows, lines = [], []
+    sizes: set[int] = set()
     for method in others:
         found = paired(results, method, reference)
+        sizes |= {pair.estimate.n for pair in found}
         rows += [[f"{method} - {reference}", pair.score, *_paired(pair)] for pair in found]
         if not found:
             lines.append(f"{method}: fewer than two seeds in common with {reference}, so no test.")
-    seeds = len(results.request.experiment.seeds)
     if rows:
+        least = ", ".join(f"below {smallest_sign_flip_p(n):.2g} with {n} common seeds" for n in sorted(sizes))
         lines.append(
-            f"Paired by seed; p by the exact sign-flip test, Holm's correction over the scores of a pair. With {seeds} "
-            f"seeds no p can be below {smallest_sign_flip_p(seeds):.2g}: read the intervals."
+            f"Paired by seed; p by the {sign_flip_name(sizes)}, Holm's correction over the scores of a pair. "
+            f"No p can be {least}: read the intervals."
         )
     header = ["methods", "score", "difference [95 % interval]", "p", "p, Holm"] if rows else []
     return Section(f"Differences from {reference}", lines, header, rows)

@@ -39,6 +39,7 @@ def write_run(
     *,
     steps: int = 4,
     digests: dict[int, str] | None = None,
+    contents: dict[int, str | None] | None = None,
     scores: dict[str, Any] | None = None,
     summary: dict[str, Any] | None = None,
     environment: dict[str, Any] | None = None,
@@ -47,7 +48,7 @@ def write_run(
 ) -> Path:
     """A finished run of `steps` steps of 8; `recipe` holds fields with __ for the dot (`train__num_steps=9`).
 
-    The digest of a step follows from seed and step, as it does for real data; `digests` changes some.
+    The digests of a step follow from seed and step, as they do for real data; `digests` and `contents` change some.
     """
     fields = {"run_dir": str(path), "train.num_steps": steps, "train.global_batch_size": 8}
     fields |= {name.replace("__", "."): value for name, value in recipe.items()}
@@ -63,6 +64,7 @@ def write_run(
             "samples_seen": 8 * step,
             "loss": 3 / step,
             "batch_digest": (digests or {}).get(step, f"{resolved.seed}-{step}"),
+            "content_digest": (contents or {}).get(step, f"read {resolved.seed}-{step}"),
             "step_time": 0.5,
             "num_skipped": 0,
             "peak_memory_bytes": 2**30 + step,

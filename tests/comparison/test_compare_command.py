@@ -60,6 +60,28 @@ def test_comparable_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert document["curves"][0]["loss"]["seconds"] == [0.5, 1.0, 1.5, 2.0]
 
 
+@pytest.mark.parametrize(
+    ("git", "is_known"),
+    [({"commit": "a" * 40, "dirty": False}, True), ({"commit": "a" * 40, "dirty": True}, False), (None, False)],
+    ids=["a commit", "uncommitted changes", "no commit"],
+)
+def test_that_the_code_is_the_same_is_said_only_where_it_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], git: dict[str, Any] | None, is_known: bool
+) -> None:
+    runs = [write_run(tmp_path / name, environment={"git": git}) for name in "ab"]
+    assert compare(*runs, output=tmp_path / "out") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    page = (tmp_path / "out" / "index.html").read_text("utf-8")
+    sure = "Nothing stands against comparing these runs: their code and their data are the same."
+    for text in (printed, page):
+        assert (sure in text) is is_known
+        assert ("Code: the same commit and packages." in text) is is_known
+        assert ("Whether their code is the same is not known: see Code and machine." in text) is not is_known
+        assert ("Code: no difference is recorded." in text) is not is_known
+    assert ('class="verdict unsure"' in page) is not is_known
+    assert 'class="verdict against"' not in page
+
+
 def test_more_than_the_method_is_said_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", optim__weight_decay=0.5)]
     assert compare(*runs, output=tmp_path / "out") == 1
@@ -95,6 +117,72 @@ def test_costs_that_are_recorded_are_shown(tmp_path: Path, capsys: pytest.Captur
     costs = json.loads((tmp_path / "out" / "compare.json").read_text("utf-8"))["cost"]
     assert (costs["a"]["carbon.grams"], costs["b"]["carbon.grams"]) == (12.5, "not recorded")
     assert (costs["a"]["energy_source"], costs["b"]["flops"]) == ("nvml", "not recorded")
+
+
+COST = {
+    "since_step": 0,
+    "train_seconds": 2.0,
+    "device_hours": 2 / 3600,
+    "flops_per_pair": 7,
+    "model_flops": 3e12,
+    "hardware_flops": 4e12,
+    "objective_flops": 5e9,
+    "energy_joules": 7200.0,
+    "energy_source": "estimate: 10 W per device x seconds",
+    "peak_memory_bytes": 3 * 2**30,
+    "mfu": 0.25,
+    "sections": {
+        name: {"seconds": share, "share": share}
+        for name, share in (("encode", 0.5), ("similarities/sums", 0.3), ("similarities/gradients", 0.2))
+    },
+}
+
+
+def test_costs_and_shares_of_the_step_are_short_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_run(tmp_path / name, summary={"cost": COST}) for name in ("one", "two")]
+    assert compare(*runs, output=tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "see index.html" not in printed
+    rows = {}
+    for line in printed.partition("Cost of training")[2].partition("Also recorded")[0].splitlines():
+        name, *cells = [cell.strip() for cell in line.strip("│").split("│")]
+        if cells:
+            assert name not in rows
+            rows[name] = cells
+    assert {name: first for name, (first, second) in rows.items() if first == second} == {
+        "training, s": "2",
+        "device-hours": "0.0005556",
+        "pairs/s": "16",
+        "world size": "1",
+        "device": "cpu",
+        "peak memory, GiB": "3",
+        "model FLOPs": "3e+12",
+        "hardware FLOPs": "4e+12",
+        "objective FLOPs": "5e+09",
+        "energy, Wh": "2 (estimate)",
+        "MFU": "0.25",
+        "encode": "50.0%",
+        "similarities": "50.0%",
+    }
+    assert "Energy of all runs: estimate: 10 W per device x seconds." in printed
+    cost = json.loads((tmp_path / "out" / "compare.json").read_text("utf-8"))["cost"]["one"]
+    assert (cost["energy, Wh"], cost["flops_per_pair"]) == (2.0, 7)
+    assert cost["sections"] == {"encode": 0.5, "similarities/sums": 0.3, "similarities/gradients": 0.2}
+    assert not {"train_seconds", "device_hours", "peak_memory_bytes", "energy_joules", "flops"} & set(cost)
+
+
+def test_costs_of_many_runs_and_of_one_that_older_code_began(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [write_run(tmp_path / f"r{seed}", seed=seed, summary={"cost": COST}) for seed in range(13)]
+    runs.append(write_run(tmp_path / "old", seed=13, summary={"cost": COST | {"since_step": 2}}, data__num_workers=9))
+    compare(*runs, output=tmp_path / "out")
+    printed = capsys.readouterr().out.partition("Cost of training")[2]
+    assert "see index.html" not in printed
+    assert "old: older code began the run; all but its seconds is counted from step 2 on." in printed
+    assert "Recipes differ in data.num_workers: that can change times and memory." in printed
+    assert "peak memory is that of the whole process" in printed
+    assert "(estimate)" in printed
 
 
 def test_torn_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

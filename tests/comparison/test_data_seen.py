@@ -82,3 +82,24 @@ def test_a_run_without_digests_proves_nothing(tmp_path: Path) -> None:
     assert order.text.endswith("the same batches for steps 1..4. No digests, so no proof: c.")
     (alone,) = data_seen(read_runs(runs[1:])).orders
     assert "the order is not proven" in alone.text
+
+
+def test_other_captions_under_the_same_uids(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", contents={3: "recaptioned", 4: "recaptioned"})]
+    seen = data_seen(read_runs(runs))
+    (text,) = seen.discrepancies
+    other = "other pictures or captions under the same uids from step 3 on"
+    assert text == f"a, b (seed 0, global batch 8): the same uids for steps 1..4, but {other}."
+
+
+def test_where_contents_were_not_recorded_it_says_so(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", contents=dict.fromkeys(range(1, 5)))]
+    seen = data_seen(read_runs(runs))
+    assert not seen.discrepancies
+    assert "the same batches for steps 1..4 by their uids; not every run recorded what it read." in seen.orders[0].text
+
+
+def test_contents_of_other_samples_are_no_news(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", digests={2: "x"}, contents={2: "y", 3: "z"})]
+    (order,) = data_seen(read_runs(runs)).orders
+    assert (order.parts_at, order.contents_part_at) == (2, None)

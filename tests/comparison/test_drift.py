@@ -11,7 +11,10 @@ from comparison_helpers import ENVIRONMENT, write_run
 from neuclip_scale.comparison import compare_runs, read_runs
 from neuclip_scale.comparison.arms import group_arms
 from neuclip_scale.comparison.drift import kind_of, recipe_drift
+from neuclip_scale.comparison.recipe_file import recipe_fields
+from neuclip_scale.comparison.sections import sections
 from neuclip_scale.comparison.versions import code_differences, code_notes, machine_differences
+from neuclip_scale.config import NEUTRAL, PLACES, Recipe
 
 
 def runs(folder: Path, *changes: dict[str, Any]) -> list[Any]:
@@ -64,6 +67,88 @@ def test_fields_are_sorted_with_their_values(tmp_path: Path) -> None:
 )
 def test_verdicts(tmp_path: Path, change: dict[str, Any], verdict: str) -> None:
     assert recipe_drift(runs(tmp_path, {}, change)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"resume": "never"},
+        {"train__log_every_steps": 3},
+        {"data__num_workers": 5},
+        {"checkpoint__every_steps": 7},
+        {"data__train": "/elsewhere"},
+    ],
+)
+def test_what_changes_nothing_computed_is_listed_and_neither_a_finding_nor_an_arm(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    comparison = compare_runs(runs(tmp_path, {"seed": 0}, {"seed": 1, **change}))
+    (name,) = (each.replace("__", ".") for each in change)
+    assert [each.name for each in comparison.drift.neutral] == [name]
+    assert comparison.drift.verdict == (
+        f"Recipes differ in the seed only, but for what changes nothing computed: {name}."
+    )
+    assert comparison.comparable
+    assert [len(arm.runs) for arm in comparison.arms] == [2]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "name"),
+    [
+        ({}, {"resume": "/runs/other/checkpoints/step_2"}, "resume"),
+        ({}, {"data__train": "/elsewhere", "num_bytes": 3}, "data.train"),
+        (
+            {"data__train": "/a::/b", "data__weights": [1, 2]},
+            {"data__train": "/b::/a", "data__weights": [1, 2]},
+            "data.train",
+        ),
+        ({}, {"evaluation__every_steps": 2}, "evaluation.every_steps"),
+    ],
+    ids=["a checkpoint's weights", "other shards", "other sources for the weights", "evaluation"],
+)
+def test_what_may_change_the_weights_is_a_finding(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], name: str
+) -> None:
+    comparison = compare_runs(runs(tmp_path, first, second))
+    assert [each.name for each in comparison.drift.other] == [name]
+    assert comparison.drift.neutral == []
+    assert len(comparison.arms) == 2
+
+
+def test_an_address_without_a_manifest_is_taken_as_written(tmp_path: Path) -> None:
+    found = runs(tmp_path, {"data__train": "/a"}, {"data__train": "/b"}, {"data__train": "/b"})
+    (tmp_path / "2" / "manifest.json").unlink()
+    comparison = compare_runs(read_runs([run.path for run in found]))
+    assert [each.name for each in comparison.drift.other] == ["data.train"]
+    assert [[run.label for run in arm.runs] for arm in comparison.arms] == [["0"], ["1", "2"]]
+
+
+def test_every_neutral_field_is_one_of_a_recipe() -> None:
+    assert NEUTRAL.union(PLACES) < set(recipe_fields(Recipe()))
+
+
+def test_differences_by_design_are_listed_and_no_finding(tmp_path: Path) -> None:
+    found = runs(
+        tmp_path,
+        *({"seed": seed, "objective__name": "openclip", "steps": 6} for seed in (0, 1)),
+        *({"seed": seed, "objective__name": "neuclip", "steps": 4} for seed in (0, 1)),
+    )
+    assert [finding.kind for finding in compare_runs(found).findings] == ["recipe", "data"]
+    comparison = compare_runs(found, by_design=["train.num_steps", "objective.name", "no.such"])
+    assert comparison.drift.verdict == ("Recipes differ in the method and the seed and by design train.num_steps only.")
+    assert comparison.comparable
+    assert [each.name for each in comparison.drift.by_design] == ["train.num_steps"]
+    assert [each.name for each in comparison.drift.method] == ["objective.name"]
+    assert comparison.data.notes[-1].startswith("By design (train.num_steps): Numbers of samples seen differ: 0 48,")
+    assert [arm.name for arm in comparison.arms] == ["openclip", "neuclip"]
+    (grid,) = (g for part in sections(comparison) for g in part.grids if g.title == "By design")
+    assert grid.rows == [["train.num_steps", "6", "6", "4", "4"]]
+
+
+def test_only_fields_of_length_excuse_other_numbers_of_samples(tmp_path: Path) -> None:
+    stopped = {"steps": 3, "train__num_steps": 4, "optim__learning_rate": 0.5}
+    comparison = compare_runs(runs(tmp_path, {"steps": 4}, stopped), by_design=["optim.learning_rate"])
+    assert [finding.kind for finding in comparison.findings] == ["data"]
 
 
 def test_more_than_the_method_is_the_first_finding(tmp_path: Path) -> None:

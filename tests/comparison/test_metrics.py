@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from comparison_helpers import evaluation, write_run
 
-from neuclip_scale.comparison import read_runs
+from neuclip_scale.comparison import compare_runs, read_runs
 from neuclip_scale.comparison.arms import group_arms
 from neuclip_scale.comparison.metrics import MetricComparison, compare_metrics
 from neuclip_scale.comparison.scores import Metric
+from neuclip_scale.comparison.sections import sections
 
 SIZES = ["retrieval: 100 pictures, 100 texts.", "zeroshot: 30 pictures, 10 classes."]
 TOP1 = Metric("zeroshot", "top-1")
@@ -66,6 +67,26 @@ def test_holm_is_over_the_metrics_of_a_pair(tmp_path: Path) -> None:
     assert (unchanged.p, unchanged.p_holm, unchanged.estimate.mean) == (1.0, 1.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("num_seeds", "how", "test"),
+    [
+        (3, "(2/2^3)", "p: exact sign-flip test of"),
+        (17, "(by the number of draws)", "p: sign-flip test over 10,000 drawn"),
+    ],
+)
+def test_a_test_is_called_exact_where_all_patterns_are_tried(
+    tmp_path: Path, num_seeds: int, how: str, test: str
+) -> None:
+    paths = [
+        write_run(tmp_path / f"{name}-{seed}", seed=seed, objective__name=name)
+        for name in ("openclip", "neuclip")
+        for seed in range(num_seeds)
+    ]
+    (lines,) = (part.lines for part in sections(compare_runs(read_runs(paths))) if part.title == "Metrics")
+    assert any(how in line for line in lines)
+    assert lines[-1].startswith(test)
+
+
 def test_one_seed_has_no_interval_and_no_test(tmp_path: Path) -> None:
     metrics = compared(tmp_path, {"openclip": {0: 0.4}, "neuclip": {0: 0.5}})
     assert metrics.pairs == []
@@ -105,6 +126,25 @@ def test_sets_of_another_size_are_other_metrics(tmp_path: Path) -> None:
     assert metrics.discrepancies == [
         "Evaluation set zeroshot is not the same for all (a; b): scores stand in separate rows."
     ]
+
+
+def test_a_score_that_is_not_finite_makes_no_other_set(tmp_path: Path) -> None:
+    """Its run's other scores of the set are paired as they are."""
+    paths = [
+        write_run(tmp_path / f"{name}-{seed}", seed=seed, objective__name=name, scores=evaluation(**changes))
+        for name in ("openclip", "neuclip")
+        for seed in (0, 1)
+        for changes in [{"top1": math.nan} if (name, seed) == ("neuclip", 1) else {}]
+    ]
+    metrics = compare_metrics(group_arms(read_runs(paths)))
+    # A mean over classes is the same in this helper, so both of one run are NaN.
+    assert metrics.discrepancies == [
+        f"neuclip-1: summary.json, zeroshot, {label} = NaN, chance 0.1: not finite numbers; left out."
+        for label in ("top-1", "class recall")
+    ]
+    assert {row.metric.set_name for row in metrics.rows} == {"retrieval", "zeroshot"}
+    (pair,) = (pair for pair in metrics.pairs if pair.metric == Metric("zeroshot", "top-5"))
+    assert pair.seeds == ["0", "1"]
 
 
 def test_a_set_that_some_were_not_evaluated_on(tmp_path: Path) -> None:

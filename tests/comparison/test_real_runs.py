@@ -69,6 +69,16 @@ def test_scores_measured_during_training_become_curves(runs: list[Path], tmp_pat
     assert (tmp_path / "index.html").read_text("utf-8").count("data:image/png;base64,") == 4
 
 
+def test_curves_of_scores_need_no_event_files(runs: list[Path], tmp_path: Path) -> None:
+    copies = [tmp_path / run.name for run in runs[:2]]
+    for run, copy in zip(runs, copies):
+        shutil.copytree(run, copy, ignore=shutil.ignore_patterns("tensorboard", "checkpoints"))
+    cli.main(["compare", *map(str, copies), "--output", str(tmp_path / "out")])
+    curves = json.loads((tmp_path / "out" / "compare.json").read_text("utf-8"))["curves"][0]["evaluations"]
+    summary = json.loads((runs[0] / "summary.json").read_text("utf-8"))
+    assert curves["zeroshot/top1"]["values"][-1] == summary["evaluation"]["zeroshot"]["top1"]
+
+
 def test_another_order_of_the_same_data(runs: list[Path], tmp_path: Path) -> None:
     """The same recipe and seed but for `data.shuffle_window`: other batches from some step on."""
     other = tmp_path / "other"

@@ -17,7 +17,7 @@ from neuclip_scale.comparison.page import render_page
 from neuclip_scale.comparison.steps import read_steps
 from neuclip_scale.files import write_json
 
-FILES = ("config.yaml", "environment.json", "manifest.json", "metrics.jsonl", "summary.json")
+FILES = ("config.yaml", "environment.json", "manifest.json", "metrics.jsonl", "evaluations.jsonl", "summary.json")
 KEYS = (
     *("step", "num_steps", "loss", "evaluation", "task", "zeroshot", "retrieval", "top1", "num_pictures", "num_texts"),
     *("git", "packages", "format", "shards", "path", "num_samples", "first_index", "cost", "seed", "objective", "gpus"),
@@ -78,6 +78,33 @@ def test_steps_of_a_damaged_file(tmp_path: Path) -> None:
     texts = ("line 3 and 1 more: not a step in JSON", "1 of the steps up to 4 have no line", "stand there twice")
     for text, problem in zip(texts, problems, strict=True):
         assert text in problem
+
+
+def test_scores_during_training_are_read_from_their_record(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a")
+    sets = {"zeroshot": {"task": "zeroshot", "top1": 0.25, "unreadable": []}, "r": {"image_to_text": {"recall@1": 0.5}}}
+    lines = [
+        json.dumps({"step": 2, "samples_seen": 16, "evaluation": sets}),
+        json.dumps({"step": 4, "evaluation": {"zeroshot": {"top1": 0.75, "top5": math.nan, "whole": True}}}),
+        json.dumps({"step": 4, "evaluation": 3}),
+        '{"step": 4, "eva',
+    ]
+    (path / "evaluations.jsonl").write_text("\n".join(lines), "utf-8")
+    run = read_run(path, "a")
+    (problem,) = run.problems
+    assert "evaluations.jsonl, line 3 and 1 more: not the scores of a step in JSON" in problem
+    (curves,) = compare_runs([run]).curves
+    assert {name: (curve.samples, curve.values) for name, curve in curves.evaluations.items()} == {
+        "zeroshot/top1": ([16, 32], [0.25, 0.75]),
+        "r/image_to_text/recall@1": ([16], [0.5]),
+    }
+
+
+def test_a_record_of_scores_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "a")
+    (path / "evaluations.jsonl").mkdir()
+    (problem,) = read_run(path, "a").problems
+    assert "evaluations.jsonl: cannot be read (" in problem
 
 
 def test_a_summary_of_an_earlier_stop(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from neuclip_scale.evaluation.statistics import (
     holm,
     mean_interval,
     regularised_incomplete_beta,
+    sign_flip_name,
     sign_flip_p,
     smallest_sign_flip_p,
     student_t_quantile,
@@ -135,9 +136,29 @@ def test_drawn_sign_flips_agree_with_exact_ones(monkeypatch: pytest.MonkeyPatch)
     assert sign_flip_p(differences) == pytest.approx(exact, abs=4 * math.sqrt(exact / NUM_DRAWS))
 
 
-@pytest.mark.parametrize(("n", "least"), [(1, 1.0), (2, 0.5), (3, 0.25), (5, 1 / 16), (12, 2 / 4096)])
+@pytest.mark.parametrize(
+    ("n", "least"), [(1, 1.0), (2, 0.5), (3, 0.25), (5, 1 / 16), (12, 2 / 4096), (13, 2 / 8192), (16, 2 / 65536)]
+)
 def test_least_p(n: int, least: float) -> None:
     assert smallest_sign_flip_p(n) == least == sign_flip_p([1.0] * n)
+
+
+def test_the_least_p_of_drawn_patterns_is_not_below_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuclip_scale.evaluation.statistics.EXACT_UP_TO", 4)
+    assert (smallest_sign_flip_p(5), smallest_sign_flip_p(30)) == (1 / 16, 1 / (1 + NUM_DRAWS))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "name"),
+    [
+        ([], "exact sign-flip test"),
+        ([3, EXACT_UP_TO], "exact sign-flip test"),
+        ([EXACT_UP_TO + 1], "sign-flip test over 10,000 drawn sign patterns"),
+        ([3, 40], "sign-flip test (exact up to n = 16, above over 10,000 drawn sign patterns)"),
+    ],
+)
+def test_exact_is_said_only_where_it_is(sizes: list[int], name: str) -> None:
+    assert sign_flip_name(sizes) == name
 
 
 def test_holm_by_hand() -> None:

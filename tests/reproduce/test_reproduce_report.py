@@ -69,6 +69,14 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     assert any(text.startswith("siglip: fewer than two seeds") for text in section.paragraphs)
 
 
+def test_the_least_p_is_of_the_seeds_that_a_pair_has_in_common(tmp_path: Path) -> None:
+    found = results(tmp_path, seeds=(0, 1, 2))
+    found.runs["neuclip-seed2"].scores.clear()
+    told = differences_section(found).paragraphs[-1]
+    assert "No p can be below 0.5 with 2 common seeds: read the intervals." in told
+    assert "by the exact sign-flip test, " in told
+
+
 def test_the_papers_table_shows_what_was_not_run(tmp_path: Path) -> None:
     section = all_published_section(results(tmp_path))
     assert section.header == ["method", "cc3m", "cc12m", "dfn14m", "dfn192m", "dfn1b"]
