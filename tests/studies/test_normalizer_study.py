@@ -14,7 +14,7 @@ from neuclip_scale.config import ConfigError
 from neuclip_scale.data.synthetic import write_synthetic_shards
 from neuclip_scale.studies.normalizer.estimators import SWEEPS, estimators
 from neuclip_scale.studies.normalizer.gradients import GradientProbe, _Moments
-from neuclip_scale.studies.normalizer.summary import findings, late, summarise
+from neuclip_scale.studies.normalizer.summary import findings, late, summarise, summarise_gradients
 from neuclip_scale.studies.page import Page, Section
 
 
@@ -159,6 +159,32 @@ def test_moments_give_bias_without_what_few_draws_add() -> None:
     assert result["gradient_bias"] == pytest.approx(float(shift.norm()) / norm, rel=0.1)
     assert result["gradient_noise"] == pytest.approx(noise * 20 / norm, rel=0.05)
     assert result["anchor_share"] == 1.0
+
+
+def test_squared_biases_are_averaged_before_the_root() -> None:
+    """Where there is no bias its squares fall on both sides of 0; roots of those above would add up to one."""
+    place = {"estimator": "NPN", "n": 100, "batch": 10, "gradient_noise": 1.0, "cosine": 1.0, "anchor_share": 1.0}
+    squares = {0: 0.04, 1: -0.05, 2: 0.01}
+    rows = [{**place, "seed": seed, "gradient_bias_squared": square} for seed, square in squares.items()]
+    (none,) = summarise_gradients(rows)
+    assert none["gradient_bias"] == 0
+    assert none["gradient_bias_resolution"] == pytest.approx((2 * none["gradient_bias_squared_error"]) ** 0.5)
+    (some,) = summarise_gradients(
+        [{**each, "gradient_bias_squared": each["gradient_bias_squared"] + 0.09} for each in rows]
+    )
+    assert some["gradient_bias"] == pytest.approx(0.09**0.5)
+    assert summarise_gradients(rows[:1])[0]["gradient_bias_resolution"] is None
+
+
+def test_exact_normalizers_have_no_bias(shards: Path, tmp_path: Path) -> None:
+    """Over many batches the squared bias is 0 within its error, which batches of one epoch would not give."""
+    more = ["--gradient-batches", "40", "--estimators", "queue"]
+    assert cli.main(arguments(shards, tmp_path, "--seeds", "0", "1", "2", *more)) == 0
+    result = json.loads((tmp_path / "result.json").read_bytes())
+    assert {row["num_batches"] for row in result["gradients"]} == {40.0}, "more than the five of an epoch"
+    exact = next(row for row in summarise_gradients(result["gradients"]) if row["estimator"] == "exact")
+    added = exact["gradient_noise"] ** 2 / 40
+    assert abs(exact["gradient_bias_squared"]) < max(4 * exact["gradient_bias_squared_error"], 0.3 * added)
 
 
 def test_a_page_escapes_what_it_shows(tmp_path: Path) -> None:
