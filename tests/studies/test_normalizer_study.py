@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,11 @@ def test_chosen_estimators_give_what_they_give_among_all(shards: Path, tmp_path:
         (["--sweeps", "sizes"], "sweeps = 'sizes': no such sweep"),
         (["--estimators", "queue", "NPN, T_u 1"], "estimators = 'NPN, T_u 1': no such estimator"),
         (["--shards", "9"], "shards = 9: "),
+        (["--driver", "siglip"], "driver = 'siglip': it has no normalizer"),
+        (["--driver", "isogclr"], "driver = 'isogclr': its temperatures are each pair's own"),
+        (["--driver", "fastclip-v2"], "driver = 'fastclip-v2': its temperatures are each pair's own"),
+        (["--seeds", "0", "0"], "b12-shards3-seed0': this trajectory is asked for twice"),
+        (["--shards", "0", "3"], "asked for twice"),
     ],
 )
 def test_bad_usage(
@@ -104,6 +110,34 @@ def test_bad_usage(
 ) -> None:
     assert cli.main(arguments(shards, tmp_path / "study", *more)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_trajectory_is_kept_by_contents_not_by_names(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = tmp_path / "toy.yaml", tmp_path / "study"
+    shutil.copy(shards.with_name("toy.yaml"), recipe)
+    shutil.copytree(shards, tmp_path / "shards")
+
+    def study(folder: str) -> int:
+        return cli.main(arguments(tmp_path / folder, out, "--seeds", "0", "--estimators", "queue"))
+
+    assert study("shards") == 0
+    (kept,) = (out / "trajectories").iterdir()
+    part = json.loads(kept.read_bytes())
+    assert (part["torch"], part["fingerprint"]["threads"]) == (str(torch.__version__), 1)
+    shutil.move(tmp_path / "shards", tmp_path / "moved")
+    capsys.readouterr()
+    assert study("moved") == 0
+    assert "kept from before" in capsys.readouterr().out, "the same data in another folder"
+    recipe.write_text(recipe.read_text("utf-8").replace("weight_decay: 0.1", "weight_decay: 0.3"))
+    assert study("moved") == 2
+    assert "made with other settings (recipe.optim.weight_decay)" in capsys.readouterr().err
+    shutil.copy(shards.with_name("toy.yaml"), recipe)
+    shutil.rmtree(tmp_path / "moved")
+    write_synthetic_shards(tmp_path / "moved", num_samples=54, samples_per_shard=18, image_size=40, seed=1)
+    assert study("moved") == 2
+    assert "made with other settings (data)" in capsys.readouterr().err
 
 
 def row(estimator: str, seed: int, step: int, mse: float, n: int = 100, batch: int = 10) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def write_report(result: dict[str, Any], output: Path) -> list[Path]:
         cells = [_gradient_cells(row) for row in gradients]
         sections.append(Section("The encoders' gradient", [GRADIENT], _GRADIENT_HEADER, cells, paths[-1:]))
     settings = "\n".join(f"{key}: {value}" for key, value in result["settings"].items())
-    sections.append(Section("Settings", [f"torch {result['torch']}"], code=settings))
+    sections.append(Section("Settings", [f"torch {result['torch']}, {result['threads']} thread(s)"], code=settings))
     paths.append(output / "index.html")
     Page("Estimates of the log-normalizer against the truth", sections).write(paths[-1])
     return paths
