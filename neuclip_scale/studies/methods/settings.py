@@ -14,10 +14,12 @@ Budget = Literal["samples", "seconds"]
 @dataclass(frozen=True, kw_only=True)
 class MethodsStudy:
     """Train each method with each seed at equal samples and at equal wall-clock, beside OpenCLIP and SigLIP with a
-    larger batch at matched compute, and compare the runs."""
+    larger batch, and compare the runs. The larger batches are matched in pairs seen, not in hardware FLOPs, which are
+    reported: their micro-batches encode every pair twice (demo recipe, openclip-x4: 1.26 times openclip's)."""
 
     output: Path
-    """Folder for the runs and the report. Finished runs in it are kept, a killed one goes on where it stopped."""
+    """Folder for the runs and the report. Finished runs in it are kept, a killed one goes on where it stopped, and
+    further seeds train by the steps and seconds of its plan.json."""
     recipe: str = "demo"
     """Recipe that all runs share."""
     data: str = ""
@@ -40,7 +42,8 @@ class MethodsStudy:
     seconds: float = 0.0
     """Wall-clock of the second budget; 0 takes the median of the runs of the first."""
     larger: tuple[str, ...] = ("openclip", "siglip")
-    """Methods that also train with a batch `larger_factor` times as large: as many pairs in fewer steps."""
+    """Methods that also train with a batch `larger_factor` times as large: as many pairs in fewer steps. Matched in
+    pairs seen, not in hardware FLOPs: gradient caching encodes every pair twice."""
     larger_factor: int = 4
     """Learning rates grow with its square root; the encoders' micro-batch stays the recipe's batch."""
     variants: tuple[str, ...] = ()
