@@ -54,25 +54,42 @@ def _normalizer(study: NormalizerStudy) -> int:
 def _methods(study: MethodsStudy) -> int:
     from neuclip_scale.commands.compare import print_comparison, write_comparison
     from neuclip_scale.comparison import compare_runs, read_runs
-    from neuclip_scale.studies.methods.running import run_study
+    from neuclip_scale.studies.methods.running import StudyError, run_study, saved_plan
+    from neuclip_scale.studies.methods.wall_clock import WallClock
 
     console = Console(highlight=False)
-    documents, pages = {}, []
-    for budget, folders in run_study(study, lambda text: console.print(text, markup=False)).items():
+    failure = None
+    try:
+        complete = run_study(study, lambda text: console.print(text, markup=False))
+    except StudyError as error:
+        failure, complete = error, error.complete
+    complete = {budget: folders for budget, folders in complete.items() if folders}
+    if failure and not complete:
+        raise failure
+    documents: dict[str, object] = {}
+    pages = []
+    wall_clock = None
+    for budget, folders in complete.items():
         comparison = compare_runs(read_runs(folders))
+        if budget == "seconds":
+            wall_clock = WallClock.of(saved_plan(study.output), folders)
+            comparison = wall_clock.said_in(comparison)
         console.print(f"\nat equal {budget}:", markup=False)
         print_comparison(comparison, console)
         pages += write_comparison(comparison, study.output / f"equal-{budget}", None)
         documents[budget] = comparison.document()
-    _write(study, documents)
+    times = {} if wall_clock is None else {"wall_clock": wall_clock.document()}
+    _write(study, {"budgets": documents, **times, "failures": str(failure or "")})
     for path in pages:
         console.print(f"  {path}", markup=False)
-    return 0
+    if failure:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if failure else 0
 
 
-def _write(study: MethodsStudy, documents: Mapping[str, object]) -> None:
+def _write(study: MethodsStudy, found: Mapping[str, object]) -> None:
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(study).items()}
-    result = {"settings": settings, "budgets": documents}
+    result = {"settings": settings, **found}
     write_json(study.output / "result.json", result)
     if study.json:
         write_json(study.json, result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from neuclip_scale.config import ConfigError
 from neuclip_scale.data.synthetic import write_synthetic_shards
 from neuclip_scale.studies.normalizer.estimators import SWEEPS, estimators
 from neuclip_scale.studies.normalizer.gradients import GradientProbe, _Moments
-from neuclip_scale.studies.normalizer.summary import findings, late, summarise
+from neuclip_scale.studies.normalizer.summary import findings, late, summarise, summarise_gradients
 from neuclip_scale.studies.page import Page, Section
 
 
@@ -97,6 +98,11 @@ def test_chosen_estimators_give_what_they_give_among_all(shards: Path, tmp_path:
         (["--sweeps", "sizes"], "sweeps = 'sizes': no such sweep"),
         (["--estimators", "queue", "NPN, T_u 1"], "estimators = 'NPN, T_u 1': no such estimator"),
         (["--shards", "9"], "shards = 9: "),
+        (["--driver", "siglip"], "driver = 'siglip': it has no normalizer"),
+        (["--driver", "isogclr"], "driver = 'isogclr': its temperatures are each pair's own"),
+        (["--driver", "fastclip-v2"], "driver = 'fastclip-v2': its temperatures are each pair's own"),
+        (["--seeds", "0", "0"], "b12-shards3-seed0': this trajectory is asked for twice"),
+        (["--shards", "0", "3"], "asked for twice"),
     ],
 )
 def test_bad_usage(
@@ -104,6 +110,34 @@ def test_bad_usage(
 ) -> None:
     assert cli.main(arguments(shards, tmp_path / "study", *more)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_trajectory_is_kept_by_contents_not_by_names(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = tmp_path / "toy.yaml", tmp_path / "study"
+    shutil.copy(shards.with_name("toy.yaml"), recipe)
+    shutil.copytree(shards, tmp_path / "shards")
+
+    def study(folder: str) -> int:
+        return cli.main(arguments(tmp_path / folder, out, "--seeds", "0", "--estimators", "queue"))
+
+    assert study("shards") == 0
+    (kept,) = (out / "trajectories").iterdir()
+    part = json.loads(kept.read_bytes())
+    assert (part["torch"], part["fingerprint"]["threads"]) == (str(torch.__version__), 1)
+    shutil.move(tmp_path / "shards", tmp_path / "moved")
+    capsys.readouterr()
+    assert study("moved") == 0
+    assert "kept from before" in capsys.readouterr().out, "the same data in another folder"
+    recipe.write_text(recipe.read_text("utf-8").replace("weight_decay: 0.1", "weight_decay: 0.3"))
+    assert study("moved") == 2
+    assert "made with other settings (recipe.optim.weight_decay)" in capsys.readouterr().err
+    shutil.copy(shards.with_name("toy.yaml"), recipe)
+    shutil.rmtree(tmp_path / "moved")
+    write_synthetic_shards(tmp_path / "moved", num_samples=54, samples_per_shard=18, image_size=40, seed=1)
+    assert study("moved") == 2
+    assert "made with other settings (data)" in capsys.readouterr().err
 
 
 def row(estimator: str, seed: int, step: int, mse: float, n: int = 100, batch: int = 10) -> dict[str, Any]:
@@ -159,6 +193,32 @@ def test_moments_give_bias_without_what_few_draws_add() -> None:
     assert result["gradient_bias"] == pytest.approx(float(shift.norm()) / norm, rel=0.1)
     assert result["gradient_noise"] == pytest.approx(noise * 20 / norm, rel=0.05)
     assert result["anchor_share"] == 1.0
+
+
+def test_squared_biases_are_averaged_before_the_root() -> None:
+    """Where there is no bias its squares fall on both sides of 0; roots of those above would add up to one."""
+    place = {"estimator": "NPN", "n": 100, "batch": 10, "gradient_noise": 1.0, "cosine": 1.0, "anchor_share": 1.0}
+    squares = {0: 0.04, 1: -0.05, 2: 0.01}
+    rows = [{**place, "seed": seed, "gradient_bias_squared": square} for seed, square in squares.items()]
+    (none,) = summarise_gradients(rows)
+    assert none["gradient_bias"] == 0
+    assert none["gradient_bias_resolution"] == pytest.approx((2 * none["gradient_bias_squared_error"]) ** 0.5)
+    (some,) = summarise_gradients(
+        [{**each, "gradient_bias_squared": each["gradient_bias_squared"] + 0.09} for each in rows]
+    )
+    assert some["gradient_bias"] == pytest.approx(0.09**0.5)
+    assert summarise_gradients(rows[:1])[0]["gradient_bias_resolution"] is None
+
+
+def test_exact_normalizers_have_no_bias(shards: Path, tmp_path: Path) -> None:
+    """Over many batches the squared bias is 0 within its error, which batches of one epoch would not give."""
+    more = ["--gradient-batches", "40", "--estimators", "queue"]
+    assert cli.main(arguments(shards, tmp_path, "--seeds", "0", "1", "2", *more)) == 0
+    result = json.loads((tmp_path / "result.json").read_bytes())
+    assert {row["num_batches"] for row in result["gradients"]} == {40.0}, "more than the five of an epoch"
+    exact = next(row for row in summarise_gradients(result["gradients"]) if row["estimator"] == "exact")
+    added = exact["gradient_noise"] ** 2 / 40
+    assert abs(exact["gradient_bias_squared"]) < max(4 * exact["gradient_bias_squared_error"], 0.3 * added)
 
 
 def test_a_page_escapes_what_it_shows(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from neuclip_scale.config import ConfigError, Recipe, load_recipe
@@ -73,6 +74,13 @@ def _variant(text: str) -> Arm:
     return Arm(label, method, changes=parts)
 
 
+def check_seeds(study: MethodsStudy) -> None:
+    """Raise `ConfigError` for a seed given twice, whose one run would count as two."""
+    for seed in study.seeds:
+        if study.seeds.count(seed) > 1:
+            raise ConfigError("seeds", list(study.seeds), f"{seed} is given twice", "Give each once.")
+
+
 def base_recipe(study: MethodsStudy) -> Recipe:
     """The recipe with the study's own overrides; raises `ConfigError`, also for a run whose length is in epochs."""
     overrides = [*study.overrides, *([f"data.train={study.data}"] if study.data else [])]
@@ -89,13 +97,15 @@ def planned(
     steps: dict[str, int],
     chosen: Mapping[str, Choice] | None = None,
 ) -> list[Run]:
-    """All runs of one budget; `steps` and what was `chosen` are those of each arm.
+    """All runs of one budget; `steps` and what was `chosen` are those of each arm, and one without steps is left out.
 
     Seed by seed, so that a killed study has whole seeds.
     """
     runs = []
     for seed in study.seeds:
         for arm in arms(study):
+            if arm.name not in steps:
+                continue
             folder = study.output / "runs" / budget / arm.name / f"seed{seed}"
             choice = (chosen or {}).get(arm.name, Choice())
             overrides = _overrides(recipe, arm, seed, folder, steps[arm.name], choice)
@@ -132,9 +142,9 @@ def _choices(study: MethodsStudy, arm: Arm) -> list[Choice]:
 
 
 def steps_for_samples(study: MethodsStudy, recipe: Recipe) -> dict[str, int]:
-    """Steps of each arm at equal samples: the recipe's, or its fraction for a larger batch."""
+    """Steps of each arm at equal samples: the recipe's, or its fraction for a larger batch; raises `ConfigError`."""
     wrong = recipe.train.num_steps % study.larger_factor
-    if study.larger and wrong:
+    if wrong and any(arm.factor > 1 for arm in arms(study)):
         raise ConfigError(
             "train.num_steps",
             recipe.train.num_steps,
@@ -145,15 +155,32 @@ def steps_for_samples(study: MethodsStudy, recipe: Recipe) -> dict[str, int]:
 
 
 def steps_for_seconds(
-    study: MethodsStudy, recipe: Recipe, summaries: dict[str, list[dict[str, Any]]]
+    study: MethodsStudy,
+    recipe: Recipe,
+    summaries: Mapping[str, Sequence[Mapping[str, Any]]],
+    saved: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[dict[str, int], float]:
-    """Steps of each arm at equal wall-clock and that time, from the summaries of its runs at equal samples."""
+    """Steps of each arm at equal wall-clock and that time in seconds, from the summaries of its runs at equal samples.
+
+    The time and the steps in `saved`, the plan of an earlier start, stay: those of further seeds are the same. An arm
+    with neither summary nor saved steps gets none. Raises `ConfigError` for another time than the saved one.
+    """
+    fixed = saved.get("seconds", 0.0)
+    if fixed and study.seconds not in (0.0, fixed):
+        raise ConfigError(
+            "seconds", study.seconds, f"plan.json has the steps of {fixed:g} seconds",
+            f"Give {fixed!r} or 0, or another --output.",
+        )  # fmt: skip
     times = [summary["train_seconds"] for part in summaries.values() for summary in part]
-    seconds = study.seconds or statistics.median(times)
+    seconds = fixed or study.seconds or (statistics.median(times) if times else 0.0)
     steps = {}
     for arm in arms(study):
-        speed = statistics.median(summary["samples_per_second"] for summary in summaries[arm.name])
-        steps[arm.name] = max(1, round(seconds * speed / (recipe.train.global_batch_size * arm.factor)))
+        part, known = summaries.get(arm.name, ()), saved.get("seconds_steps", {}).get(arm.name, 0)
+        if known and arm.name in summaries:
+            steps[arm.name] = known
+        elif part:
+            speed = statistics.median(summary["samples_per_second"] for summary in part)
+            steps[arm.name] = max(1, round(seconds * speed / (recipe.train.global_batch_size * arm.factor)))
     return steps, seconds
 
 

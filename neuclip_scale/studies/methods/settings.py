@@ -14,10 +14,11 @@ Budget = Literal["samples", "seconds"]
 @dataclass(frozen=True, kw_only=True)
 class MethodsStudy:
     """Train each method with each seed at equal samples and at equal wall-clock, beside OpenCLIP and SigLIP with a
-    larger batch at matched compute, and compare the runs."""
+    larger batch, and compare the runs. The larger batches are matched in pairs seen; hardware FLOPs are reported."""
 
     output: Path
-    """Folder for the runs and the report. Finished runs in it are kept, a killed one goes on where it stopped."""
+    """Folder for the runs and the report. Finished runs in it are kept, a killed one goes on where it stopped, and
+    further seeds train by the steps and seconds of its plan.json."""
     recipe: str = "demo"
     """Recipe that all runs share."""
     data: str = ""
@@ -28,7 +29,8 @@ class MethodsStudy:
     """Seeds; fewer than three give no interval worth the name."""
     learning_rates: tuple[float, ...] = ()
     """Peak learning rates of the encoders to choose from: before the budgets every arm trains with each of them and
-    `tuning_seed`, and goes on with the one whose held-out scores have the best mean. Empty: the recipe's for all."""
+    `tuning_seed`, and goes on with the one whose held-out scores have the best mean; one that diverges is the
+    worst. Empty: the recipe's for all."""
     rhos: tuple[float, ...] = ()
     """Weights of the temperature's term to choose from, together with the learning rate, for the arms that have one."""
     tuning_seed: int = 1000
@@ -38,9 +40,10 @@ class MethodsStudy:
     budgets: tuple[Budget, ...] = ("samples", "seconds")
     """samples: every run sees as many pairs. seconds: every run trains as long, at the speed it had in the first."""
     seconds: float = 0.0
-    """Wall-clock of the second budget; 0 takes the median of the runs of the first."""
+    """Wall-clock of the second budget; 0 takes plan.json's, and at first the median of the runs of the first."""
     larger: tuple[str, ...] = ("openclip", "siglip")
-    """Methods that also train with a batch `larger_factor` times as large: as many pairs in fewer steps."""
+    """Methods that also train with a batch `larger_factor` times as large: as many pairs in fewer steps,
+    with more hardware FLOPs, as gradient caching encodes all micro-batches but one twice (x4, demo model: 1.25)."""
     larger_factor: int = 4
     """Learning rates grow with its square root; the encoders' micro-batch stays the recipe's batch."""
     variants: tuple[str, ...] = ()

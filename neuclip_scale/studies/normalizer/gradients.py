@@ -4,10 +4,15 @@ At one frozen model, K batches from where training would go on: each estimator t
 those into a gradient of the encoders' parameters. The truth is the gradient of RGCL-g over the whole training set as
 one batch with its exact normalizers, from the same augmented-free encodings. For an estimator with gradients h_k,
 
-    bias = |mean_k h_k - h| / |h|,  after taking off what the mean of K draws adds: variance / K
-    noise = sqrt(mean_k |h_k - mean|^2 K/(K-1)) / |h|
+    bias^2 = (|mean_k h_k - h|^2 - variance / K) / |h|^2,  without what the mean of K draws adds; as often below 0 as
+             above where there is no bias, so roots are taken of means over seeds
+    noise = sqrt(variance) / |h|,  variance = mean_k |h_k - mean|^2 K/(K-1)
     cosine = <mean_k h_k, h> / (|mean_k h_k| |h|)
     share = (sum_i v_i)^2 / (B sum_i v_i^2), v_i the weight exp(-a_i) g_i of anchor i: 1 if all anchors count alike
+
+Every batch is drawn anew from all n pairs: the K gradients are then independent, variance / K is exact, and the exact
+normalizers have no bias. Parts of one epoch would add between (1 - K B / n) variance / K, which holds for sums
+over anchors, and variance / K; a batch's gradient is a sum over pairs of pairs, most of which no part of an epoch has.
 """
 
 from __future__ import annotations
@@ -62,11 +67,10 @@ class GradientProbe:
         exact = _exact_rows(data, scale, self.eps)
         truth = _flat(data.gradient(PairFeatures.single(data.image, data.text), scale, exact, range(len(data))))
         sums: dict[str, _Moments] = {w.label: _Moments() for w in watchers} | {"exact": _Moments()}
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        per_pass = len(order) // self.batch
+        generator = torch.Generator().manual_seed(self.seed)
         objectives = {w.label: w.objective for w in watchers}
-        for number in range(min(self.num_batches, per_pass)):
-            picked = order[number * self.batch : (number + 1) * self.batch]
+        for _ in range(self.num_batches):
+            picked = torch.randperm(len(data), generator=generator)[: self.batch].tolist()
             pairs = data.pairs(picked)
             g = torch.stack(batch_log_normalizers(pairs, scale, tile_size=1024), 1)
             rows = {label: self._estimate(o, pairs, scale, data.index[picked]) for label, o in objectives.items()}
@@ -169,14 +173,15 @@ class _Moments:
         self.shares.append(float((weights.sum(0).square() / (len(weights) * weights.square().sum(0))).mean()))
 
     def row(self, truth: Tensor) -> dict[str, float]:
-        """bias, noise, cosine and share as the module says."""
+        """Squared bias, bias (0 where its square is below), noise, cosine and share as the module says."""
         assert self.total is not None
         mean, truth = self.total / self.count, truth.double()
         norm = float(truth.norm())
         variance = max(0.0, self.squares / self.count - float(mean.square().sum())) * self.count / (self.count - 1)
-        squared_bias = max(0.0, float((mean - truth).square().sum()) - variance / self.count)
+        squared_bias = (float((mean - truth).square().sum()) - variance / self.count) / norm**2
         return {
-            "gradient_bias": math.sqrt(squared_bias) / norm,
+            "gradient_bias_squared": squared_bias,
+            "gradient_bias": math.sqrt(max(0.0, squared_bias)),
             "gradient_noise": math.sqrt(variance) / norm,
             "cosine": float(mean @ truth) / (float(mean.norm()) * norm),
             "anchor_share": sum(self.shares) / len(self.shares),

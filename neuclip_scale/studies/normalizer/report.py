@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from neuclip_scale.studies.normalizer.figures import error_over_steps, errors_side_by_side, gradient_plane
-from neuclip_scale.studies.normalizer.summary import GRADIENT_MEASURES, findings, late, summarise
+from neuclip_scale.studies.normalizer.summary import findings, late, summarise, summarise_gradients
 from neuclip_scale.studies.page import Page, Section
 
 TRUTH = (
@@ -25,8 +25,11 @@ COST = (
 )
 GRADIENT = (
     "At the last step, with frozen weights and without augmentation: the encoders' gradient under each estimator over "
-    "batches, against the gradient of RGCL-g over all pairs as one batch with exact normalizers. Bias and noise are "
-    "relative to its norm; the anchor share is 1 where all anchors weigh alike."
+    "batches, each drawn anew from all pairs, against the gradient of RGCL-g over all pairs as one batch with exact "
+    "normalizers. Bias and noise are relative to its norm; the bias is the root of the mean over seeds of its square, "
+    "less what the mean of few batches adds, or 0 where that is more. A bias below the resolution (of two standard "
+    "errors over seeds) is not told from none; exact normalizers have none, so their row shows the same. The anchor "
+    "share is 1 where all anchors weigh alike."
 )
 
 
@@ -41,20 +44,20 @@ def write_report(result: dict[str, Any], output: Path) -> list[Path]:
         Section("Error of the log-normalizer", [TRUTH, COST], _HEADER, [_cells(row) for row in table], paths[:2]),
     ]
     if result["gradients"]:
-        gradients = summarise(result["gradients"], GRADIENT_MEASURES)
+        gradients = summarise_gradients(result["gradients"])
         paths.append(output / "gradient.png")
         gradient_plane(gradients, paths[-1])
         cells = [_gradient_cells(row) for row in gradients]
         sections.append(Section("The encoders' gradient", [GRADIENT], _GRADIENT_HEADER, cells, paths[-1:]))
     settings = "\n".join(f"{key}: {value}" for key, value in result["settings"].items())
-    sections.append(Section("Settings", [f"torch {result['torch']}"], code=settings))
+    sections.append(Section("Settings", [f"torch {result['torch']}, {result['threads']} thread(s)"], code=settings))
     paths.append(output / "index.html")
     Page("Estimates of the log-normalizer against the truth", sections).write(paths[-1])
     return paths
 
 
 _HEADER = ["estimator", "n", "B", "seeds", "MSE", "of mini-batch's", "bias", "worst tenth", "ms/step"]
-_GRADIENT_HEADER = ["estimator", "n", "B", "seeds", "bias", "noise", "cosine", "anchor share"]
+_GRADIENT_HEADER = ["estimator", "n", "B", "seeds", "bias", "resolution", "noise", "cosine", "anchor share"]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -73,7 +76,9 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _gradient_cells(row: dict[str, Any]) -> list[str]:
     where = [row["estimator"], f"{row['n']:,}", str(row["batch"]), str(row["num_seeds"])]
-    return where + [_with_error(row, measure, 3) for measure in GRADIENT_MEASURES]
+    resolution = row["gradient_bias_resolution"]
+    bias = [f"{row['gradient_bias']:.3f}", "" if resolution is None else f"{resolution:.3f}"]
+    return where + bias + [_with_error(row, measure, 3) for measure in ("gradient_noise", "cosine", "anchor_share")]
 
 
 def _with_error(row: dict[str, Any], measure: str, digits: int) -> str:
@@ -83,7 +88,7 @@ def _with_error(row: dict[str, Any], measure: str, digits: int) -> str:
 
 def terminal_tables(result: dict[str, Any]) -> list[Table]:
     """The page's tables for a terminal, one for each n and B."""
-    errors, gradients = summarise(late(result["rows"])), summarise(result["gradients"], GRADIENT_MEASURES)
+    errors, gradients = summarise(late(result["rows"])), summarise_gradients(result["gradients"])
     return [
         *_tables("Error of the log-normalizer", _HEADER, errors, _cells),
         *_tables("The encoders' gradient", _GRADIENT_HEADER, gradients, _gradient_cells),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,41 +9,58 @@ from typing import Any
 
 import torch
 
+from neuclip_scale.comparison.recipe_file import recipe_fields
+from neuclip_scale.comparison.text import listed
 from neuclip_scale.config import ConfigError, load_recipe
-from neuclip_scale.data.shards import expand_shards
+from neuclip_scale.data.run_manifest import run_manifest
+from neuclip_scale.data.shards import expand_shards, split_sources
 from neuclip_scale.files import write_json
 from neuclip_scale.studies.normalizer.estimators import Options, estimators, only
 from neuclip_scale.studies.normalizer.gradients import GradientProbe
 from neuclip_scale.studies.normalizer.settings import NormalizerStudy
-from neuclip_scale.studies.normalizer.watching import Trajectory, watch
+from neuclip_scale.studies.normalizer.watching import Trajectory, overrides, watch
 
-NOT_DECIDING = ("output", "json", "threads", "batches", "shards", "seeds")
-"""Settings that do not change what one trajectory gives."""
+PLACES = ("name", "run_dir", "data.train")
+"""Fields of a recipe that say where and not what; the data are known by their manifest."""
+
+_OWN_TEMPERATURES = "its temperatures are each pair's own, and the estimators watch at the one of the model"
+_UNWATCHABLE = {
+    "siglip": "it has no normalizer, so no step of it is held against the truth",
+    "isogclr": _OWN_TEMPERATURES,
+    "fastclip-v2": _OWN_TEMPERATURES,
+}
 
 Report = Callable[[str], None]
 
 
 def run_study(study: NormalizerStudy, report: Report) -> dict[str, Any]:
-    """Run what is missing; returns {"settings", "rows", "gradients", "versions"}. Raises `ConfigError`."""
+    """Run what is missing; returns {"settings", "torch", "threads", "rows", "gradients"}. Raises `ConfigError`."""
+    _check_driver(study.driver)
     if study.threads:
         torch.set_num_threads(study.threads)
     chosen = only(estimators(study.sweeps, study.prototypes, study.restart_every), study.estimators)
-    rows: list[dict[str, Any]] = []
-    gradients: list[dict[str, Any]] = []
+    parts: list[dict[str, Any]] = []
     planned = list(_trajectories(study))
+    _check_apart([name for name, _ in planned])
     for number, (name, trajectory) in enumerate(planned, start=1):
         path = study.output / "trajectories" / f"{name}.json"
-        part = _finished(path, study)
+        fingerprint = _fingerprint(study, trajectory, chosen)
+        part = _finished(path, fingerprint)
         if part is None:
             report(f"{number}/{len(planned)} {name}: training with {len(chosen)} estimators watching")
-            part = _run(study, trajectory, chosen)
+            part = {"fingerprint": fingerprint, "torch": str(torch.__version__)} | _run(study, trajectory, chosen)
             write_json(path, part)
         else:
             report(f"{number}/{len(planned)} {name}: kept from before")
-        rows += part["rows"]
-        gradients += part["gradients"]
+        parts.append(part)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(study).items()}
-    return {"settings": settings, "torch": str(torch.__version__), "rows": rows, "gradients": gradients}
+    return {
+        "settings": settings,
+        "torch": ", ".join(sorted({part["torch"] for part in parts})),
+        "threads": torch.get_num_threads(),
+        "rows": [row for part in parts for row in part["rows"]],
+        "gradients": [row for part in parts for row in part["gradients"]],
+    }
 
 
 def _trajectories(study: NormalizerStudy) -> Iterator[tuple[str, Trajectory]]:
@@ -68,27 +84,56 @@ def _trajectories(study: NormalizerStudy) -> Iterator[tuple[str, Trajectory]]:
                 yield f"b{batch}-shards{len(used)}-seed{seed}", trajectory
 
 
+def _check_apart(names: list[str]) -> None:
+    """Refuse a trajectory that is planned twice, which would count as two."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                "batches, shards or seeds", name, "this trajectory is asked for twice",
+                "Give each value once; for shards, 0 is all of them.",
+            )  # fmt: skip
+
+
 def _run(study: NormalizerStudy, trajectory: Trajectory, chosen: dict[str, Options]) -> dict[str, Any]:
     probe = None
     if study.gradient_batches:
         probe = GradientProbe(num_batches=study.gradient_batches, batch=trajectory.batch, seed=trajectory.seed)
     rows, gradients = watch(trajectory, chosen, probe)
     where = {"batch": trajectory.batch, "n": rows[0]["n"], "seed": trajectory.seed, "step": trajectory.steps}
-    return {"fingerprint": _fingerprint(study), "rows": rows, "gradients": [where | row for row in gradients]}
+    return {"rows": rows, "gradients": [where | row for row in gradients]}
 
 
-def _finished(path: Path, study: NormalizerStudy) -> dict[str, Any] | None:
+def _fingerprint(study: NormalizerStudy, trajectory: Trajectory, chosen: dict[str, Options]) -> dict[str, Any]:
+    """All that decides the rows of a trajectory, as name -> JSON value: contents, not the places they lie at."""
+    recipe = load_recipe(trajectory.recipe, overrides(trajectory, folder=""))
+    shards = len(split_sources(trajectory.data))
+    decides = {
+        **{f"recipe.{name}": value for name, value in recipe_fields(recipe).items() if name not in PLACES},
+        "data": run_manifest(study.output / "manifests" / f"shards{shards}.json", recipe.data).fingerprint,
+        "estimators": chosen,
+        "gradient_batches": study.gradient_batches,
+        "threads": torch.get_num_threads(),
+    }
+    return json.loads(json.dumps(decides))  # type: ignore[no-any-return]
+
+
+def _finished(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
     """A trajectory of an earlier run with the same settings; raises `ConfigError` if the settings were others."""
     if not path.is_file():
         return None
     part: dict[str, Any] = json.loads(path.read_bytes())
-    if part["fingerprint"] != _fingerprint(study):
+    before = part["fingerprint"]
+    others = sorted(name for name in {*before, *fingerprint} if before.get(name) != fingerprint.get(name))
+    if others:
+        names = listed(others, most=6)
         raise ConfigError(
-            "output", str(study.output), f"{path.name} was made with other settings", "Give another folder."
-        )
+            "output", str(path.parents[1]), f"{path.name} was made with other settings ({names})",
+            "Give the same again, or another folder.",
+        )  # fmt: skip
     return part
 
 
-def _fingerprint(study: NormalizerStudy) -> dict[str, Any]:
-    kept = {key: value for key, value in dataclasses.asdict(study).items() if key not in NOT_DECIDING}
-    return json.loads(json.dumps(kept))  # type: ignore[no-any-return]
+def _check_driver(driver: str) -> None:
+    """Refuse an objective whose steps cannot be measured, before any training."""
+    if driver in _UNWATCHABLE:
+        raise ConfigError("driver", driver, _UNWATCHABLE[driver], "Take another, such as openclip.")

@@ -18,7 +18,8 @@ class NormalizerStudy:
     data: str = ""
     """Training shards; empty takes the recipe's."""
     driver: str = "openclip"
-    """Objective that trains the model; no estimator touches the training."""
+    """Objective that trains the model; no estimator touches the training. Not siglip, which has no normalizer, nor
+    isogclr and fastclip-v2, whose temperatures are each pair's own."""
     batches: tuple[int, ...] = (128,)
     """Global batch sizes B."""
     shards: tuple[int, ...] = (0,)
@@ -41,6 +42,6 @@ class NormalizerStudy:
     gradient_batches: int = 0
     """Batches for bias and variance of the encoders' gradient at the end of each trajectory; 0 leaves it out."""
     threads: int = 0
-    """Threads of torch; 0 takes its default."""
+    """Threads of torch; 0 takes its default. Those of another number make other times, and another study."""
     json: Path | None = None
     """Also write the result to this file."""

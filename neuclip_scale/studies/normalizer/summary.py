@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 MEASURES = ("mse", "bias", "worst_decile", "seconds_per_step")
-GRADIENT_MEASURES = ("gradient_bias", "gradient_noise", "cosine", "anchor_share")
+GRADIENT_MEASURES = ("gradient_bias_squared", "gradient_noise", "cosine", "anchor_share")
 
 Row = dict[str, Any]
 
@@ -40,6 +40,20 @@ def summarise(rows: Iterable[Row], measures: tuple[str, ...] = MEASURES) -> list
         base = {(row["n"], row["batch"]): row["mse"] for row in table if row["estimator"] == "mini-batch"}
         for row in table:
             row["mse_over_batch"] = row["mse"] / base[row["n"], row["batch"]]
+    return table
+
+
+def summarise_gradients(rows: Iterable[Row]) -> list[Row]:
+    """`summarise` of the encoders' gradient, with `gradient_bias`, the root of the mean of its squares.
+
+    `gradient_bias_resolution` is the root of two standard errors of that mean: a bias below it is not told from none.
+    None for one seed.
+    """
+    table = summarise(rows, GRADIENT_MEASURES)
+    for row in table:
+        error = row["gradient_bias_squared_error"]
+        row["gradient_bias"] = math.sqrt(max(0.0, row["gradient_bias_squared"]))
+        row["gradient_bias_resolution"] = None if error is None else math.sqrt(2 * error)
     return table
 
 

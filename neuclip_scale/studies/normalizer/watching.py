@@ -98,7 +98,7 @@ def watch(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Train along `trajectory`; returns the rows of errors, and those of `probe`, called when training is done."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(load_recipe(trajectory.recipe, _overrides(trajectory, folder)))
+        trainer = Trainer(load_recipe(trajectory.recipe, overrides(trajectory, folder)))
         if probe:
             probe.check(trainer.manifest.num_samples)
         problem = Problem(
@@ -123,7 +123,8 @@ def watch(
         return rows, probe(trainer, watchers) if probe else []
 
 
-def _overrides(trajectory: Trajectory, folder: str) -> dict[str, Any]:
+def overrides(trajectory: Trajectory, folder: str) -> dict[str, Any]:
+    """What a trajectory changes in its recipe, to train in `folder`."""
     return {
         "data.train": trajectory.data,
         "run_dir": str(Path(folder) / "run"),
