@@ -54,6 +54,7 @@ def _normalizer(study: NormalizerStudy) -> int:
 def _methods(study: MethodsStudy) -> int:
     from neuclip_scale.commands.compare import print_comparison, write_comparison
     from neuclip_scale.comparison import compare_runs, read_runs
+    from neuclip_scale.studies.methods.plan import meant_to_differ
     from neuclip_scale.studies.methods.running import StudyError, run_study, saved_plan
     from neuclip_scale.studies.methods.wall_clock import WallClock
 
@@ -70,7 +71,7 @@ def _methods(study: MethodsStudy) -> int:
     pages = []
     wall_clock = None
     for budget, folders in complete.items():
-        comparison = compare_runs(read_runs(folders))
+        comparison = compare_runs(read_runs(folders), meant_to_differ(study))
         if budget == "seconds":
             wall_clock = WallClock.of(saved_plan(study.output), folders)
             comparison = wall_clock.said_in(comparison)

@@ -20,6 +20,7 @@ from neuclip_scale.studies.methods.plan import (
     Choice,
     arms,
     base_recipe,
+    meant_to_differ,
     planned,
     steps_for_samples,
     steps_for_seconds,
@@ -65,6 +66,14 @@ def test_a_variant_is_a_method_with_fields_of_its_own(tmp_path: Path) -> None:
             arms(study(tmp_path, variants=(wrong,)))
     with pytest.raises(ConfigError, match="two arms have this name"):
         arms(study(tmp_path, variants=("openclip:openclip:seed=1",)))
+
+
+def test_what_arms_are_given_is_meant_to_differ(tmp_path: Path) -> None:
+    variants = ("mix:neuclip-queue:objective.queue.batch_weight=0.5,optim.clip_grad_norm=2",)
+    meant = meant_to_differ(study(tmp_path, variants=variants))
+    assert {"train.num_steps", "train.global_batch_size", "optim.learning_rate", "objective.name"} <= meant
+    assert {"objective.queue.batch_weight", "optim.clip_grad_norm"} <= meant
+    assert "optim.weight_decay" not in meant
 
 
 def test_equal_wall_clock_gives_each_arm_the_steps_of_its_own_speed(tmp_path: Path) -> None:

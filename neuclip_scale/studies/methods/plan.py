@@ -113,6 +113,13 @@ def planned(
     return runs
 
 
+def meant_to_differ(study: MethodsStudy) -> set[str]:
+    """Dotted fields that arms are given each for itself; raises `ConfigError`."""
+    recipe, choice = base_recipe(study), Choice(1.0, 1.0)
+    given = [(arm, _overrides(recipe, arm, 0, study.output, 1, choice)) for arm in arms(study)]
+    return {name for arm, own in given for name in (*own, *(change.partition("=")[0] for change in arm.changes))}
+
+
 def tuning_runs(study: MethodsStudy, recipe: Recipe, steps: dict[str, int]) -> dict[str, dict[Choice, Run]]:
     """Arm -> choice -> the run that tries it. What an arm names itself it keeps; raises `ConfigError` for a tuning
     seed that is one of the study's.

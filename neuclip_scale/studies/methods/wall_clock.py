@@ -11,9 +11,6 @@ from typing import Any
 from neuclip_scale.comparison import Comparison
 from neuclip_scale.run_folder import read_object
 
-MEANT = "train.num_steps"
-"""The field in which arms differ so that they train equally long."""
-
 
 @dataclass(frozen=True)
 class ArmTime:
@@ -60,7 +57,6 @@ class WallClock:
         return asdict(self)
 
     def said_in(self, comparison: Comparison) -> Comparison:
-        """`comparison` with these lines among its notes, by which the steps differ as they are meant to."""
+        """`comparison` with these lines among its notes."""
         drift = comparison.drift
-        other = [each for each in drift.other if each.name != MEANT]
-        return replace(comparison, drift=replace(drift, other=other, notes=[*drift.notes, *self.lines()]))
+        return replace(comparison, drift=replace(drift, notes=[*drift.notes, *self.lines()]))
