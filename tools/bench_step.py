@@ -243,11 +243,9 @@ class _OneBatch:
 
 def check(options: Step) -> None:
     """Raise SystemExit for what is no contender on the device, and for a batch that cannot be split evenly."""
+    known = [name for name in PEERS if name not in (GRAPHS, KEPT_GRAPHS)]
     if options.device == "cuda":
-        plain = [name for name in PEERS if name not in (GRAPHS, KEPT_GRAPHS)]
-        known = [*plain, *(name + bench_step_gpu.COMPILED for name in PEERS)]
-    else:
-        known = [name for name in PEERS if name not in (GRAPHS, KEPT_GRAPHS)]
+        known += [name + bench_step_gpu.COMPILED for name in PEERS]
     bench_turns.refuse_unknown("contenders", options.contenders, known, f" with --device {options.device}")
     parts = options.micro_batches
     is_split = bool(set(SPLIT) & {name.removesuffix(bench_step_gpu.COMPILED) for name in options.contenders})
