@@ -23,6 +23,7 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import date
@@ -75,39 +76,49 @@ class Section(NamedTuple):
     show: Callable[[Any, dict[str, Any]], None]
     small: tuple[str, ...]
     """Arguments with which it takes seconds: to see that it works and what it tells, not for figures."""
+    check: Callable[[Any], None] = lambda options: None
+    """Raises SystemExit, which names option, value and remedy, for what could not be measured, or not under its name.
+    """
 
 
 SECTIONS = {
     "loss": Section(
         bench_loss.Loss, bench_loss.measure, bench_loss.show,
         ("--batch-size", "1024", "--embed-dim", "64", "--repeats", "1", "--contenders", bench_loss.CLIP, "openclip"),
+        bench_loss.check,
     ),
     "gradcache": Section(
         bench_gradcache.GradCache, bench_gradcache.measure, bench_gradcache.show,
         ("--preset", "toy", "--batch-size", "32", "--micro-batch-size", "8", "--repeats", "1", "--contenders",
          bench_gradcache.PEER, bench_gradcache.OURS),
+        bench_gradcache.check,
     ),
     "step": Section(
         bench_step.Step, bench_step.measure, bench_step.show,
         ("--preset", "toy", "--batch-size", "16", "--micro-batches", "2", "--steps", "1", "--repeats", "1",
          "--caption-tokens", "8", "--contenders", bench_step.PEER_PARTS, bench_step.OURS_PARTS),
+        bench_step.check,
     ),
     "loader": Section(
         bench_loader.Loader, bench_loader.measure, bench_loader.show,
         ("--num-pictures", "64", "--batch-size", "8", "--num-batches", "3", "--repeats", "1", "--contenders",
          bench_loader.PEER, "ours", bench_loader.BOUND),
+        bench_loader.check,
     ),
     "npn": Section(
         bench_npn.Npn, bench_npn.measure, bench_npn.show,
         ("--preset", "toy", "--batch-size", "128", "--num-prototypes", "128", "--repeats", "1"),
+        bench_npn.check,
     ),
     "checkpoint": Section(
         bench_checkpoint.Checkpoint, bench_checkpoint.measure, bench_checkpoint.show,
         ("--mebibytes", "16", "--repeats", "1", "--contenders", bench_checkpoint.PEER, bench_checkpoint.BACKGROUND),
+        bench_checkpoint.check,
     ),
     "reshard": Section(
         bench_reshard.Reshard, bench_reshard.measure, bench_reshard.show,
         ("--samples", "300", "--workers", "2", "--repeats", "1"),
+        bench_reshard.check,
     ),
     "audit": Section(
         bench_audit.Audit, bench_audit.measure, bench_audit.show,
@@ -116,10 +127,12 @@ SECTIONS = {
     "kernels": Section(
         bench_kernels.Kernels, bench_kernels.measure, bench_kernels.show,
         ("--batch-size", "4096", "--repeats", "1"),
+        bench_kernels.check,
     ),
     "layers": Section(
         bench_layers.Layers, bench_layers.measure, bench_layers.show,
         ("--batch-size", "64", "--repeats", "1"),
+        bench_layers.check,
     ),
     "subset": Section(
         bench_subset.Subset, bench_subset.measure, bench_subset.show,
@@ -128,17 +141,46 @@ SECTIONS = {
     "startup": Section(
         bench_startup.Startup, bench_startup.measure, bench_startup.show,
         ("--repeats", "1", "--contenders", bench_startup.HELP, bench_startup.PACKAGE),
+        bench_startup.check,
     ),
 }  # fmt: skip
 
 
 def run(name: str, arguments: Sequence[str]) -> None:
-    """Measure one section, show it and write it where --json says."""
+    """Measure one section, write it where --json says and show it."""
     section = SECTIONS[name]
     options = tyro.cli(section.options, args=arguments, prog=f"bench.py {name}")
+    check(section, options)
     result = {"options": asdict(options), "machine": _machine(), "commit": _commit(), **section.measure(options)}
-    section.show(options, result)
     write(result, options.json)
+    section.show(options, result)
+
+
+def check(section: Section, options: Any) -> None:
+    """Raise SystemExit before anything is measured where the options would lose it, or give it another's name."""
+    for field in POSITIVE:
+        if getattr(options, field, 1) < 1:
+            value = getattr(options, field)
+            raise SystemExit(f"--{field.replace('_', '-')} {value}: nothing would be measured. Give 1 or more.")
+    section.check(options)
+    if options.json:
+        _check_writable(Path(options.json))
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.exists():
+            path.open("r+b").close()
+    except OSError as error:
+        reason = f"the result could not be written there ({error.strerror})"
+        raise SystemExit(f"--json {path}: {reason}. Name a file in a folder that is yours.") from error
+
+
+POSITIVE = ("repeats", "steps", "calls", "threads", "batch_size", "num_batches", "num_pictures")
+"""Options of several sections that count something; each needs at least one."""
 
 
 def main() -> int:
@@ -163,7 +205,6 @@ def main() -> int:
 def write(result: dict[str, Any], path: str) -> None:
     """Write `result` to `path`, if one was given."""
     if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -17,6 +17,8 @@ import bench_turns
 
 PEER, WAITING, BACKGROUND, BOUND = "torch.save", "ours, waiting", "ours, in the background", "bound: write"
 TENSOR_MIB = 4
+BEST_OF = 5
+"""Times that the bound is measured in each round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,7 @@ def _background(state: dict[str, Any], folder: Path) -> dict[str, float]:
 
 
 def _write(state: dict[str, Any], folder: Path) -> dict[str, float]:
-    """The bytes alone, to the disk and back."""
+    """The bytes alone, to the disk and back, the best of several: a bound is what the disk can do, not its mean."""
     path = folder / "bytes"
     size = max(value.nbytes for value in state.values())
 
@@ -123,9 +125,13 @@ def _write(state: dict[str, Any], folder: Path) -> dict[str, float]:
             while file.read(size):
                 pass
 
-    seconds = _seconds(write)
-    _forget(folder)
-    return {"write_seconds": seconds, "blocked_seconds": seconds, "read_seconds": _seconds(read)}
+    written, back = [], []
+    for _ in range(BEST_OF):
+        path.unlink(missing_ok=True)
+        written.append(_seconds(write))
+        _forget(folder)
+        back.append(_seconds(read))
+    return {"write_seconds": min(written), "blocked_seconds": min(written), "read_seconds": min(back)}
 
 
 def _sync(path: Path) -> None:
@@ -145,6 +151,11 @@ def _seconds(action: Callable[[], Any]) -> float:
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
+
+
+def check(options: Checkpoint) -> None:
+    """Raise SystemExit for what is no contender."""
+    bench_turns.refuse_unknown("contenders", options.contenders, (PEER, WAITING, BACKGROUND, BOUND))
 
 
 def measure(options: Checkpoint) -> dict[str, Any]:

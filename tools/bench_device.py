@@ -54,6 +54,16 @@ def timed(action: Callable[[], object], device: Any) -> dict[str, float]:
     return {"milliseconds": first.elapsed_time(last), "added_mib": added / MEBIBYTE}
 
 
+def copy_speed(device: Any) -> float:
+    """Bytes per second, read and written, of a large copy: the best of five."""
+    import torch
+
+    source = torch.empty((1 << 28) if torch.device(device).type == "cuda" else (1 << 20), device=device)
+    target = torch.empty_like(source)
+    runs = in_turns({"copy": lambda: target.copy_(source)}, 5, device)["copy"]
+    return 2 * source.nbytes / min(run["milliseconds"] for run in runs) * 1e3
+
+
 @contextmanager
 def clock_and_power(device: Any) -> Iterator[dict[str, float]]:
     """Means over what runs inside, `sm_mhz` and `watts`, of NVML's readings; nothing where there are none. Its watts

@@ -148,6 +148,11 @@ def _grad_cache(model: Any, batch: Any, micro_batch_size: int) -> None:
         surrogate.backward()
 
 
+def check(options: GradCache) -> None:
+    """Raise SystemExit for what is no contender."""
+    bench_turns.refuse_unknown("contenders", options.contenders, (PLAIN, WHOLE, OURS, *KEPT, PEER))
+
+
 def measure(options: GradCache) -> dict[str, Any]:
     """All contenders by turns; returns what --json holds."""
     runs = bench_turns.by_turns(__file__, options)

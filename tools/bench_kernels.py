@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import bench_turns
 from bench_device import MEBIBYTE, NO_GPU, Runs, against_bound, computed_by, is_missing, timed
 
 
@@ -23,15 +24,15 @@ class Kernels:
     """B, pairs."""
     embed_dim: int = 512
     """d, embedding width."""
-    dtype: str = "bfloat16"
-    """Of the features: bfloat16, float16 or float32."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Of the features."""
     repeats: int = 7
     """Measurements of each contender."""
     contenders: tuple[str, ...] = ("kernels", "triton", "torch", "open_clip")
     """What to measure of every form."""
     forms: tuple[str, ...] = ("InfoNCE", "margin", "SigLIP")
     """Losses to measure."""
-    device: str = "cuda"
+    device: Literal["cuda", "cpu"] = "cuda"
     """cuda; cpu, with TRITON_INTERPRET=1, only shows that this benchmark works."""
     json: str = ""
     """Write every measurement to this file."""
@@ -53,6 +54,15 @@ FORMS = {
     "margin": Form("fastclip-v3", "", 4),
     "SigLIP": Form("siglip", "SigLipLoss", 3),
 }
+
+
+def check(options: Kernels) -> None:
+    """Raise SystemExit for what is no contender or form, and for a form that open_clip lacks where it is alone."""
+    bench_turns.refuse_unknown("contenders", options.contenders, ("kernels", "triton", "torch", "open_clip"))
+    bench_turns.refuse_unknown("forms", options.forms, FORMS)
+    if set(options.contenders) == {"open_clip"}:
+        known = [name for name, form in FORMS.items() if form.peer]
+        bench_turns.refuse_unknown("forms", options.forms, known, " in open_clip, the only contender")
 
 
 def measure(options: Kernels) -> dict[str, Any]:

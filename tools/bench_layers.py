@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-from bench_device import NO_GPU, Runs, against_bound, in_turns, is_missing, name_of
+import bench_turns
+from bench_device import NO_GPU, Runs, against_bound, copy_speed, in_turns, is_missing, name_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class Layers:
     """Measurements of each contender."""
     contenders: tuple[str, ...] = ("torch", "triton")
     """Who computes."""
-    device: str = "cuda"
+    device: Literal["cuda", "cpu"] = "cuda"
     """cuda; cpu, with TRITON_INTERPRET=1, only shows that this benchmark works."""
     json: str = ""
     """Write every measurement to this file."""
@@ -43,6 +44,11 @@ class Layers:
 
 Work = dict[str, Callable[[], object]]
 HEAD = 64
+
+
+def check(options: Layers) -> None:
+    """Raise SystemExit for what is no contender."""
+    bench_turns.refuse_unknown("contenders", options.contenders, ("torch", "triton"))
 
 
 def measure(options: Layers) -> dict[str, Any]:
@@ -63,11 +69,12 @@ def measure(options: Layers) -> dict[str, Any]:
                 work[f"{layer} {direction}, {contender}"] = partial(_several, call, options.calls)
         measured = _of_one(in_turns(work, options.repeats, options.device), options.calls)
         runs |= measured
-        speed = _copy_speed(options)
+        speed = copy_speed(options.device)
         elements = options.batch_size * options.num_tokens * options.num_heads * HEAD
         for name in measured:
             bound = numbers["backward" in name] * elements * 2 / speed * 1e3
-            rows.append({"contender": name, **against_bound(measured[name], bound)})
+            added = max(run["added_mib"] for run in measured[name])
+            rows.append({"contender": name, "added_mib": added, **against_bound(measured[name], bound)})
     return {"device": name_of(options.device), "torch": torch.__version__, "rows": rows, "runs": runs}
 
 
@@ -140,16 +147,6 @@ def _compiled(function: Callable[..., Any], options: Layers) -> Callable[..., An
     return torch.compile(function) if options.device == "cuda" else function
 
 
-def _copy_speed(options: Layers) -> float:
-    """Bytes per second, read and written, of a large copy."""
-    import torch
-
-    source = torch.empty((1 << 28) if options.device == "cuda" else (1 << 20), device=options.device)
-    target = torch.empty_like(source)
-    runs = in_turns({"copy": lambda: target.copy_(source)}, 5, options.device)["copy"]
-    return 2 * source.nbytes / min(run["milliseconds"] for run in runs) * 1e3
-
-
 def show(options: Layers, result: dict[str, Any]) -> None:
     """Print the comparison."""
     if "needs" in result:
@@ -164,5 +161,5 @@ def show(options: Layers, result: dict[str, Any]) -> None:
         low, high = row["milliseconds_range"]
         print(
             f"  {row['contender']:<30}{row['milliseconds']:>9.3f} ms{f'{low:.3f} to {high:.3f}':>18}"
-            f"{row['bound_milliseconds']:>9.3f} ms{row['share_of_bound']:>6.0%}"
+            f"{row['bound_milliseconds']:>9.3f} ms{row['share_of_bound']:>6.0%}{row['added_mib']:>9.0f} MiB added"
         )

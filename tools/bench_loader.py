@@ -6,7 +6,9 @@ import argparse
 import functools
 import io
 import json
+import math
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -14,14 +16,22 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
+
+import bench_turns
 
 SIZE, WIDTH, HEIGHT = 224, 512, 384
 PEER, BOUND = "open_clip", "bound: turbo decode"
 PEER_HUGE = "open_clip, huge pages"
 OURS_FOR_GPU = "ours, floats made on the GPU"
+DEFAULT = (
+    PEER, PEER_HUGE, "ours", OURS_FOR_GPU, "ours, decoder=pillow", "ours, decoder=reference", "bound: Pillow decode",
+    BOUND, "bound: turbo decode at 1/2",
+)  # fmt: skip
+PREFETCH = 2
+"""Batches that a worker has ready at most: torch's default, and ours."""
 SEED = 0
 
 
@@ -34,15 +44,12 @@ class Loader:
     batch_size: int = 128
     """Pairs in a batch."""
     num_batches: int = 12
-    """Batches measured; the first one, which starts everything, is not."""
+    """Batches measured; those before, which start everything and fill what workers have ready, are not."""
     num_workers: int = 0
     """Decoding processes of each loader; their time counts with that of the process that takes the batches."""
     repeats: int = 5
     """Rounds through the contenders; medians count, of ratios those within a round."""
-    contenders: tuple[str, ...] = (
-        PEER, PEER_HUGE, "ours", OURS_FOR_GPU, "ours, decoder=pillow", "ours, decoder=reference",
-        "bound: Pillow decode", BOUND, "bound: turbo decode at 1/2",
-    )  # fmt: skip
+    contenders: tuple[str, ...] = DEFAULT
     """What to measure, by turns, each in a process of its own."""
     json: str = ""
     """Write every measurement to this file."""
@@ -63,8 +70,8 @@ def photograph(seed: int) -> Any:
     return Image.fromarray(ycc, "YCbCr").convert("RGB")
 
 
-def write_shards(folder: Path, num_pictures: int) -> float:
-    """Shards of 512 pairs; returns the mean size of a picture in bytes."""
+def write_shards(folder: Path, num_pictures: int, num_shards: int = 1) -> float:
+    """Shards of 512 pairs, or fewer for `num_shards` of them at least; returns the mean size of a picture in bytes."""
     from neuclip_scale.data.shards import write_shard
 
     pictures = []
@@ -72,13 +79,16 @@ def write_shards(folder: Path, num_pictures: int) -> float:
         stream = io.BytesIO()
         photograph(seed).save(stream, "JPEG", quality=73)
         pictures.append(stream.getvalue())
-    for first in range(0, num_pictures, 512):
+    # Cut where equal parts end: rounding a part's size up would leave fewer parts than asked for.
+    count = max(num_shards, math.ceil(num_pictures / 512))
+    cuts = [number * num_pictures // count for number in range(count + 1)]
+    for shard, (first, end) in enumerate(pairwise(cuts)):
         samples = (
             {"__key__": f"{i:08d}", "jpg": pictures[i % len(pictures)], "txt": f"a photograph of noise number {i}",
              "json": {"uid": f"{i:032x}", "key": f"{i:08d}"}}
-            for i in range(first, min(first + 512, num_pictures))
+            for i in range(first, end)
         )  # fmt: skip
-        write_shard(folder / f"{first // 512:05d}.tar", samples)
+        write_shard(folder / f"{shard:05d}.tar", samples)
     return statistics.mean(map(len, pictures))
 
 
@@ -92,7 +102,8 @@ def child(options: Loader, contender: str, folder: Path) -> None:
 
     torch.set_num_threads(1)
     counts = _contender(options, contender, folder)
-    next(counts)
+    for _ in range(max(1, (PREFETCH + 1) * options.num_workers)):  # made before the clock starts, they would be free
+        next(counts)
     began, spent = time.perf_counter(), _core_seconds()
     num_pictures = sum(islice(counts, options.num_batches))
     seconds, spent = time.perf_counter() - began, _core_seconds() - spent
@@ -191,19 +202,29 @@ def _decoding(options: Loader, folder: Path, contender: str) -> Iterator[int]:
 
 
 def _core_seconds() -> float:
-    """Time that this process and its children have spent on a core."""
+    """Time that this process and its children, those that have ended too, have spent on a core."""
     import psutil
 
-    own = psutil.Process()
-    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
-    return sum(spent.user + spent.system for spent in times)
+    children, ended = psutil.Process().children(recursive=True), resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Linux's clock of another process (MAKE_PROCESS_CPUCLOCK in the kernel): psutil's ticks are 10 ms.
+    running = sum(time.clock_gettime((~child.pid << 3) | 2) for child in children)
+    return time.process_time() + running + ended.ru_utime + ended.ru_stime
+
+
+def check(options: Loader) -> None:
+    """Raise SystemExit for what is no contender, and for fewer pictures than workers."""
+    known = (*DEFAULT, "ours, decoder=turbo", "ours, decoder=auto")
+    bench_turns.refuse_unknown("contenders", options.contenders, known)
+    if not 0 <= options.num_workers <= options.num_pictures:
+        reason = f"each needs a shard of --num-pictures {options.num_pictures}, and below 0 there are none"
+        raise SystemExit(f"--num-workers {options.num_workers}: {reason}. Give fewer workers, or more pictures.")
 
 
 def measure(options: Loader) -> dict[str, Any]:
     """All contenders by turns; returns what --json holds beside the options."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in options.contenders}
     with tempfile.TemporaryDirectory() as folder:
-        mean_bytes = write_shards(Path(folder), options.num_pictures)
+        mean_bytes = write_shards(Path(folder), options.num_pictures, options.num_workers)
         for repeat in range(options.repeats):
             for name in options.contenders:
                 print(f"\r{repeat + 1}/{options.repeats} {name:<30}", end="", file=sys.stderr, flush=True)

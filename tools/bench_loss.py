@@ -16,10 +16,8 @@ import bench_turns
 CLIP, SIGLIP, SIGLIP_CHUNKS = "open_clip.ClipLoss", "open_clip.SigLipLoss", "SigLipLoss in chunks"
 OBJECTIVE = "neuclip without its NPN"
 """What is left of neuclip's time when predictions, updates and restarts of the prototypes are taken away."""
-PEERS = {
-    CLIP: CLIP, "openclip": CLIP, "fastclip-v3": CLIP, "neuclip": CLIP, OBJECTIVE: CLIP,
-    SIGLIP: SIGLIP_CHUNKS, SIGLIP_CHUNKS: SIGLIP_CHUNKS, "siglip": SIGLIP_CHUNKS,
-}  # fmt: skip
+OF_SIGLIP = (SIGLIP, SIGLIP_CHUNKS, "siglip")
+"""Contenders whose peer is `SIGLIP_CHUNKS`; that of all others is `CLIP`."""
 FIGURES = {"cpu_seconds": "time_ratio", "added_mib": "memory_ratio"}
 
 
@@ -60,7 +58,7 @@ def child(options: Loss, contender: str) -> None:
     torch.manual_seed(0)
     B, d = options.batch_size, options.embed_dim
     loss = _make_loss(contender, options)
-    start = 10.0 if PEERS[contender] == SIGLIP_CHUNKS else 1 / 0.07
+    start = 10.0 if contender in OF_SIGLIP else 1 / 0.07
     scale, bias = (torch.tensor(value, requires_grad=True) for value in (start, -10.0))
     matmul_seconds = _matmul_seconds(B, d)
 
@@ -69,10 +67,10 @@ def child(options: Loss, contender: str) -> None:
         text = normalize(image + torch.randn(count, d) / d**0.5, dim=1)
         return image.requires_grad_(), text.requires_grad_()
 
-    index = torch.arange(B)
+    index, few = torch.arange(B), min(B, 256)
     for _ in range(2):  # load kernels; the u table and the NPN start in their first step
-        image, text = features(256)
-        loss(image, text, scale, bias, index[:256]).backward()
+        image, text = features(few)
+        loss(image, text, scale, bias, index[:few]).backward()
     image, text = features(B)
     with StepTimer(torch.device("cpu")) as timer:
         result = bench_turns.measured(lambda: loss(image, text, scale, bias, index).backward())
@@ -95,9 +93,8 @@ def _make_loss(contender: str, options: Loss) -> Any:
         return _SigLipInChunks(options.chunk_size)
     from neuclip_scale import create_loss
 
-    loss = create_loss(
-        contender, embed_dim=options.embed_dim, dataset_size=options.batch_size, tile_size=options.tile_size
-    )
+    sizes = {"dataset_size": options.batch_size, "global_batch_size": options.batch_size, "num_epochs": 10}
+    loss = create_loss(contender, embed_dim=options.embed_dim, tile_size=options.tile_size, **sizes)
     own = contender == "siglip"
     return lambda image, text, scale, bias, index: loss(image, text, scale, bias if own else None, sample_index=index)
 
@@ -141,6 +138,17 @@ def _matmul_seconds(B: int, d: int) -> float:
     return best * (B / 1024) ** 2
 
 
+def check(options: Loss) -> None:
+    """Raise SystemExit for what is no loss, and for sizes through which no line can be laid."""
+    from neuclip_scale.objectives.registry import OBJECTIVES
+
+    ours = [name for name in OBJECTIVES if name != "exact"]  # which encodes a whole data set
+    bench_turns.refuse_unknown("contenders", options.contenders, (CLIP, SIGLIP, SIGLIP_CHUNKS, *ours))
+    if options.scaling and (len(set(options.scaling)) < 2 or min(options.scaling) < 1):
+        given = " ".join(map(str, options.scaling))
+        raise SystemExit(f"--scaling {given}: growth is fitted to several sizes. Give two or more, each 1 or more.")
+
+
 def measure(options: Loss) -> dict[str, Any]:
     """All contenders by turns, or all sizes; returns what --json holds."""
     if options.scaling:
@@ -154,11 +162,12 @@ def measure(options: Loss) -> dict[str, Any]:
             }
             for run in runs["neuclip"]
         ]
-    rows = bench_turns.compared(runs, PEERS, FIGURES)
+    peers = {name: SIGLIP_CHUNKS if name in OF_SIGLIP else CLIP for name in runs}
+    rows = bench_turns.compared(runs, peers, FIGURES)
     for row in rows:
         # InfoNCE and the margin losses need the tiles twice and two gradients, SigLIP the tiles once: fewer products
         # would mean keeping the B x B matrix.
-        products = 3 if PEERS[row["contender"]] == SIGLIP_CHUNKS else 4
+        products = 3 if row["contender"] in OF_SIGLIP else 4
         each = runs[row["contender"]]
         row["bound_seconds"] = products * statistics.median(run["matmul_seconds"] for run in each)
         row["share_of_bound"] = row["bound_seconds"] / row["cpu_seconds"]

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import bench_npn_gpu
 import bench_queue_gpu
@@ -54,7 +54,7 @@ class Npn:
     """Model: ranks that share the fast links."""
     measure: bool = True
     """Whether to measure on this machine, beside counting and modelling."""
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     """Where to measure: cpu, or cuda, there torch beside Triton and with all pairs."""
     micro_batch_size: int = 512
     """On a GPU: pairs that the encoders are timed with, under bf16 autocast; they count B / this times."""
@@ -68,8 +68,8 @@ class Npn:
     """On a GPU: width of what the towers' last maps are given, pictures and captions, for a queue mapped anew."""
     kernels: bool = False
     """On a GPU: also time each kernel alone, with several blocks, which takes minutes of compiling."""
-    peak_tflops: float = 989.0
-    """On a GPU: of bf16 products, for the bound (H100 SXM)."""
+    peak_tflops: float = 0.0
+    """On a GPU: of bf16 products, for the bound; 0 takes the data sheet's where the GPU is known, else no bound."""
     json: str = ""
     """Write the result to this file."""
 
@@ -79,6 +79,14 @@ class Npn:
         from neuclip_scale.models.presets import get_preset
 
         return get_preset(self.preset).embed_dim
+
+
+def check(options: Npn) -> None:
+    """Raise SystemExit for what is no contender."""
+    triton = [f"triton {precision}" for precision in bench_npn_gpu.PASSES]
+    torch = [f"torch {precision}" for precision in bench_npn_gpu.PASSES]
+    graphs = [name + bench_npn_gpu.GRAPHS for name in triton]
+    bench_turns.refuse_unknown("contenders", options.contenders, (*torch, *triton, *graphs))
 
 
 # --- by FLOPs --------------------------------------------------------------------------------------------------------

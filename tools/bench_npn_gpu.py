@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import bench_npn_kernels
@@ -37,6 +37,7 @@ def measure(options: Npn, encoder_flops: int, device: Any) -> dict[str, Any]:
         "optimizer": _median(options, optimizer, device),
     }
     torch.cuda.empty_cache()
+    peak = peak_tflops(options, device)
     work = {name: _contender(options, device, graphs=name.endswith(GRAPHS)) for name in options.contenders}
     runs = in_turns(work, options.repeats, device, computed_by, uncounted=2)  # the second call records graphs
     flops = _npn_flops(options)
@@ -46,25 +47,48 @@ def measure(options: Npn, encoder_flops: int, device: Any) -> dict[str, Any]:
         "shared_ms": shared,
         "encoder_tflops": encoder_flops * options.batch_size / shared["encoders"] / 1e9,
         "npn_tflop": flops / 1e12,
-        "rows": [_row(name, runs[name], shared, flops, options) for name in work],
+        "peak_tflops": peak,
+        "rows": [_row(name, runs[name], shared, flops, peak) for name in work],
         "runs": runs,
         "kernels": bench_npn_kernels.measure(options, device) if options.kernels else [],
     }
 
 
+def peak_tflops(options: Npn, device: Any) -> float | None:
+    """Of bf16 products, for the bound: what is given, else of the GPU's data sheet; None where that is not known."""
+    from neuclip_scale.telemetry.devices import peak_flops
+
+    known = peak_flops(name_of(device), "bf16")
+    return options.peak_tflops or (known and known / 1e12)
+
+
+def products_bound(name: str, flops: float, peak: float | None) -> float | None:
+    """Milliseconds of `flops` at a contender's precision, at a `peak` in bf16 TFLOP/s."""
+    return flops * PASSES[name.split()[1]] / peak / 1e9 if peak else None
+
+
+def against(bound: float | None, milliseconds: float) -> dict[str, float]:
+    """A part of a contender's row; empty where no bound is known."""
+    return {"bound_ms": bound, "share_of_bound": bound / milliseconds} if bound else {}
+
+
+def bound_cells(row: Mapping[str, Any]) -> str:
+    """The same, printed."""
+    return f"{row['bound_ms']:>8.2f} ms{row['share_of_bound']:>7.0%}" if "bound_ms" in row else f"{'-':>11}{'-':>7}"
+
+
 def _row(
-    name: str, runs: list[dict[str, float]], shared: dict[str, float], flops: float, options: Npn
+    name: str, runs: list[dict[str, float]], shared: dict[str, float], flops: float, peak: float | None
 ) -> dict[str, Any]:
     times = [run["milliseconds"] for run in runs]
-    npn, bound = statistics.median(times), flops * PASSES[name.split()[1]] / options.peak_tflops / 1e9
+    npn = statistics.median(times)
     iteration = sum(shared.values()) + npn
     return {
         "contender": name,
         "npn_ms": npn,
         "npn_ms_range": [min(times), max(times)],
         "npn_added_mib": max(run["added_mib"] for run in runs),
-        "bound_ms": bound,
-        "share_of_bound": bound / npn,
+        **against(products_bound(name, flops, peak), npn),
         "iteration_ms": iteration,
         "npn_share": npn / iteration,
     }
@@ -148,12 +172,15 @@ def show(options: Npn, result: dict[str, Any]) -> None:
     if "needs" in result:
         print(f"\nNPN on a GPU: needs {result['needs']}")
         return
-    shared = result["shared_ms"]
+    shared, peak = result["shared_ms"], result["peak_tflops"]
+    bound = "not known of this device, --peak-tflops gives one"
+    if peak:
+        bound = f"at {peak:g} TFLOP/s in bf16, half of it for TF32 (high), a sixth for 3xTF32 (highest)"
     print(
         f"\nmeasured on {result['name']}: encoders under bf16 autocast, micro-batches of {options.micro_batch_size}, "
         f"{shared['encoders']:.1f} ms ({result['encoder_tflops']:.0f} TFLOP/s), AdamW {shared['optimizer']:.2f} ms\n"
-        f"NPN: {2 * options.updates_per_step} updates, 2 predictions, {result['npn_tflop']:.2f} TFLOPs; bound: at "
-        f"{options.peak_tflops:g} TFLOP/s in bf16, half of it for TF32 (high), a sixth for 3xTF32 (highest).\n"
+        f"NPN: {2 * options.updates_per_step} updates, 2 predictions, {result['npn_tflop']:.2f} TFLOPs; bound: "
+        f"{bound}.\n"
         "iteration: encoders, AdamW and NPN"
     )
     heads = f"{'NPN':>11}{'range':>18}{'bound':>11}{'of it':>7}{'iteration':>12}{'NPN':>7}{'MiB':>6}"
@@ -162,7 +189,7 @@ def show(options: Npn, result: dict[str, Any]) -> None:
         low, high = row["npn_ms_range"]
         print(
             f"  {row['contender']:<16}{row['npn_ms']:>8.2f} ms{f'{low:.2f} to {high:.2f}':>18}"
-            f"{row['bound_ms']:>8.2f} ms{row['share_of_bound']:>7.0%}"
+            f"{bound_cells(row)}"
             f"{row['iteration_ms']:>9.1f} ms{row['npn_share']:>7.2%}{row['npn_added_mib']:>6.0f}"
         )
     for row in result["kernels"]:

@@ -10,8 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bench_device import NO_GPU, computed_by, in_turns, is_missing, timed
-from bench_npn_gpu import PASSES
+from bench_device import NO_GPU, computed_by, copy_speed, in_turns, is_missing, timed
+from bench_npn_gpu import against, bound_cells, peak_tflops, products_bound
 
 if TYPE_CHECKING:
     from bench_npn import Npn
@@ -36,13 +36,24 @@ def measure(options: Npn, device: Any) -> dict[str, Any]:
     mapped = in_turns(dict.fromkeys(options.contenders, mapping), options.repeats, device, computed_by)
     flops = 2 * 2.0 * options.batch_size * options.queue_size * options.embed_dim
     mapping_flops = 2.0 * num_mapped * sum(options.projected_widths) * options.embed_dim
+    # An entry's inputs are read and its embeddings written, in fp32 and, for sums in bf16, in bf16 too.
+    fp32_bytes = 4 * num_mapped * (sum(options.projected_widths) + 2 * options.embed_dim)
+    bf16_bytes = 2 * num_mapped * 2 * options.embed_dim
+    peak, speed = peak_tflops(options, device), copy_speed(device)
+
+    def mapping_bound(name: str) -> float:
+        moved = fp32_bytes + bf16_bytes * ("medium" in name)
+        return max(products_bound(name, mapping_flops, peak) or 0.0, moved / speed * 1e3)
+
     return {
         "tflop": flops / 1e12,
         "num_horizons": num_horizons,
-        "rows": [_row(name, runs[name], flops, options) for name in options.contenders],
+        "rows": [_row(name, runs[name], products_bound(name, flops, peak)) for name in options.contenders],
         "runs": runs,
         "mapping_tflop": mapping_flops / 1e12,
-        "mapping": [_row(name, mapped[name], mapping_flops, options) for name in options.contenders],
+        "mapping_bytes": fp32_bytes + bf16_bytes,
+        "copy_bytes_per_second": speed,
+        "mapping": [_row(name, mapped[name], mapping_bound(name)) for name in options.contenders],
         "mapping_runs": mapped,
         "blocks": _with_blocks(options, work, flops, device) if options.kernels else [],
     }
@@ -84,16 +95,15 @@ def _sums(options: Npn, device: Any) -> tuple[Callable[[], object], Callable[[],
     return sums, partial(queue.refresh, batch), len(horizons), queue.num_mapped(options.batch_size)
 
 
-def _row(name: str, runs: list[dict[str, float]], flops: float, options: Npn) -> dict[str, Any]:
+def _row(name: str, runs: list[dict[str, float]], bound: float | None) -> dict[str, Any]:
     times = [run["milliseconds"] for run in runs]
-    median, bound = statistics.median(times), flops * PASSES[name.split()[1]] / options.peak_tflops / 1e9
+    median = statistics.median(times)
     return {
         "contender": name,
         "ms": median,
         "ms_range": [min(times), max(times)],
         "added_mib": max(run["added_mib"] for run in runs),
-        "bound_ms": bound,
-        "share_of_bound": bound / median,
+        **against(bound, median),
     }
 
 
@@ -127,7 +137,8 @@ def show(options: Npn, result: dict[str, Any]) -> None:
         return
     print(
         f"\nqueue of {options.queue_size} pairs, {result['num_horizons']} horizons, both sides: "
-        f"{result['tflop']:.2f} TFLOPs; bound as the NPN's"
+        f"{result['tflop']:.2f} TFLOPs; bound as the NPN's,\nof entries mapped anew what they "
+        f"read and write, {result['mapping_bytes'] / 1e9:.2f} GB at a copy's speed, where that is longer"
     )
     for what, rows in (("sums", result["rows"]), ("mapped anew", result["mapping"])):
         print(f"  {'':<16}{what:>11}{'range':>18}{'bound':>11}{'of it':>7}{'MiB':>6}")
@@ -135,7 +146,7 @@ def show(options: Npn, result: dict[str, Any]) -> None:
             low, high = row["ms_range"]
             print(
                 f"  {row['contender']:<16}{row['ms']:>8.2f} ms{f'{low:.2f} to {high:.2f}':>18}"
-                f"{row['bound_ms']:>8.2f} ms{row['share_of_bound']:>7.0%}{row['added_mib']:>6.0f}"
+                f"{bound_cells(row)}{row['added_mib']:>6.0f}"
             )
     for row in result["blocks"]:
         speed = f"{row['ms']:>8.2f} ms{row['tflops']:>6.0f} TFLOP/s" if "ms" in row else row["failure"]

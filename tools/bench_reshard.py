@@ -66,7 +66,7 @@ def make_pool(options: Reshard, folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rng, noise = random.Random(0), os.urandom(1 << 20)
+    rng, noise = random.Random(0), os.urandom(max(1 << 20, 2 * options.sample_bytes))  # pictures are 1.4 at most
     kept = []
     (folder / "pool").mkdir()
     for shard, begin in enumerate(range(0, options.samples, _SAMPLES_OF_A_SHARD)):
@@ -81,6 +81,9 @@ def make_pool(options: Reshard, folder: Path) -> None:
                     archive.addfile(info, io.BytesIO(data))
         pq.write_table(pa.table({"key": keys, "uid": uids}), folder / "pool" / f"{shard:08d}.parquet")
         kept += [uid for uid in uids if rng.random() < options.keep]
+    if not kept:
+        reason = f"by chance it keeps none of --samples {options.samples}"
+        raise SystemExit(f"--keep {options.keep}: {reason}. Give more samples or a larger share.")
     rows = sorted(divmod(int(uid, 16), 1 << 64) for uid in kept)
     np.save(folder / "subset.npy", np.array(rows, dtype="u8,u8"))
 
@@ -200,6 +203,16 @@ def webdataset_filter(pool: Path, out: Path, wanted: np.ndarray | None) -> None:
             target.write({**sample, "__key__": uid})
 
 
+def check(options: Reshard) -> None:
+    """Raise SystemExit for a pool of which nothing could be kept."""
+    if not 0 < options.keep <= 1:
+        raise SystemExit(f"--keep {options.keep}: no share of which something is kept. Give one above 0, up to 1.")
+    for field in ("samples", "sample_bytes", "workers"):
+        if getattr(options, field) < 1:
+            name, value = field.replace("_", "-"), getattr(options, field)
+            raise SystemExit(f"--{name} {value}: there would be nothing to reshard, or nobody. Give 1 or more.")
+
+
 def measure(options: Reshard) -> dict[str, Any]:
     """All contenders by turns; returns what --json holds."""
     folder = Path(tempfile.mkdtemp(prefix="bench-reshard-", dir=options.folder or None))
@@ -218,7 +231,7 @@ def measure(options: Reshard) -> dict[str, Any]:
         print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
     finally:
         shutil.rmtree(folder)
-    rows = [_row(name, runs[name], options, pool_bytes) for name in runs]
+    rows = [_row(name, runs[name], options, pool_bytes) | _compared(name, runs) for name in runs]
     result = {"pool_bytes": pool_bytes, "rows": rows, "runs": runs}
     return result | ({"plan": planned(options.plan_uids)} if options.plan_uids else {})
 
@@ -255,6 +268,26 @@ def _row(name: str, runs: list[dict[str, float]], options: Reshard, pool_bytes: 
         "output_mb_per_second": runs[0]["written_bytes"] / work / 1e6,
         "input_mb_per_second": pool_bytes / work / 1e6,
     }
+
+
+def _compared(name: str, runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Ratio of CPU time to the tarfile filter's of the same, within a round; of ours that keeps everything, how much
+    of it the bound is. The bounds have no peer, and what filters cannot do without is less, for they verify nothing.
+    """
+    who, _, rest = name.partition(", ")
+    peer = f"tarfile, {rest.partition(', ')[0]}"
+    if who not in CONTENDERS or peer not in runs:
+        return {}
+
+    def ratios(over: str, under: str) -> list[float]:
+        pairs = zip(runs[over], runs[under], strict=True)
+        return [left["work_cpu_seconds"] / right["work_cpu_seconds"] for left, right in pairs]
+
+    each = ratios(name, peer)
+    row = {"peer": peer, "time_ratio": statistics.median(each), "time_ratio_range": [min(each), max(each)]}
+    if who == "ours" and rest.startswith("everything"):
+        row["share_of_bound"] = statistics.median(ratios("copy and compare", name))
+    return row
 
 
 def planned(num_uids: int) -> dict[str, Any]:
@@ -331,12 +364,17 @@ def show(options: Reshard, result: dict[str, Any]) -> None:
     print(
         f"{options.samples:,} samples, {megabytes:,.0f} MB in page cache, {options.keep:.0%} kept; us of CPU per sample"
     )
-    print(f"{'':<26}{'seconds':>9}{'CPU s':>8}{'us/sample':>11}{'samples/s':>11}{'out MB/s':>10}{'MB/CPU s':>10}")
+    print(
+        f"{'':<26}{'seconds':>9}{'CPU s':>8}{'us/sample':>11}{'samples/s':>11}{'out MB/s':>10}{'MB/CPU s':>10}"
+        f"{'of tarfile':>12}{'of bound':>10}"
+    )
     for row in result["rows"]:
+        ratio = f"{row['time_ratio']:.2f}" if "time_ratio" in row else "-"
+        share = f"{row['share_of_bound']:.0%}" if "share_of_bound" in row else "-"
         print(
             f"{row['contender']:<26}{row['work_seconds']:>9.2f}{row['work_cpu_seconds']:>8.2f}"
             f"{row['cpu_microseconds_per_input_sample']:>11.1f}{row['input_samples_per_second']:>11,.0f}"
-            f"{row['output_mb_per_second']:>10,.0f}{row['output_mb_per_cpu_second']:>10,.0f}"
+            f"{row['output_mb_per_second']:>10,.0f}{row['output_mb_per_cpu_second']:>10,.0f}{ratio:>12}{share:>10}"
         )
     if "plan" in result:
         plan = result["plan"]

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bench_turns
+
 HELP, PACKAGE, TORCH, PEER = "neuclip --help", "import neuclip_scale", "import torch", "import open_clip"
 FIRST_STEP, BOUND = "neuclip train, one step", "python -c pass"
 
@@ -26,6 +28,11 @@ class Startup:
     """What to measure, by turns."""
     json: str = ""
     """Write every measurement to this file."""
+
+
+def check(options: Startup) -> None:
+    """Raise SystemExit for what is no contender."""
+    bench_turns.refuse_unknown("contenders", options.contenders, (HELP, PACKAGE, TORCH, PEER, FIRST_STEP, BOUND))
 
 
 def measure(options: Startup) -> dict[str, Any]:

@@ -6,14 +6,16 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import bench_step_gpu
 import bench_turns
 
+RECIPE = "demo"
+"""Ours is this one, but for what a section's options and a contender's name say."""
 PEER, PEER_PARTS = "open_clip", "open_clip, accum_freq"
 OURS, OURS_PARTS, NEUCLIP = "ours, openclip", "ours, openclip, micro-batches", "ours, neuclip"
 KEPT = OURS_PARTS + ", two kept"
@@ -63,9 +65,9 @@ class Step:
     """Measurements of each contender."""
     contenders: tuple[str, ...] = (PEER, OURS, NEUCLIP, PEER_PARTS, OURS_PARTS)
     """What to measure, by turns; on a GPU a name may end in ", compiled"."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    precision: str = "fp32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to measure; CUDA_VISIBLE_DEVICES chooses among several GPUs."""
+    precision: Literal["fp32", "bf16"] = "fp32"
     """fp32 or bf16 (autocast)."""
     json: str = ""
     """Write every measurement to this file."""
@@ -83,16 +85,25 @@ def child(options: Step, contender: str) -> None:
             steps = open_clip_steps(options, parts)
         else:
             steps = our_steps(options, parts, contender, Path(folder))
-        next(steps)  # the optimizer's state, and NeuCLIP's first prototypes
-
+        parameters = next(steps)  # the optimizer's state, and NeuCLIP's first prototypes
+        free_gradients(parameters)
         result = bench_turns.measured(lambda: next(steps))
     result |= {name: result[name] / options.steps for name in ("seconds", "cpu_seconds")}
-    result["bound_seconds"] = bench_step_gpu.useful_flops(options) / bench_turns.matmul_flops()
+    dtype = {"fp32": "float32", "bf16": "bfloat16"}[options.precision]
+    result["bound_seconds"] = bench_step_gpu.useful_flops(options) / bench_turns.matmul_flops(dtype)
     print(json.dumps(result))
 
 
+def free_gradients(parameters: Sequence[Any]) -> None:
+    """Let a measurement begin without gradients. Ours frees them at a step's end, open_clip at the next one's start:
+    left as they are they would count as added by ours and as there before for open_clip.
+    """
+    for parameter in parameters:
+        parameter.grad = None
+
+
 def our_steps(options: Step, parts: int, contender: str, folder: Path, *, compiled: bool = False) -> Iterator[Any]:
-    """`Trainer.train_step` on one batch: first one step, then `options.steps` each time."""
+    """`Trainer.train_step` on one batch: first one step, then `options.steps` each time. Yields the parameters."""
     import torch
 
     from neuclip_scale import Trainer, load_recipe
@@ -110,7 +121,7 @@ def our_steps(options: Step, parts: int, contender: str, folder: Path, *, compil
         "train.micro_batch_size": options.batch_size // parts, "train.num_steps": options.steps + 1,
         "train.max_grad_norm": 1.0, "train.precision": options.precision, **VARIANTS.get(contender, {}),
     }  # fmt: skip
-    trainer = Trainer(load_recipe("demo", settings))
+    trainer = Trainer(load_recipe(RECIPE, settings))
     batch, count = our_batch(trainer, options), 1
     digests = torch.zeros(1, dtype=torch.int64)
     loaded = LoadedBatch(batch, {0: 0}, digests, digests, [], options.batch_size)
@@ -122,7 +133,7 @@ def our_steps(options: Step, parts: int, contender: str, folder: Path, *, compil
                 before.read()
             before = launched
         launched.read()
-        yield
+        yield tuple(trainer.engine.module.parameters())
         count = options.steps
 
 
@@ -155,7 +166,7 @@ def noise(size: int, image_size: int, context_length: int, caption_tokens: float
 
 def open_clip_steps(options: Step, parts: int, *, compiled: bool = False) -> Iterator[Any]:
     """`open_clip_train.train.train_one_epoch` on one batch, with the optimizer of its main: first an epoch of one step,
-    then of `options.steps` each time.
+    then of `options.steps` each time. Yields the parameters.
     """
     import torch
     from open_clip.loss import ClipLoss
@@ -183,7 +194,8 @@ def open_clip_steps(options: Step, parts: int, *, compiled: bool = False) -> Ite
     schedule = cosine_lr(optimizer, 5e-4, 2, 1000)
     epoch = 0
     while True:
-        yield train_one_epoch(model, data, ClipLoss(), epoch, optimizer, None, schedule, None, arguments)
+        train_one_epoch(model, data, ClipLoss(), epoch, optimizer, None, schedule, None, arguments)
+        yield tuple(model.parameters())
         epoch += 1
         loader.repeat(options.steps)
 
@@ -230,13 +242,35 @@ class _OneBatch:
         return iter(self._parts * self._count)
 
 
+def check(options: Step) -> None:
+    """Raise SystemExit for what is no contender on the device, and for a batch that cannot be split evenly."""
+    known = [name for name in PEERS if name not in (GRAPHS, KEPT_GRAPHS)]
+    if options.device == "cuda":
+        known += [name + bench_step_gpu.COMPILED for name in PEERS]
+    bench_turns.refuse_unknown("contenders", options.contenders, known, f" with --device {options.device}")
+    parts = options.micro_batches
+    is_split = bool(set(SPLIT) & {name.removesuffix(bench_step_gpu.COMPILED) for name in options.contenders})
+    if is_split and (parts < 1 or options.batch_size % parts):
+        reason = f"it does not divide --batch-size {options.batch_size}, so contenders would take other batches"
+        raise SystemExit(f"--micro-batches {parts}: {reason}. Give a divisor.")
+
+
 def measure(options: Step) -> dict[str, Any]:
     """All contenders by turns; returns what --json holds."""
     if options.device == "cuda":
-        return bench_step_gpu.measure(options)
+        return bench_step_gpu.measure(options) | npn_sizes()
     runs = bench_turns.by_turns(__file__, options)
     figures = {"cpu_seconds": "time_ratio", "added_mib": "memory_ratio"}
-    return {"rows": bench_turns.with_bounds(bench_turns.compared(runs, PEERS, figures), runs), "runs": runs}
+    rows = bench_turns.with_bounds(bench_turns.compared(runs, PEERS, figures), runs)
+    return {**npn_sizes(), "rows": rows, "runs": runs}
+
+
+def npn_sizes() -> dict[str, int]:
+    """m and T_u of `NEUCLIP`, which the recipe sets."""
+    from neuclip_scale import load_recipe
+
+    npn = load_recipe(RECIPE, {}).objective.npn
+    return {"num_prototypes": npn.num_prototypes, "updates_per_step": npn.updates_per_step}
 
 
 def show(options: Step, result: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """A training step on a GPU beside open_clip's own trainer: `python tools/bench.py step --device cuda`.
 
-All contenders live in one process and run by turns on batches that wait in the GPU's memory. Times are those of CUDA
-events; memory is the most that a step adds to weights, optimizer state and batch, by torch's allocator. Clock and power
+All contenders live in one process and run by turns on batches that wait in the GPU's memory, each with its own
+precision of fp32 products, which torch keeps for the whole process. Times are those of CUDA events. `added_mib` is the
+most that a step adds to weights, optimizer state and batch, gradients among it, by torch's allocator; `whole_mib` is
+that and what the contender holds between steps, where the memory of CUDA graphs is counted too. Clock and power
 say whether the card's power limit, not its arithmetic, was the bound. On a CPU, which `measure` takes too, it only
 shows that this works.
 """
@@ -11,15 +13,28 @@ from __future__ import annotations
 import gc
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import bench_step
-from bench_device import NO_GPU, Runs, clock_and_power, is_missing, name_of, timed
+from bench_device import MEBIBYTE, NO_GPU, Runs, clock_and_power, is_missing, name_of, timed
 
 COMPILED = ", compiled"
 """Ends the names of contenders whose towers torch.compile has compiled."""
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A contender after its first steps."""
+
+    steps: Iterator[Any]
+    parameters: Sequence[Any]
+    matmul_precision: str
+    """How it has torch multiply fp32 numbers."""
+    held_mib: float
+    """What it keeps of the GPU between steps: reserved, as a graph's memory is, which nothing else may take."""
 
 
 def measure(options: Any) -> dict[str, Any]:
@@ -28,37 +43,47 @@ def measure(options: Any) -> dict[str, Any]:
 
     if is_missing(options.device):
         return {"rows": [], "needs": NO_GPU}
-    torch.backends.cuda.matmul.allow_tf32 = True  # as open_clip's main sets it
     torch.backends.cudnn.benchmark = True
     runs: Runs = {}
     failures: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        steps = {}
-        for name in options.contenders:
+        started: dict[str, _Started] = {}
+        for number, name in enumerate(options.contenders):
             try:
-                steps[name] = _started(name, options, Path(folder) / str(len(steps)))
+                started[name] = _start(name, options, Path(folder) / str(number))
             except torch.cuda.OutOfMemoryError as error:
-                failures[name] = f"out of memory: {str(error).splitlines()[0]}"
-                _forget()
+                failures[name] = _too_large(error)
+        kinds = {name: (each.matmul_precision, each.held_mib) for name, each in started.items()}
         for _ in range(options.repeats):
-            for name, each in steps.items():
-                runs.setdefault(name, []).append(_timed(each, options))
+            for name in list(started):
+                try:
+                    runs.setdefault(name, []).append(_timed(started[name], options))
+                except torch.cuda.OutOfMemoryError as error:
+                    failures[name] = _too_large(error)
+                    del started[name], runs[name]  # the others' rounds go on, with its memory
     flops = {"mfu": useful_flops(options), "mfu_all_tokens": _all_flops(options)}
     return {
         "device": name_of(options.device),
         "torch": torch.__version__,
         "flops_per_step": flops["mfu"],
         "flops_per_step_all_tokens": flops["mfu_all_tokens"],
-        "rows": [_row(name, runs, options, flops) for name in runs],
+        "rows": [_row(name, runs, options, flops, *kinds[name]) for name in runs],
         "runs": runs,
         "failures": failures,
     }
 
 
-def _started(name: str, options: Any, folder: Path) -> Iterator[Any]:
-    """A contender's steps, after two that compile and take memory."""
+def _too_large(error: BaseException) -> str:
+    return f"out of memory: {str(error).splitlines()[0]}"
+
+
+def _start(name: str, options: Any, folder: Path) -> _Started:
+    """A contender after two steps, which compile, take memory and record graphs."""
     import torch
 
+    _forget()
+    before = _reserved()
+    torch.set_float32_matmul_precision("high")  # as open_clip's main sets it; our trainer sets its own
     torch.manual_seed(0)
     plain = name.removesuffix(COMPILED)
     compiled = plain != name
@@ -68,15 +93,22 @@ def _started(name: str, options: Any, folder: Path) -> Iterator[Any]:
     else:
         steps = bench_step.our_steps(options, parts, plain, folder, compiled=compiled)
     next(steps)
-    next(steps)
-    return steps
-
-
-def _timed(steps: Iterator[Any], options: Any) -> dict[str, float]:
-    """Seconds of a step."""
+    parameters = next(steps)
+    bench_step.free_gradients(parameters)
     _forget()
+    held = (_reserved() - before) / MEBIBYTE
+    return _Started(steps, parameters, torch.get_float32_matmul_precision(), held)
+
+
+def _timed(started: _Started, options: Any) -> dict[str, float]:
+    """Seconds of a step and what it added to the GPU's memory."""
+    import torch
+
+    bench_step.free_gradients(started.parameters)
+    _forget()
+    torch.set_float32_matmul_precision(started.matmul_precision)
     with clock_and_power(options.device) as seen:
-        run = timed(lambda: next(steps), options.device)
+        run = timed(lambda: next(started.steps), options.device)
     return {"seconds": run["milliseconds"] / 1e3 / options.steps, "added_mib": run["added_mib"], **seen}
 
 
@@ -86,6 +118,12 @@ def _forget() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _reserved() -> int:
+    import torch
+
+    return torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
 
 
 def useful_flops(options: Any) -> int:
@@ -113,7 +151,9 @@ def _our_model(options: Any) -> Any:
     return create_model(get_preset(options.preset))
 
 
-def _row(name: str, runs: Runs, options: Any, flops: dict[str, int]) -> dict[str, Any]:
+def _row(
+    name: str, runs: Runs, options: Any, flops: dict[str, int], matmul_precision: str, held_mib: float
+) -> dict[str, Any]:
     from neuclip_scale.telemetry.devices import peak_flops
 
     each = runs[name]
@@ -125,11 +165,14 @@ def _row(name: str, runs: Runs, options: Any, flops: dict[str, int]) -> dict[str
         "seconds_range": [min(seconds), max(seconds)],
         "samples_per_second": options.batch_size / median,
         "added_mib": max(run["added_mib"] for run in each),
+        "whole_mib": held_mib + max(run["added_mib"] for run in each),
+        "matmul_precision": matmul_precision,
     }
     for measured in ("sm_mhz", "watts"):
         if all(measured in run for run in each):
             row[measured] = statistics.median(run[measured] for run in each)
-    if peak := peak_flops(name_of(options.device), options.precision):
+    uses_tf32 = options.precision == "fp32" and matmul_precision != "highest"
+    if peak := peak_flops(name_of(options.device), "tf32" if uses_tf32 else options.precision):
         row |= {kind: count / median / peak for kind, count in flops.items()} | {"bound_seconds": flops["mfu"] / peak}
     plain = name.removesuffix(COMPILED)
     peer = bench_step.PEERS[plain] + name[len(plain) :]
@@ -150,7 +193,7 @@ def show(options: Any, result: dict[str, Any]) -> None:
     )
     print(
         f"{'':<48}{'time':>11}{'range':>22}{'pairs/s':>10}{'of peer':>9}"
-        f"{'MFU':>7}{'all tokens':>12}{'MHz':>6}{'watts':>7}{'added MiB':>11}"
+        f"{'MFU':>7}{'all tokens':>12}{'MHz':>6}{'watts':>7}{'added MiB':>11}{'in all':>9}"
     )
     for row in result["rows"]:
         low, high = row["seconds_range"]
@@ -160,7 +203,7 @@ def show(options: Any, result: dict[str, Any]) -> None:
         print(
             f"{row['contender']:<48}{row['seconds'] * 1e3:>8.1f} ms{f'{low * 1e3:.1f} to {high * 1e3:.1f} ms':>22}"
             f"{row['samples_per_second']:>10.0f}{'-' if ratio is None else f'{ratio:.2f}':>9}"
-            f"{mfu:>7}{all_tokens:>12}{mhz:>6}{watts:>7}{row['added_mib']:>11.0f}"
+            f"{mfu:>7}{all_tokens:>12}{mhz:>6}{watts:>7}{row['added_mib']:>11.0f}{row['whole_mib']:>9.0f}"
         )
     for name, why in result["failures"].items():
         print(f"{name:<48}{why}")

@@ -52,10 +52,10 @@ def measure(options: Subset) -> dict[str, Any]:
         folder = Path(name)
         make_pool(folder / "pool", options.rows)
         bound = reading_cpu_seconds(folder / "pool")
-        return {
-            "bound_cpu_seconds": bound,
-            "filters": {each: _measure(options, folder, each) for each in options.filters},
-        }
+        filters = {each: _measure(options, folder, each) for each in options.filters}
+        for measured in filters.values():
+            measured["share_of_bound"] = bound / measured["cpu_seconds"]
+        return {"bound_cpu_seconds": bound, "filters": filters}
 
 
 def show(options: Subset, result: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,18 @@ MEBIBYTE = 1 << 20
 
 Runs = dict[str, list[dict[str, float]]]
 """Measurements of each contender, round after round."""
+
+
+def refuse_unknown(option: str, names: Sequence[str], known: Collection[str], why: str = "") -> None:
+    """Raise SystemExit where `names`, given as `option`, has none or one that is not among `known`; `why` goes with it.
+
+    What is not known would be measured as something else, under the name given.
+    """
+    if not names:
+        raise SystemExit(f"--{option}: no name was given. Choose from {'; '.join(known)}.")
+    for name in names:
+        if name not in known:
+            raise SystemExit(f"--{option} {name!r}: there is no such name{why}. Choose from {'; '.join(known)}.")
 
 
 def by_turns(script: str, options: Any, *extra: str) -> Runs:
@@ -60,12 +72,15 @@ def measured(action: Callable[[], Any]) -> dict[str, float]:
     return {"seconds": seconds, "cpu_seconds": ran, "added_mib": (resident_bytes("VmHWM") - before) / MEBIBYTE}
 
 
-def matmul_flops() -> float:
-    """FLOP/s of this process in a product of 1024 by 1024 by 1024 in fp32: what a step's products can reach at most."""
+def matmul_flops(dtype: str = "float32") -> float:
+    """FLOP/s of this process in a product of 1024 by 1024 by 1024: what a step's products can reach at most.
+
+    `dtype` is the one that torch gives this name.
+    """
     import torch
 
     size = 1024
-    left, right, out = (torch.randn(size, size) for _ in range(3))
+    left, right, out = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(3))
     best = float("inf")
     for _ in range(3):
         began = time.process_time()
