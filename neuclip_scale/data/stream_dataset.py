@@ -137,8 +137,10 @@ class StreamDataset(IterableDataset[ChunkOrError]):
                     contents.append(contents_digest(rows.contents[first:]))
                 num_read_before += self._samples_per_stream * self._order.num_streams
                 memory.check(f"reading streams {streams[0]} to {streams[-1]}")
-                batch, epochs = self._batch(rows), rows.epochs.open
-                yield Chunk(batch, dict(positions), digests, contents, rows.skipped, rows.num_read, epochs)
+                # No name for the batch here: this frame would keep it while the step is trained.
+                yield Chunk(
+                    self._batch(rows), dict(positions), digests, contents, rows.skipped, rows.num_read, rows.epochs.open
+                )
         except TooManyBadSamples as error:
             yield error
         finally:
