@@ -31,8 +31,7 @@ def measure(options: Npn, device: Any) -> dict[str, Any]:
     """One call of `sums` for each contender, by turns; with `options.kernels` Triton's with several blocks too."""
     if is_missing(device):
         return {"needs": NO_GPU}
-    work, mapping, num_horizons = _sums(options, device)
-    num_mapped = options.queue_size
+    work, mapping, num_horizons, num_mapped = _sums(options, device)
     runs = in_turns(dict.fromkeys(options.contenders, work), options.repeats, device, computed_by)
     mapped = in_turns(dict.fromkeys(options.contenders, mapping), options.repeats, device, computed_by)
     flops = 2 * 2.0 * options.batch_size * options.queue_size * options.embed_dim
@@ -60,8 +59,10 @@ def measure(options: Npn, device: Any) -> dict[str, Any]:
     }
 
 
-def _sums(options: Npn, device: Any) -> tuple[Callable[[], object], Callable[[], object], int]:
-    """What to time, `sums` and `refresh`, and for how many horizons: a full queue and a batch, half of it in there."""
+def _sums(options: Npn, device: Any) -> tuple[Callable[[], object], Callable[[], object], int, int]:
+    """What to time, `sums` and `refresh`, and for how many horizons and entries: a full queue, and a batch of which it
+    has seen some pairs.
+    """
     import torch
     from torch.nn.functional import normalize
 
@@ -91,7 +92,7 @@ def _sums(options: Npn, device: Any) -> tuple[Callable[[], object], Callable[[],
     scale, horizons = torch.full((1,), 1 / 0.07, device=device), horizons_up_to(size, options.batch_size).to(device)
     tile_size = ObjectiveConfig().tile_size
     sums = partial(queue.sums, batch, scale, index, horizons, tile_size=tile_size)
-    return sums, partial(queue.refresh, batch), len(horizons)
+    return sums, partial(queue.refresh, batch), len(horizons), queue.num_mapped(options.batch_size)
 
 
 def _row(name: str, runs: list[dict[str, float]], bound: float | None) -> dict[str, Any]:

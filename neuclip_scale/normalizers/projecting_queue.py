@@ -1,7 +1,11 @@
-"""A queue that keeps what the towers' last maps were given, and maps it anew."""
+"""A queue that keeps what the towers' last maps were given, and maps it anew, by turns."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,15 +15,22 @@ from neuclip_scale.normalizers.queue import EmbeddingQueue
 from neuclip_scale.normalizers.rounded import Rounded
 from neuclip_scale.projection import Projection
 from neuclip_scale.similarity import BatchShape, PairFeatures
+from neuclip_scale.transfers import to_device
+
+Rows = Sequence[slice | Tensor]
 
 
 class ProjectingQueue(EmbeddingQueue):
-    """`EmbeddingQueue` whose entries are what the last maps, as they stand, make of their former inputs.
+    """`EmbeddingQueue` whose entries are what the last maps, nearly as they stand, make of their former inputs.
 
-    So the last map's part of the drift, which is known and the same for all pairs, makes no entry old. It takes 2 M
-    width d FLOPs a step for each tower, and `width` numbers an entry and side beside its embedding.
+    So the last map's part of the drift, which is known and the same for all pairs, makes no entry old. 16 B entries go
+    through the maps in a step, each once in M/16 B steps, so that it lags behind by no more than a sixteenth of the
+    queue's span; every entry in every step where M is 16 B or less. It takes 2 x 16 B width d FLOPs a step for each
+    tower, and `width` numbers an entry and side beside its embedding.
     """
 
+    STEPS_PER_TURN = 16
+    """Steps of pairs that go through the last maps in one step."""
     ROWS = 8192
     """Entries mapped at a time, which bounds what the work adds to the queue's own memory."""
     image_inputs: Tensor
@@ -41,35 +52,58 @@ class ProjectingQueue(EmbeddingQueue):
 
     @torch.no_grad()
     def refresh(self, pairs: PairFeatures) -> None:
-        """Map this rank's slots in use as the batch's pairs were mapped. No communication."""
+        """Map those of this rank's slots whose turn it is as the batch's pairs were mapped. No communication."""
         image, text = _shown(pairs)
-        used = len(range(self.rank, self.num_filled, self.world_size))
-        self._map(self.image, self.image_inputs[:used], image, self._rounded_image)
-        self._map(self.text, self.text_inputs[:used], text, self._rounded_text)
+        rows = self._due(pairs.global_size)
+        self._map(self.image, self.image_inputs, rows, image, self._rounded_image)
+        self._map(self.text, self.text_inputs, rows, text, self._rounded_text)
+
+    def _due(self, global_size: int) -> Rows:
+        """Places in this rank's buffers, in parts of at most `ROWS`."""
+        filled, turn = self.num_filled, self.steps_between(global_size)
+        if turn == 1:
+            used = len(range(self.rank, filled, self.world_size))
+            return [slice(first, min(first + self.ROWS, used)) for first in range(0, used, self.ROWS)]
+        # The batches pushed `turn`, 2 `turn`, ... steps ago: which they are does not depend on the number of ranks.
+        first_pairs = np.arange(turn - 1, math.ceil(filled / global_size), turn)[:, None] * global_size
+        younger = (first_pairs + np.arange(global_size)).ravel()
+        slots = (self.num_pushed - 1 - younger[younger < filled]) % self.size
+        mine = slots[slots % self.world_size == self.rank] // self.world_size  # on the host, as in `push`
+        return list(to_device(torch.from_numpy(mine), self.index.device).split(self.ROWS))
+
+    def steps_between(self, global_size: int) -> int:
+        """Steps from one time that an entry is mapped to the next."""
+        return max(1, self.size // (self.STEPS_PER_TURN * global_size))
+
+    def num_mapped(self, global_size: int) -> int:
+        """Entries of this rank that are mapped in a step with a full queue, to within a few of each batch."""
+        return math.ceil(len(self.index) / self.steps_between(global_size))
 
     def write(self, pairs: PairFeatures, newest: Tensor, places: Tensor) -> None:
-        """The inputs (collective): each tower's gathered, [B, width], in the tower's dtype. `refresh` maps them."""
+        """Both embeddings, and the inputs (collective): each tower's gathered, [B, width], in the tower's dtype."""
+        super().write(pairs, newest, places)
         for kept, projection in zip((self.image_inputs, self.text_inputs), _shown(pairs), strict=True):
             kept[places] = distributed.all_gather_rows(projection.inputs)[newest].to(kept)
 
     def flops(self, shape: BatchShape, num_horizons: int) -> int:
-        """See `EmbeddingQueue.flops`; and a product of [M/W, width] for each tower."""
+        """See `EmbeddingQueue.flops`; and a product of [entries mapped, width] for each tower."""
         width = self.image_inputs.shape[1] + self.text_inputs.shape[1]
-        return super().flops(shape, num_horizons) + 2 * len(self.index) * width * shape.embed_dim
+        return super().flops(shape, num_horizons) + 2 * self.num_mapped(shape.global_size) * width * shape.embed_dim
 
     def rank_state(self) -> dict[str, Tensor]:
-        """This rank's slots; the embeddings follow from the inputs."""
+        """This rank's slots: inputs, and what was made of each when it was mapped last."""
         return {
             "queue_image_inputs": self.image_inputs,
             "queue_text_inputs": self.text_inputs,
+            "queue_image_mapped": self.image,
+            "queue_text_mapped": self.text,
             "queue_index": self.index,
         }
 
     @staticmethod
-    def _map(embeddings: Tensor, inputs: Tensor, projection: Projection, rounded: Rounded) -> None:
+    def _map(embeddings: Tensor, inputs: Tensor, parts: Rows, projection: Projection, rounded: Rounded) -> None:
         matrix = projection.matrix.to(inputs)
-        for first in range(0, len(inputs), ProjectingQueue.ROWS):
-            rows = slice(first, min(first + ProjectingQueue.ROWS, len(inputs)))
+        for rows in parts:
             features = inputs[rows] @ matrix
             if projection.offset is not None:
                 features += projection.offset.to(features)

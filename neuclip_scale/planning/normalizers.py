@@ -124,12 +124,17 @@ def _queue_sums(config: Recipe, objective: NeuCLIPQueue, d: int, world_size: int
 
 
 def _mapping(config: Recipe, objective: NeuCLIPQueue, d: int, world_size: int) -> tuple[int, str]:
-    """Of past pairs mapped anew: some rows before and after their norm, then the inputs of all ranks' pairs."""
-    if not isinstance(objective.queue, ProjectingQueue):
+    """Of past pairs mapped anew: some rows before and after their norm, and their inputs where they are not all that
+    there are; then the inputs of all ranks' pairs.
+    """
+    queue = objective.queue
+    if not isinstance(queue, ProjectingQueue):
         return 0, ""
-    rows = min(math.ceil(objective.queue.size / world_size), ProjectingQueue.ROWS)
-    gathered = config.train.global_batch_size * max(last_inputs(config)) * (world_size > 1)
-    return max(FP32 * 2 * rows * d, gathered), f"[{rows}, {d}] twice, or all pairs' inputs of one tower"
+    B, width = config.train.global_batch_size, max(model_sizes(config).projected_widths)
+    rows = min(math.ceil(queue.num_mapped(B) / world_size), queue.ROWS)
+    mapped = rows * (2 * d + width * (queue.steps_between(B) > 1))
+    gathered = B * max(last_inputs(config)) * (world_size > 1)
+    return max(FP32 * mapped, gathered), f"[{rows}, {d}] twice, or all pairs' inputs of one tower"
 
 
 def last_inputs(config: Recipe) -> tuple[int, int]:
