@@ -23,13 +23,12 @@ Rows = Sequence[slice | Tensor]
 class ProjectingQueue(EmbeddingQueue):
     """`EmbeddingQueue` whose entries are what the last maps, nearly as they stand, make of their former inputs.
 
-    So the last map's part of the drift, which is known and the same for all pairs, makes no entry old. 16 B entries go
-    through the maps in a step, each once in M/16 B steps, so that it lags behind by no more than a sixteenth of the
-    queue's span; every entry in every step where M is 16 B or less. It takes 2 x 16 B width d FLOPs a step for each
-    tower, and `width` numbers an entry and side beside its embedding.
+    So the last map's part of the drift, which is known and the same for all pairs, makes no entry old. Every entry goes
+    through the maps in every step where M is less than 128 B, else each once in M/64 B steps. An entry mapped takes 2
+    width d FLOPs, and each has `width` numbers a side beside its embedding.
     """
 
-    STEPS_PER_TURN = 16
+    STEPS_PER_TURN = 64
     """Steps of pairs that go through the last maps in one step."""
     ROWS = 8192
     """Entries mapped at a time, which bounds what the work adds to the queue's own memory."""

@@ -146,7 +146,7 @@ def _numbers(config: Recipe, world_size: int) -> Iterator[Transfer]:
     packs = config.model.pack_captions and not config.model.text_tower
     size = FP32 * (1 + means.get(config.objective.name, 3) + 4 + 4 * packs)
     yield Transfer("the step's numbers", "all_reduce", size, world_size, True)
-    yield Transfer("stream marks", "all_gather", 2 * INT64 * config.data.num_streams, world_size, True)
+    yield Transfer("stream marks", "all_gather", 3 * INT64 * config.data.num_streams, world_size, True)
 
 
 def _ddp(config: Recipe, sizes: ModelSizes, sharding: Sharding, world_size: int) -> Iterator[Transfer]:
