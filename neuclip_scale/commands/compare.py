@@ -62,8 +62,7 @@ def main(argv: list[str]) -> int:
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """The verdict, what stands against comparing the runs, then all tables. Nothing in them is taken for markup."""
     verdict, findings = summary_lines(comparison)
-    is_sure = comparison.comparable and not comparison.code_notes
-    style = "bold green" if is_sure else "bold red" if comparison.drift.other else "bold"
+    style = "bold green" if comparison.is_sure else "bold red" if comparison.drift.other else "bold"
     console.print(Text(verdict, style=style))
     for text in findings:
         console.print(Text(f"! {text}", style="red"))

@@ -64,6 +64,11 @@ class Comparison:
         """Whether nothing stands against comparing the runs."""
         return not self.findings
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether all that comparing asks for was recorded, and nothing stands against it."""
+        return self.comparable and not self.code_notes and self.data.contents_known
+
     def document(self) -> dict[str, Any]:
         """Everything as plain values for compare.json."""
         return {

@@ -88,6 +88,11 @@ class DataSeen:
     """What is not compared, and why."""
     discrepancies: list[str]
 
+    @property
+    def contents_known(self) -> bool:
+        """Whether runs that had the same uids all recorded what they read under them."""
+        return all(order.num_contents == order.num_compared for order in self.orders)
+
 
 def data_seen(runs: Sequence[RunFolder], by_design: Sequence[str] = ()) -> DataSeen:
     """Compare fingerprints, counts and batch digests.

@@ -17,7 +17,7 @@ def render_page(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
         "comparison.html",
         num_runs=len(comparison.runs),
         comparable=comparison.comparable,
-        is_sure=not comparison.code_notes,
+        is_sure=comparison.is_sure,
         conclusion=conclusion(comparison),
         verdict=verdict,
         findings=findings,

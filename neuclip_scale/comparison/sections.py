@@ -55,12 +55,19 @@ def conclusion(comparison: Comparison) -> str:
     """What follows where nothing stands against comparing the runs; empty where something does."""
     if not comparison.comparable:
         return ""
+    if comparison.is_sure:
+        return "Nothing stands against comparing these runs: their code and their data are the same."
+    same, unknown = [], []
     if comparison.code_notes:
-        return (
-            "Nothing that is recorded stands against comparing these runs, and their data are the same. Whether their "
-            "code is the same is not known: see Code and machine."
-        )
-    return "Nothing stands against comparing these runs: their code and their data are the same."
+        unknown.append("Whether their code is the same is not known: see Code and machine.")
+    else:
+        same.append("their code is the same")
+    if comparison.data.contents_known:
+        same.append("their data are the same")
+    else:
+        unknown.append("Not every run recorded what it read under the same uids: see Data seen.")
+    told = "Nothing that is recorded stands against comparing these runs"
+    return " ".join([f"{', and '.join([told, *same])}.", *unknown])
 
 
 def _runs(comparison: Comparison) -> Section:

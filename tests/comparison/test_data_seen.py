@@ -7,8 +7,9 @@ from typing import Any
 
 from comparison_helpers import write_run
 
-from neuclip_scale.comparison import read_runs
+from neuclip_scale.comparison import compare_runs, read_runs
 from neuclip_scale.comparison.data_seen import DataSeen, data_seen
+from neuclip_scale.comparison.sections import conclusion
 
 
 def seen(folder: Path, *changes: dict[str, Any]) -> DataSeen:
@@ -103,3 +104,15 @@ def test_contents_of_other_samples_are_no_news(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", digests={2: "x"}, contents={2: "y", 3: "z"})]
     (order,) = data_seen(read_runs(runs)).orders
     assert (order.parts_at, order.contents_part_at) == (2, None)
+
+
+def test_the_conclusion_claims_no_more_than_was_recorded(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", contents=dict.fromkeys(range(1, 5)))]
+    comparison = compare_runs(read_runs(runs))
+    assert comparison.comparable
+    assert not comparison.is_sure
+    nothing = "Nothing that is recorded stands against comparing these runs, and their code is the same."
+    assert (
+        conclusion(comparison) == f"{nothing} Not every run recorded what it read under the same uids: see Data seen."
+    )
+    assert compare_runs(read_runs([runs[0], write_run(tmp_path / "c")])).is_sure
