@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +11,7 @@ import yaml
 from neuclip_scale.checkpoint.layout import CHECKSUMS_FILE, CheckpointError
 from neuclip_scale.checkpoint.parameters import collect
 from neuclip_scale.checkpoint.reading import latest_checkpoint, load_all_ranks
-from neuclip_scale.config import ConfigError, Recipe, parse
+from neuclip_scale.config import ConfigError, Recipe, parse, recipe_changes
 from neuclip_scale.engines.averaging import AVERAGE
 
 Weights = Literal["auto", "last", "ema"]
@@ -34,12 +33,13 @@ def saved_recipe(shared: Mapping[str, Any]) -> Recipe:
 
 def check_compatible(saved_recipe: Recipe, recipe: Recipe) -> None:
     """Raise ConfigError, listing the fields, if `recipe` has another model or objective than the saved."""
-    saved, wanted = (
-        {**_fields(each.model, "model."), **_fields(each.objective, "objective.")} for each in (saved_recipe, recipe)
-    )
-    different = [name for name in wanted if saved[name] != wanted[name] and name not in FREE_TO_CHANGE]
+    different = [
+        f"{name} ({there!r} there, {here!r} here)"
+        for name, (there, here) in recipe_changes(saved_recipe, recipe).items()
+        if name.startswith(("model.", "objective.")) and name not in FREE_TO_CHANGE
+    ]
     if different:
-        listed = ", ".join(f"{name} ({saved[name]!r} there, {wanted[name]!r} here)" for name in different)
+        listed = ", ".join(different)
         problem = f"the checkpoint is of another model or objective: {listed}"
         raise ConfigError("resume", recipe.resume, problem, "Use the same values, or another run_dir.")
 
@@ -73,13 +73,3 @@ def load_run_model(path: Path, weights: Weights = "auto") -> tuple[CLIP, Recipe]
     values = {name: tensors.get(first, tensors["value"]) for name, tensors in kept.items()}
     model.load_state_dict({**values, **shared["buffers"]})
     return model.eval(), recipe
-
-
-def _fields(section: Any, prefix: str) -> dict[str, Any]:
-    """Fields of a config section by dotted name, those of nested sections included."""
-    fields: dict[str, Any] = {}
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        nested = dataclasses.is_dataclass(value)
-        fields.update(_fields(value, f"{prefix}{field.name}.") if nested else {prefix + field.name: value})
-    return fields

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from neuclip_scale.comparison.differences import NOT_RECORDED
 from neuclip_scale.comparison.run_folder import RunFolder
 from neuclip_scale.comparison.text import number, show
+from neuclip_scale.config import flat_fields
 
 ENERGY = "energy, Wh"
 """Heading."""
@@ -100,13 +101,5 @@ def _of_run(run: RunFolder) -> RunCosts:
         share = number(section.get("share")) if isinstance(section, dict) else None
         if share is not None:
             shares[name] = share
-    other = {name: value for name, value in _flat(cost) if value is not None}
+    other = {name: value for name, value in flat_fields(cost) if value is not None}
     return RunCosts(main, show(source) if source else "", other, shares)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

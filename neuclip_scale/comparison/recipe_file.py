@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from neuclip_scale.comparison.text import listed, plain, printable
-from neuclip_scale.config import ConfigError, Recipe, dump_recipe, flat_fields, load_recipe
+from neuclip_scale.config import ConfigError, flat_fields, load_recipe, recipe_fields
 
 _MAX_DEPTH = 20
 
@@ -37,13 +37,8 @@ def read_recipe(path: Path) -> tuple[RecipeFile, list[str]]:
     except ConfigError as error:
         problem = printable(str(error))[:300]
         return RecipeFile(written, ()), [f"{printable(str(path))}: {problem} The fields are compared as written there."]
-    resolved = recipe_fields(recipe)
+    resolved = plain(recipe_fields(recipe))
     return RecipeFile(resolved, tuple(name for name in resolved if name not in written)), []
-
-
-def recipe_fields(recipe: Recipe) -> dict[str, Any]:
-    """Dotted name -> plain value of every field of `recipe`."""
-    return dict(flat_fields(plain(yaml.safe_load(dump_recipe(recipe)))))
 
 
 def filled_notes(recipes: Mapping[str, RecipeFile]) -> list[str]:

@@ -11,10 +11,9 @@ from comparison_helpers import ENVIRONMENT, write_run
 from neuclip_scale.comparison import compare_runs, read_runs
 from neuclip_scale.comparison.arms import group_arms
 from neuclip_scale.comparison.drift import kind_of, recipe_drift
-from neuclip_scale.comparison.recipe_file import recipe_fields
 from neuclip_scale.comparison.sections import sections
 from neuclip_scale.comparison.versions import code_differences, code_notes, machine_differences
-from neuclip_scale.config import NEUTRAL, PLACES, Recipe
+from neuclip_scale.config import NEUTRAL, PLACES, Recipe, recipe_fields
 
 
 def runs(folder: Path, *changes: dict[str, Any]) -> list[Any]:

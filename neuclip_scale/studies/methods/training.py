@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from neuclip_scale.comparison.recipe_file import read_recipe, recipe_fields
-from neuclip_scale.config import PLACES, load_recipe
+from neuclip_scale.comparison.recipe_file import read_recipe
+from neuclip_scale.comparison.text import plain
+from neuclip_scale.config import PLACES, load_recipe, recipe_fields
 from neuclip_scale.run_folder import newest_checkpoint
 from neuclip_scale.studies.methods.plan import Run
 from neuclip_scale.studies.methods.settings import MethodsStudy
@@ -161,7 +162,7 @@ def _unusable(study: MethodsStudy, run: Run) -> str:
         trained, _ = read_recipe(config)
     except (OSError, ValueError) as error:
         return f"{config} cannot be read ({error}); remove {run.folder}"
-    asked = recipe_fields(load_recipe(study.recipe, _all_overrides(study, run)))
+    asked = plain(recipe_fields(load_recipe(study.recipe, _all_overrides(study, run))))
     others = [name for name, value in asked.items() if name not in PLACES and trained.fields.get(name) != value]
     different = ", ".join(sorted(others))
     return f"{run.folder} was trained with another {different}; remove it, or give another --output" if others else ""

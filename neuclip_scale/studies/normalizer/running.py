@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from neuclip_scale.comparison.recipe_file import recipe_fields
 from neuclip_scale.comparison.text import listed
-from neuclip_scale.config import ConfigError, load_recipe
+from neuclip_scale.config import ConfigError, load_recipe, recipe_fields
 from neuclip_scale.data.run_manifest import run_manifest
 from neuclip_scale.data.shards import expand_shards, split_sources
 from neuclip_scale.files import write_json
