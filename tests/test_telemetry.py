@@ -146,6 +146,8 @@ def test_git_revision_tells_a_changed_checkout(tmp_path: Path) -> None:
     assert clean["dirty"] is False
     (tmp_path / "file").write_text("b")
     assert git_revision(tmp_path) == {**clean, "dirty": True}
+    (tmp_path / ".git" / "index").write_text("damaged")
+    assert git_revision(tmp_path) == {**clean, "dirty": None}
 
 
 def test_throughput_is_of_the_window() -> None:

@@ -11,6 +11,7 @@ import tyro
 
 from neuclip_scale.audit.errors import UsageError
 from neuclip_scale.audit.mattering import Claim
+from neuclip_scale.config import launcher_words
 from neuclip_scale.queries.engines import EngineOptions
 
 
@@ -79,7 +80,7 @@ class AuditRequest:
     num_workers: int = 1
 
     def check(self) -> None:
-        """Raise `UsageError` for arguments that contradict each other."""
+        """Raise `UsageError` for arguments that contradict each other, `ConfigError` for a launcher not there."""
         self.thresholds.check()
         self.engine.check()
         if not self.downloads:
@@ -94,6 +95,8 @@ class AuditRequest:
             raise UsageError("--gain, --empirical: compare two downloads. Give --download twice.")
         if self.empirical and self.identity == "url":
             raise UsageError("--empirical: needs uids, and --identity url has none.")
+        if self.empirical:
+            launcher_words(self.empirical.launcher)
         if self.samples_seen is not None and self.samples_seen < 1:
             raise UsageError(f"--samples-seen {self.samples_seen}: give a positive number.")
         if self.output.exists() and not self.output.is_dir():

@@ -48,6 +48,8 @@ def code_notes(runs: Sequence[RunFolder]) -> list[str]:
         git = run.environment.get("git")
         if not isinstance(git, dict) or not git.get("commit"):
             notes.append(f"{run.label}: the commit is not recorded, only the version of the package.")
-        elif git.get("dirty"):
+        elif git.get("dirty") is None:
+            notes.append(f"{run.label}: whether it ran with uncommitted changes is not recorded.")
+        elif git["dirty"]:
             notes.append(f"{run.label}: ran with uncommitted changes, so its commit does not say what code ran.")
     return notes

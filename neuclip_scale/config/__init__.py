@@ -17,6 +17,7 @@ from neuclip_scale.config.checking import (
     unused_length,
 )
 from neuclip_scale.config.errors import ConfigError
+from neuclip_scale.config.launcher import launcher_words
 from neuclip_scale.config.neutral import NEUTRAL, PLACES, changes_training
 from neuclip_scale.config.reading import (
     dump_recipe,
@@ -67,6 +68,7 @@ __all__ = [
     "check_recipe",
     "dump_recipe",
     "flat_fields",
+    "launcher_words",
     "load_recipe",
     "local_batch_size",
     "matmul_precision",

@@ -173,13 +173,14 @@ NEUCLIPS = ("objective.", "optim.temperature_")
 
 def cost_section(results: Results, price: float) -> Section:
     """Wall-clock, device-hours, energy and money of the trainings."""
-    rows, totals, counted = [], [0.0, 0.0, 0.0], True
+    rows, totals, counted, lost = [], [0.0, 0.0, 0.0], True, 0.0
     for label, run in results.runs.items():
         if not run.summary:
             rows.append([label, *[NOT_RUN] * 5])
             continue
         hours, joules = run.summary["device_hours"], run.cost.get("energy_joules")
         seconds = run.summary["train_seconds"]
+        lost += run.cost.get("lost_device_hours", 0.0)
         counted = counted and joules is not None
         totals = [totals[0] + seconds, totals[1] + hours, totals[2] + (joules or 0.0)]
         rows.append(
@@ -194,8 +195,11 @@ def cost_section(results: Results, price: float) -> Section:
         "Training steps alone: not evaluation, checkpoints or the stages before. Runs side by side on one machine slow "
         "each other down."
     ]
+    if lost:
+        lines.append(f"Beside these, {lost:.3f} device-hours of steps were lost in kills and done again.")
     if price:
-        lines.append(f"At {price:g} a device-hour: {price * totals[1]:,.2f}.")
+        whole = ", lost ones included" if lost else ""
+        lines.append(f"At {price:g} a device-hour{whole}: {price * (totals[1] + lost):,.2f}.")
     header = ["run", "minutes", "device-hours", "energy, kWh", "energy is", "pairs/s"]
     return Section("Cost", lines, header, rows)
 

@@ -65,12 +65,13 @@ def package_versions() -> dict[str, str]:
 
 
 def git_revision(root: Path) -> dict[str, Any] | None:
-    """Commit of the checkout at `root`, and whether tracked files differ; None for an installed package."""
+    """Commit of the checkout at `root`, and whether tracked files differ (None: git could not say); None for an
+    installed package."""
     if not (root / ".git").exists():
         return None
     commit = _git(root, "rev-parse", "HEAD")
     changes = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return None if commit is None else {"commit": commit, "dirty": bool(changes)}
+    return None if commit is None else {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
 def _git(root: Path, *arguments: str) -> str | None:

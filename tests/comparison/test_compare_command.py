@@ -62,8 +62,13 @@ def test_comparable_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize(
     ("git", "is_known"),
-    [({"commit": "a" * 40, "dirty": False}, True), ({"commit": "a" * 40, "dirty": True}, False), (None, False)],
-    ids=["a commit", "uncommitted changes", "no commit"],
+    [
+        ({"commit": "a" * 40, "dirty": False}, True),
+        ({"commit": "a" * 40, "dirty": True}, False),
+        ({"commit": "a" * 40, "dirty": None}, False),
+        (None, False),
+    ],
+    ids=["a commit", "uncommitted changes", "git could not say", "no commit"],
 )
 def test_that_the_code_is_the_same_is_said_only_where_it_is_known(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], git: dict[str, Any] | None, is_known: bool

@@ -106,6 +106,15 @@ def test_data_and_cost_add_up(tmp_path: Path) -> None:
     assert row(cost, "siglip-seed0")[1:] == ["not run"] * 5
 
 
+def test_the_price_contains_what_kills_cost(tmp_path: Path) -> None:
+    found = results(tmp_path)
+    next(run for run in found.runs.values() if run.summary).cost["lost_device_hours"] = 0.5
+    cost = cost_section(found, price=3.0)
+    assert row(cost, "sum")[2] == "12.000"
+    assert "Beside these, 0.500 device-hours of steps were lost in kills and done again." in cost.paragraphs
+    assert "At 3 a device-hour, lost ones included: 37.50." in cost.paragraphs
+
+
 def test_a_filter_is_held_against_what_was_published_of_it(tmp_path: Path) -> None:
     def of(*filtered: str) -> Published:
         return published_of(changed(load_experiment("medium"), filter=filtered[0], filter_options=filtered[1:]))

@@ -45,6 +45,15 @@ def silent(text: str) -> None:
     """No report."""
 
 
+def test_a_launcher_that_cannot_be_started_is_told_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for launcher, told in (("torchrum -n 2", "torchrum is not an executable program here"), ("a 'b", "No closing")):
+        assert cli.main(words(study(tmp_path / "study", launcher=launcher))) == 2
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
 def folder_of(output: Path, arm: str, budget: str = "samples", seed: int = 0) -> Path:
     return output / "runs" / budget / arm / f"seed{seed}"
 
