@@ -87,6 +87,9 @@ train() {
 
 submit_chain() { # NODES SCRIPT ARGUMENTS...: one job, or NEUCLIP_CHAIN jobs, each after the one before
     local options=("--nodes=$1") length=${NEUCLIP_CHAIN:-1} after=()
+    if [[ -n ${NEUCLIP_TASKS_PER_NODE:-} ]]; then
+        options+=("--ntasks-per-node=$NEUCLIP_TASKS_PER_NODE" "--gpus-per-node=$NEUCLIP_TASKS_PER_NODE")
+    fi
     [[ $length =~ ^[1-9][0-9]*$ ]] || fail 2 "NEUCLIP_CHAIN '$length': give a number, 1 or more"
     shift
     if ((length > 1)); then

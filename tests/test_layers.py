@@ -74,11 +74,14 @@ WITHOUT_TORCH = (
     "config",
     "files",
     "heartbeat",
+    "html",
     "rank_logs",
     "run_attempts",
     "run_owner",
     "run_folder",
     "run_status",
+    "comparison",
+    "data.decoding",
     "data.manifest",
     "data.manifest_file",
     "data.shards",
@@ -87,6 +90,7 @@ WITHOUT_TORCH = (
     "queries",
     "subset",
     "downloading",
+    "hub",
 )
 
 

@@ -32,7 +32,7 @@ class ReportArguments:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; returns 0, 1 when a run is not finished, 2 for bad usage."""
+    """Run the command; returns 0, 1 when a run is not finished or not evaluated, 2 for bad usage."""
     arguments = tyro.cli(ReportArguments, args=argv, prog="neuclip report")
     if not arguments.runs:
         print("error: RUNS: give at least one run folder.", file=sys.stderr)
@@ -42,8 +42,8 @@ def main(argv: list[str]) -> int:
     for name, run in runs.items():
         path = run / "summary.json"
         summary = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        if summary.get("status") != "finished" or not summary.get("evaluation"):
-            print(f"error: {run}: not a finished, evaluated run. Train it to its end first.", file=sys.stderr)
+        if problem := _unfit(summary):
+            print(f"error: {run}: {problem}", file=sys.stderr)
             return 1
         summaries[name] = summary
     if len({tuple(summary["evaluation"]) for summary in summaries.values()}) > 1:
@@ -67,6 +67,15 @@ def main(argv: list[str]) -> int:
         console.print(f"  {path}", markup=False)
     console.print(f"curves: tensorboard --logdir {arguments.runs[0].parent}", markup=False)
     return 0
+
+
+def _unfit(summary: Mapping[str, Any]) -> str:
+    """Why a run has nothing to report, and what to do; empty where it has."""
+    if summary.get("status") != "finished":
+        return "not a finished run. Train it to its end first."
+    if not summary.get("evaluation"):
+        return "a finished run without an evaluation. Give its command again with --evaluation.data SETS."
+    return ""
 
 
 def named(runs: Sequence[Path]) -> dict[str, Path]:

@@ -221,6 +221,24 @@ def test_wrong_settings_are_rejected_before_the_queue(cluster: Cluster, data: Pa
     assert "8 pairs a step over 4 ranks" in checked[2]
 
 
+def test_nodes_of_four_gpus_are_asked_for_by_trainings_alone(
+    cluster: Cluster, data: Path, whole: Path, runs: Path
+) -> None:
+    """By one setting of the site, and not by jobs that need one GPU or none."""
+    (runs / "site.env").write_text(f"NEUCLIP_TASKS_PER_NODE=4\nNEUCLIP_SBATCH_OPTIONS=(--hold --output={runs}/log)\n")
+    scripts = {
+        "train_small.sh": (["--nodes", "1", *demo_scale(data, runs / "run")], "4", "gpu:4"),
+        "evaluate.sh": ([str(whole), "--data", str(data)], "1", "gpu:1"),
+        "audit.sh": (["--manifest", "list", "--download", "mine"], "1", ""),
+    }
+    for script, (arguments, tasks, gpus) in scripts.items():
+        job = cluster.run(SCRIPTS / script, *arguments, **environment(runs)).split("submitted: ")[1].split(";")[0]
+        asked = cluster.details(job.strip())
+        cluster.run("scancel", job.strip())
+        assert asked["NtasksPerN:B:S:C"].split(":")[0] == tasks, script
+        assert asked.get("TresPerNode", "").removeprefix("gres:").removeprefix("gres/") == gpus, script
+
+
 def test_a_job_with_wrong_settings_ends_with_2_before_anything_starts(cluster: Cluster, data: Path, runs: Path) -> None:
     job = sbatch(cluster, "train_small.sh", runs, *demo_scale(data, runs / "run", **{"data.num_streams": 3}))
     assert cluster.wait(job) == {job: "FAILED"}

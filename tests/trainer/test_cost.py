@@ -15,6 +15,7 @@ from test_resume import StoppedTrainer
 from trainer_helpers import arguments, neuclip_ranks, recipe
 
 from neuclip_scale.checkpoint import latest_checkpoint, load_all_ranks
+from neuclip_scale.commands import report
 from neuclip_scale.commands.report import costs, named, shares
 from neuclip_scale.cost import RunCost
 from neuclip_scale.telemetry.flops import CaptionTokens, count_encoder_flops, every_token_flops
@@ -213,3 +214,15 @@ def test_runs_of_one_name_are_told_apart_by_their_paths() -> None:
     assert named(runs) == {"demo": runs[0], "other": runs[1]}
     alike = (Path("a/demo"), Path("b/demo"))
     assert named(alike) == {"a/demo": alike[0], "b/demo": alike[1]}
+
+
+@pytest.mark.parametrize(
+    ("summary", "remedy"),
+    [({}, "Train it to its end"), ({"status": "stopped"}, "Train it"), ({"status": "finished"}, "--evaluation.data")],
+)
+def test_a_run_without_scores_is_told_what_it_lacks(
+    summary: dict[str, str], remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert report.main([str(tmp_path)]) == 1
+    assert remedy in capsys.readouterr().err
