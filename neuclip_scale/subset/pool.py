@@ -6,7 +6,7 @@ import glob
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from neuclip_scale.data.shards import storage
@@ -34,16 +34,23 @@ class MetadataFile:
         """Where it can be read."""
         return self.copy or Path(self.address)
 
+    @property
+    def embeddings_address(self) -> str:
+        """Path or address of the .npz beside it."""
+        if self.copy is None:
+            return str(self.local.with_suffix(".npz"))
+        place, mark, query = self.address.partition("?")
+        return place.removesuffix(".parquet") + ".npz" + mark + query
+
     @contextmanager
     def embeddings(self) -> Iterator[Path]:
         """The .npz beside it; a copy of a remote one is removed at the end of the block. Raises `StorageError`."""
         if self.copy is None:
-            yield self.local.with_suffix(".npz")
+            yield Path(self.embeddings_address)
             return
-        place, mark, query = self.address.partition("?")
         local = self.copy.with_suffix(".npz")
         try:
-            storage.fetch(place.removesuffix(".parquet") + ".npz" + mark + query, local)
+            storage.fetch(self.embeddings_address, local)
             yield local
         finally:
             local.unlink(missing_ok=True)
@@ -80,15 +87,20 @@ class Slice:
         return hashlib.blake2b(repr((self.file.fingerprint, self.groups)).encode(), digest_size=12).hexdigest()
 
 
-def find_files(metadata: str, copies: Path) -> list[MetadataFile]:
-    """The parquets of the pool in the order of their names; raises `SubsetError` where there is none."""
+def find_files(metadata: str, copies: Path, with_embeddings: bool = False) -> list[MetadataFile]:
+    """The parquets of the pool in the order of their names; raises `SubsetError` where there is none.
+
+    `with_embeddings`: their fingerprints change with the .npz beside them too.
+    """
     try:
         found = _remote(metadata, copies) if storage.is_remote(metadata) else _local(metadata)
     except (OSError, StorageError) as error:
         raise SubsetError(f"--metadata-dir {metadata}: {error}") from error
     if not found:
         raise SubsetError(f"--metadata-dir {metadata}: no .parquet there. Give the folder of the pool's metadata.")
-    return found
+    if not with_embeddings:
+        return found
+    return [replace(each, fingerprint=each.fingerprint + _embeddings_stamp(each)) for each in found]
 
 
 def _local(metadata: str) -> list[MetadataFile]:
@@ -105,6 +117,17 @@ def _local(metadata: str) -> list[MetadataFile]:
 def _stamp(path: Path, name: str) -> tuple[str | int, ...]:
     status = path.stat()
     return name, status.st_size, status.st_mtime_ns
+
+
+def _embeddings_stamp(file: MetadataFile) -> tuple[str | int, ...]:
+    """Nothing for an .npz that is not there: reading it tells that."""
+    try:
+        if file.copy is None:
+            return _stamp(Path(file.embeddings_address), "npz")
+        facts = storage.facts(file.embeddings_address)
+        return "npz", facts.num_bytes, facts.version
+    except (OSError, StorageError):
+        return ()
 
 
 def _remote(metadata: str, copies: Path) -> list[MetadataFile]:

@@ -122,6 +122,14 @@ def test_a_complete_result_is_kept_until_something_changes(pool: Path, found: li
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_fraction_of_no_row_is_told_again(tmp_path: Path) -> None:
+    write_pool(tmp_path / "pool", [[row_of(1), row_of(2)]])
+    for _ in range(2):
+        asked = "--name", "clip_score", "--arch", "l14", "--fraction", 0.3
+        assert run("--metadata_dir", tmp_path / "pool", "--save_path", tmp_path / "out.npy", "-j", 1, *asked) == 0
+        assert uids(tmp_path / "out.npy") == []
+
+
 def test_any_slices_and_processes_give_the_same_bytes(
     pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
