@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from neuclip_scale.comparison.text import printable
 from neuclip_scale.data.shards import storage
 from neuclip_scale.data.shards.storage import StorageError
 from neuclip_scale.subset.errors import DamagedFileError, SubsetError
@@ -111,7 +112,7 @@ def _local(metadata: str) -> list[MetadataFile]:
     else:
         paths = [path] if path.is_file() else map(Path, glob.glob(metadata, recursive=True))
         named = [(str(each), each) for each in paths if each.is_file()]
-    return [MetadataFile(str(each), name, _stamp(each, name)) for name, each in sorted(named)]
+    return [MetadataFile(str(each), printable(name), _stamp(each, name)) for name, each in sorted(named)]
 
 
 def _stamp(path: Path, name: str) -> tuple[str | int, ...]:
@@ -196,7 +197,7 @@ def _open(path: Path, file: MetadataFile, wanted: dict[str, bool]) -> OpenedFile
         with pq.ParquetFile(path) as parquet:
             schema, metadata = parquet.schema_arrow, parquet.metadata
             rows = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeEncodeError) as error:  # of a name that is not UTF-8
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedFileError(f"no whole parquet file ({reason})") from error
     if any(count < 0 for count in rows):

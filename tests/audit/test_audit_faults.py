@@ -102,6 +102,31 @@ def test_names_that_are_no_text(world: Path) -> None:
     assert (counts["in_tars"], counts["corrupt"], counts["orphaned"]) == (24, 2, 4)
 
 
+def test_files_whose_names_are_no_text(world: Path) -> None:
+    folder = os.fsencode(world) + b"/\xff"
+    os.rename(world / "d", folder)
+    for extension in (b".tar", b".parquet", b"_stats.json"):
+        os.rename(folder + b"/00001" + extension, folder + b"/\xfe" + extension)
+    assert audit(world, download="\udcff") == 1
+    (part,) = document(world)["downloads"]
+    assert part["counts"]["in_tars"] == 40
+    assert part["path"].endswith(r"/\udcff")
+    # No parquet can be opened there, which is told.
+    assert [row["shard"] for row in part["damaged_shards"]] == ["00000", r"\udcfe"]
+
+
+def test_keys_that_are_uids_are_told_by_the_json_too(world: Path) -> None:
+    (world / "d/00001.parquet").unlink()
+    with tarfile.open(world / "d/00001.tar", "w") as tar:
+        for number in range(20, 40):
+            for extension, data in (("jpg", b"picture"), ("json", json.dumps({"uid": uid_of(number)}).encode())):
+                info = tarfile.TarInfo(f"{uid_of(number)}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    assert audit(world) == 0
+    assert not any("known by their keys" in note for note in document(world)["notes"])
+
+
 def test_links_and_paths_in_a_tar_are_no_samples(world: Path) -> None:
     with tarfile.open(world / "d/00001.tar", "w") as tar:
         link = tarfile.TarInfo("000000001.jpg")
@@ -134,6 +159,16 @@ def test_a_list_that_cannot_be_used(world: Path, damage: str, capsys: pytest.Cap
     expected = {"cut": "Fetch it again", "columns": "neither a column uid nor url", "none": "no parquet"}
     assert audit(world) == 2
     assert expected.get(damage, "other columns") in capsys.readouterr().err
+
+
+def test_a_quotation_mark_that_is_never_closed(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f'{uid_of(n)},{url_of(n)},"caption, {n}"' for n in range(40)]
+    path = world / "list.csv"
+    path.write_text("\n".join(["uid,url,text", *rows]))
+    assert audit(world, "--manifest", path) == 0
+    path.write_text(path.read_text().replace('caption, 39"', "caption, 39"))
+    assert audit(world, "--manifest", path) == 2
+    assert f"{path} line 41: unexpected end of data. Close every quotation mark" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -120,6 +121,14 @@ def test_a_complete_result_is_kept_until_something_changes(pool: Path, found: li
     assert more["uid"] in uids(out)
     assert made.filters_digest == other.filters_digest
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_whose_name_is_no_text_is_listed(pool: Path, found: list[Row], tmp_path: Path) -> None:
+    os.rename(pool / "00001.parquet", os.fsencode(pool) + b"/\xff.parquet")
+    made = select(pool, tmp_path / "out.npy", ClipScoreFilter("l14", threshold=-1.0))
+    assert made.status == 1
+    assert [lost.file for lost in made.unreadable] == [r"\udcff.parquet"]
+    assert report(tmp_path / "out.npy")["unreadable"][0]["file"] == r"\udcff.parquet"
 
 
 def test_a_fraction_of_no_row_is_told_again(tmp_path: Path) -> None:
