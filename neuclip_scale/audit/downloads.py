@@ -25,12 +25,15 @@ File = Path | str
 
 
 def fingerprint_of(file: File) -> list[object]:
-    """Name, size, and time or version of a file: what changes when it does. Raises OSError, `StorageError`."""
+    """Name, size, and times or version of a file: what changes when it does. Raises OSError, `StorageError`.
+
+    The second time changes with the rights too, on which it hangs whether the file could be read.
+    """
     if isinstance(file, str):
         facts = storage.facts(file)
         return [file, facts.num_bytes, facts.version]
     status = file.stat()
-    return [str(file), status.st_size, status.st_mtime_ns]
+    return [str(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 @dataclass(frozen=True)

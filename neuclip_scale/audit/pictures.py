@@ -164,7 +164,7 @@ def _fingerprint(tar: Path) -> str:
         except OSError:
             found.append([])
         else:
-            found.append([str(path.absolute()), status.st_size, status.st_mtime_ns])
+            found.append([str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
     return hashlib.blake2b(json.dumps(found).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 

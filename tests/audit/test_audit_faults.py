@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -19,7 +20,9 @@ import pytest
 from audit_worlds import Shard, uid_of, url_of, write_download, write_published
 from s3_server import s3_bucket
 
+from neuclip_scale.audit import scanning
 from neuclip_scale.commands.audit import main
+from neuclip_scale.data.shards import ShardIndex, index_shard
 
 
 def audit(folder: Path, *more: object, download: str = "d") -> int:
@@ -100,6 +103,22 @@ def test_names_that_are_no_text(world: Path) -> None:
     assert audit(world) == 1
     counts = document(world)["counts"]
     assert (counts["in_tars"], counts["corrupt"], counts["orphaned"]) == (24, 2, 4)
+
+
+def test_a_shard_that_was_made_readable_is_read_anew(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tar = world / "d/00001.tar"
+
+    def refuse(path: Path) -> ShardIndex:
+        if path == tar:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return index_shard(path)
+
+    monkeypatch.setattr(scanning, "index_shard", refuse)  # root may read everything
+    assert audit(world) == 1
+    assert document(world)["downloads"][0]["damaged_shards"] == [{"shard": "00001", "fault": "tar: Permission denied"}]
+    monkeypatch.undo()
+    tar.chmod(0o444)
+    assert audit(world) == 0
 
 
 def test_files_whose_names_are_no_text(world: Path) -> None:
