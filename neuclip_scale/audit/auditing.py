@@ -74,7 +74,7 @@ class Audit:
         judged = self._judged(i)
         with self.stage("places"):
             places = self._places(i, judged, losses)
-        with self.stage("bias"):
+        with self.stage("bias"), self.engine.told():  # it asks the table's engine itself
             bias = measure_bias(judged.drop("url", DOMAIN) if DOMAIN in judged.columns else judged, KEPT)
         return {
             "name": read.download.name,

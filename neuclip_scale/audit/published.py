@@ -42,7 +42,8 @@ class PublishedList:
 
     def table(self, engine: Engine, identity: Identity) -> Any:
         """An Ibis table with `uid`, normal, and `url` and `text` where they are known, beside all other columns."""
-        table = engine.parquet(self.files)
+        # A column without fractions or with nulls is often written with another type.
+        table = engine.parquet(self.files, types_differ=len(self.files) > 1)
         names = {self.uid: "uid", self.url: "url", self.text: "text"}
         table = table.rename({new: old for old, new in names.items() if old and old != new})
         texts = {name: table[name].cast("string") for name in ("url", "text") if name in table.columns}

@@ -42,6 +42,8 @@ class EngineOptions:
 
     def check(self) -> None:
         """Raise `UsageError` for settings that are none."""
+        if self.num_threads < 0:
+            raise UsageError(f"--num-threads {self.num_threads}: give a number of threads, or 0 for every core.")
         wrong = [text for text in self.spark_conf if not text.partition("=")[2]]
         if wrong:
             raise UsageError(f"--spark-conf {wrong[0]!r}: give KEY=VALUE, as spark.sql.shuffle.partitions=2000.")
@@ -77,27 +79,31 @@ class Engine:
         self._backend.disconnect()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def parquet(self, files: Sequence[Path | str]) -> Any:
-        """An `ibis.Table` over parquet files of one schema."""
+    def parquet(self, files: Sequence[Path | str], *, types_differ: bool = False) -> Any:
+        """An `ibis.Table` over parquet files of one schema.
+
+        Where `types_differ`, a column's type is one that holds those of all files, as of whole and other numbers, which
+        takes reading every footer for each query; otherwise the first file's decide. Spark refuses such files.
+        """
         paths = [str(file) for file in files]
-        if self.name == "duckdb":
-            with self._told():
+        with self.told():
+            if self.name == "duckdb":
                 # A folder named key=value is no column of the files in it.
-                return self._backend.read_parquet(paths, hive_partitioning=False)
-        self._num_views += 1
-        name = f"neuclip_{self._num_views}"
-        # Ibis hands a list over as one path.
-        self._backend._session.read.parquet(*map(_literally, paths)).createOrReplaceTempView(name)
-        return self._backend.table(name)
+                return self._backend.read_parquet(paths, union_by_name=types_differ, hive_partitioning=False)
+            self._num_views += 1
+            name = f"neuclip_{self._num_views}"
+            # Ibis hands a list over as one path.
+            self._backend._session.read.parquet(*map(_literally, paths)).createOrReplaceTempView(name)
+            return self._backend.table(name)
 
     def rows(self, query: Any) -> list[dict[str, Any]]:
         """A small result, as dicts."""
-        with self._told():
+        with self.told():
             found: list[dict[str, Any]] = self._backend.to_pyarrow(query).to_pylist()
         return found
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def told(self) -> Iterator[None]:
         """Turn an error of the engine inside the block into one for people."""
         try:
             yield
@@ -105,6 +111,8 @@ class Engine:
             if type(error).__module__.partition(".")[0] not in ("_duckdb", "duckdb", "pyspark", "py4j", "ibis"):
                 raise
             first = str(error).strip().split("\n")[0][:300]
+            if "No space left" in first or "max_temp_directory_size" in str(error):
+                raise QueryError(f"{self.name}: {first}. Make room there, and run the same command again.") from error
             if "Out of Memory" in first:
                 raise QueryError(f"--memory-limit: {first}. Give more.") from error
             raise QueryError(f"{self.name}: {first}. Check the columns, or report this.") from error
@@ -117,7 +125,7 @@ class Engine:
         parts = self._scratch / f"{path.stem}.parts"
         shutil.rmtree(parts, ignore_errors=True)
         try:
-            with self._told():
+            with self.told():
                 if self.name == "duckdb":
                     parts.mkdir()
                     # Ibis' own to_parquet quotes a path as Python does, not as SQL.

@@ -14,13 +14,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from audit_worlds import Shard, uid_of, url_of, write_download, write_published
 from s3_server import s3_bucket
 
-from neuclip_scale.audit import scanning
+from neuclip_scale.audit import auditing, scanning
 from neuclip_scale.commands.audit import main
 from neuclip_scale.data.shards import ShardIndex, index_shard
 
@@ -195,6 +196,7 @@ def test_a_quotation_mark_that_is_never_closed(world: Path, capsys: pytest.Captu
     [
         (["--max-missing", "3"], "--max-missing 3.0: give a share"),
         (["--samples-seen", "0"], "--samples-seen 0"),
+        (["--num-threads", "-1"], "--num-threads -1: give a number of threads"),
         (["--memory-limit", "much"], "--memory-limit 'much'"),
         (["--spark-conf", "x"], "--spark-conf 'x'"),
         (["--subset-file", "/nowhere"], "--subset-file /nowhere: there is no such file"),
@@ -208,6 +210,35 @@ def test_a_quotation_mark_that_is_never_closed(world: Path, capsys: pytest.Captu
 def test_bad_usage(world: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert audit(world, *more) == 2
     assert message in capsys.readouterr().err
+
+
+def test_files_of_a_list_with_other_types(world: Path) -> None:
+    """As pandas writes a column that has no fraction in one file, and some in the next."""
+    rows = pq.read_table(world / "list.parquet")
+    (world / "list").mkdir()
+    parts = {"0": (rows.slice(0, 10), list(range(10))), "1": (rows.slice(10), [n / 4 for n in range(10, 40)])}
+    for name, (part, numbers) in parts.items():
+        pq.write_table(part.append_column("number", pa.array(numbers)), world / "list" / f"{name}.parquet")
+    for name in ("00001.tar", "00001.parquet"):
+        (world / "d" / name).unlink()
+    assert audit(world, "--manifest", world / "list") == 1
+    found = {each["column"]: each for each in document(world)["downloads"][0]["bias"]["numbers"]}
+    assert found["number"]["missing"]["mean"] == sum(n / 4 for n in range(20, 40)) / 20
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [("Out of Memory Error: 1 GiB", "Give more"), ("IO Error: No space left on device", "Make room there")],
+)
+def test_what_an_engine_lacks_is_told(
+    world: Path, reason: str, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise duckdb.Error(reason)
+
+    monkeypatch.setattr(auditing, "measure_bias", fail)
+    assert audit(world) == 2
+    assert f"{reason}. {remedy}" in capsys.readouterr().err
 
 
 def test_s3_is_the_same_as_a_folder(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
