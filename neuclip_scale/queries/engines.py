@@ -5,12 +5,13 @@ The queries themselves are written once, with Ibis.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -59,8 +60,7 @@ class Engine:
         """
         options.check()
         self.name = options.engine
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=folder))
+        scratch, self._lock = _new_scratch(folder)
         try:
             import_module("ibis")
             self._backend: Any = _duckdb(options, scratch) if options.engine == "duckdb" else _spark(options, scratch)
@@ -78,6 +78,7 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self._backend.disconnect()
         shutil.rmtree(self._scratch, ignore_errors=True)
+        os.close(self._lock)
 
     def parquet(self, files: Sequence[Path | str], *, types_differ: bool = False) -> Any:
         """An `ibis.Table` over parquet files of one schema.
@@ -141,6 +142,19 @@ class Engine:
             return _join(files, path)
         finally:
             shutil.rmtree(parts, ignore_errors=True)
+
+
+def _new_scratch(folder: Path) -> tuple[Path, int]:
+    """A new folder, and the descriptor of its lock, which ends with the process. Removes what killed processes left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".scratch-*"):
+        with suppress(OSError), open(left / "lock", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError where its process lives
+            shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=folder))
+    descriptor = os.open(scratch / "lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return scratch, descriptor
 
 
 def batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:

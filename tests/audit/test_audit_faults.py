@@ -24,6 +24,7 @@ from s3_server import s3_bucket
 from neuclip_scale.audit import auditing, scanning
 from neuclip_scale.commands.audit import main
 from neuclip_scale.data.shards import ShardIndex, index_shard
+from neuclip_scale.queries.engines import Engine, EngineOptions
 
 
 def audit(folder: Path, *more: object, download: str = "d") -> int:
@@ -285,6 +286,19 @@ def test_what_was_killed_goes_on_and_what_changed_is_read_anew(world: Path) -> N
     os.utime(world / "d/00000.tar", (1, 1))
     assert audit(world) == 1
     assert document(world)["counts"]["missing"] == 13
+
+
+def test_what_a_killed_engine_spilled_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    code = "import os, sys; from pathlib import Path; from neuclip_scale.queries.engines import *; "
+    code += "engine = Engine(EngineOptions(), Path(sys.argv[1])); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
+    (killed,) = tmp_path.glob(".scratch-*")
+    with Engine(EngineOptions(), tmp_path):
+        (living,) = tmp_path.glob(".scratch-*")
+        assert living != killed
+        with Engine(EngineOptions(), tmp_path):
+            assert living.exists()
+    assert not list(tmp_path.glob(".scratch-*"))
 
 
 def test_unreadable_parquets_leave_open_who_was_attempted(world: Path) -> None:
