@@ -129,7 +129,8 @@ def _scanned(jobs: Sequence[_Job], num_workers: int) -> Iterator[PictureShard]:
     rest = []
     for job in jobs:
         saved = _saved(job.target)
-        if saved is not None and saved["fingerprint"] == _fingerprint(job.tar):
+        is_read = saved is not None and (saved["shard"]["num_samples"] or not saved["shard"]["fault"])
+        if saved is not None and is_read and saved["fingerprint"] == _fingerprint(job.tar):
             yield PictureShard(**saved["shard"])
         else:
             rest.append(job)

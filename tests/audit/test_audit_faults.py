@@ -21,7 +21,7 @@ import pytest
 from audit_worlds import Shard, uid_of, url_of, write_download, write_published
 from s3_server import s3_bucket
 
-from neuclip_scale.audit import auditing, scanning
+from neuclip_scale.audit import auditing, pictures, scanning
 from neuclip_scale.commands.audit import main
 from neuclip_scale.data.shards import ShardIndex, index_shard
 from neuclip_scale.queries.engines import Engine, EngineOptions
@@ -121,6 +121,20 @@ def test_a_shard_that_was_made_readable_is_read_anew(world: Path, monkeypatch: p
     monkeypatch.undo()
     tar.chmod(0o444)
     assert audit(world) == 0
+
+
+def test_a_tar_that_fails_while_pictures_are_decoded(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(path: Path) -> ShardIndex:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(pictures, "index_shard", fail)
+    assert audit(world, "--deep") == 2
+    assert "--deep: 00000.tar: Input/output error. Mend that" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert audit(world, "--deep") == 1
+    assert document(world)["counts"]["corrupt"] == 40  # these tars hold words
 
 
 def test_files_whose_names_are_no_text(world: Path) -> None:
