@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -107,12 +108,24 @@ def find_files(metadata: str, copies: Path, with_embeddings: bool = False) -> li
 def _local(metadata: str) -> list[MetadataFile]:
     path = Path(metadata)
     if path.is_dir():
-        below = (each for each in path.rglob("*.parquet") if not each.name.startswith(".") and each.is_file())
-        named = [(each.relative_to(path).as_posix(), each) for each in below]
+        named = [(each.relative_to(path).as_posix(), each) for each in _below(path)]
     else:
         paths = [path] if path.is_file() else map(Path, glob.glob(metadata, recursive=True))
         named = [(str(each), each) for each in paths if each.is_file()]
     return [MetadataFile(str(each), printable(name), _stamp(each, name)) for name, each in sorted(named)]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Parquets in a folder and all below it; behind links too, which `Path.rglob` passes over, each folder once."""
+    met: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in met:
+            folders.clear()
+            continue
+        met.add(os.path.realpath(place))
+        folders.sort()
+        found = (Path(place, name) for name in names if name.endswith(".parquet") and not name.startswith("."))
+        yield from (each for each in found if each.is_file())
 
 
 def _stamp(path: Path, name: str) -> tuple[str | int, ...]:

@@ -131,6 +131,14 @@ def test_a_file_whose_name_is_no_text_is_listed(pool: Path, found: list[Row], tm
     assert report(tmp_path / "out.npy")["unreadable"][0]["file"] == r"\udcff.parquet"
 
 
+def test_folders_behind_links_are_part_of_a_pool(tmp_path: Path) -> None:
+    write_pool(tmp_path / "pool", [[row_of(1)]])
+    write_pool(tmp_path / "elsewhere", [[row_of(2)]])
+    (tmp_path / "pool" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "pool")
+    assert select(tmp_path / "pool", tmp_path / "out.npy").num_rows == 2
+
+
 def test_a_fraction_of_no_row_is_told_again(tmp_path: Path) -> None:
     write_pool(tmp_path / "pool", [[row_of(1), row_of(2)]])
     for _ in range(2):
