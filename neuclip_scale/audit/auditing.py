@@ -26,6 +26,7 @@ from neuclip_scale.audit.reading import Progress, ReadDownload, decode_pictures,
 from neuclip_scale.audit.reasons import REASONS
 from neuclip_scale.audit.request import AuditRequest
 from neuclip_scale.audit.trained import TrainedRun
+from neuclip_scale.comparison.text import printable
 from neuclip_scale.queries.engines import Engine
 
 
@@ -73,11 +74,11 @@ class Audit:
         judged = self._judged(i)
         with self.stage("places"):
             places = self._places(i, judged, losses)
-        with self.stage("bias"):
+        with self.stage("bias"), self.engine.told():  # it asks the table's engine itself
             bias = measure_bias(judged.drop("url", DOMAIN) if DOMAIN in judged.columns else judged, KEPT)
         return {
             "name": read.download.name,
-            "path": str(read.download.path),
+            "path": printable(str(read.download.path)),
             "shards": len(read.shards),
             "fingerprint": read.fingerprint,
             "tars": sum(shard.tar is not None for shard in read.download.shards),

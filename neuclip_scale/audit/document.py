@@ -11,6 +11,7 @@ from neuclip_scale.audit.auditing import Audit
 from neuclip_scale.audit.findings import findings_of_download, findings_of_pair
 from neuclip_scale.audit.mattering import effect_of
 from neuclip_scale.audit.membership import CLASSES
+from neuclip_scale.comparison.text import printable
 from neuclip_scale.data.required_audit import FORMAT, digest_of
 
 
@@ -29,10 +30,10 @@ def build_document(audit: Audit) -> dict[str, Any]:
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "engine": request.engine.engine,
         "inputs": {
-            "manifest": request.manifest,
-            "downloads": {download.name: str(download.path) for download in inputs.downloads},
-            "runs": {run.name: str(run.path) for run in inputs.runs},
-            "subset_file": str(request.subset_file) if request.subset_file else None,
+            "manifest": printable(request.manifest),
+            "downloads": {download.name: printable(str(download.path)) for download in inputs.downloads},
+            "runs": {run.name: printable(str(run.path)) for run in inputs.runs},
+            "subset_file": printable(str(request.subset_file)) if request.subset_file else None,
         },
         "identity": inputs.identity,
         "columns": list(inputs.published.columns),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from neuclip_scale.audit.errors import AuditError, UsageError
+from neuclip_scale.comparison.text import printable
 from neuclip_scale.data.manifest import Manifest, ManifestError
 from neuclip_scale.data.shards import storage
 
@@ -24,12 +25,15 @@ File = Path | str
 
 
 def fingerprint_of(file: File) -> list[object]:
-    """Name, size, and time or version of a file: what changes when it does. Raises OSError, `StorageError`."""
+    """Name, size, and times or version of a file: what changes when it does. Raises OSError, `StorageError`.
+
+    The second time changes with the rights too, on which it hangs whether the file could be read.
+    """
     if isinstance(file, str):
         facts = storage.facts(file)
         return [file, facts.num_bytes, facts.version]
     status = file.stat()
-    return [str(file), status.st_size, status.st_mtime_ns]
+    return [str(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class DownloadedShard:
     """The files of one shard; None for one that is not there."""
 
     name: str
-    """`00000`, what the files' names have in common."""
+    """`00000`, what the files' names have in common; printable."""
     tar: File | None = None
     parquet: File | None = None
     stats: File | None = None
@@ -155,7 +159,7 @@ def _grouped(named: Mapping[str, File], folder: File) -> tuple[DownloadedShard, 
             files.setdefault(name.removesuffix(_STATS), {})["stats"] = file
         elif extension in ("tar", "parquet") and stem != "manifest":
             files.setdefault(stem, {})[extension] = file
-    shards = tuple(DownloadedShard(name, **kinds) for name, kinds in sorted(files.items()))
+    shards = tuple(DownloadedShard(printable(name), **kinds) for name, kinds in sorted(files.items()))
     if not any(shard.tar or shard.parquet for shard in shards):
         raise AuditError(
             f"--download {folder}: holds neither .tar nor .parquet. Give the folder of the shards themselves."
@@ -174,9 +178,10 @@ def _of_manifest(path: Path) -> tuple[DownloadedShard, ...]:
         if not tar.is_file():
             raise AuditError(f"--download {path}: {tar} is not there. Give a folder, or index what is there anew.")
         beside = {"parquet": tar.with_suffix(".parquet"), "stats": tar.with_name(tar.stem + _STATS)}
-        shards.append(DownloadedShard(tar.stem, tar, **{kind: file for kind, file in beside.items() if file.is_file()}))
+        there = {kind: file for kind, file in beside.items() if file.is_file()}
+        shards.append(DownloadedShard(printable(tar.stem), tar, **there))
     names = [shard.name for shard in shards]
     if len(set(names)) < len(names):
         # Sets joined from several folders: the folder tells their shards apart.
-        shards = [replace(shard, name=str(Path(str(shard.tar)).with_suffix(""))) for shard in shards]
+        shards = [replace(shard, name=printable(str(Path(str(shard.tar)).with_suffix("")))) for shard in shards]
     return tuple(shards)

@@ -127,7 +127,8 @@ def judge_gain(
     if not math.isfinite(gain) or (samples_seen is not None and samples_seen < 1):
         raise ValueError(f"gain = {gain}, samples_seen = {samples_seen}: give points, and samples from 1 up")
     noise, noise_words = _noise(gain, metric, first_scores, second_scores, assumptions)
-    better, worse = (downloads.first, downloads.second) if gain >= 0 else (downloads.second, downloads.first)
+    sides = downloads.first, downloads.second
+    better, worse = sides if math.copysign(1, gain) > 0 else sides[::-1]  # -0.0 is a gain of the second's
     slope = _given(assumptions.points_per_doubling, points_per_doubling, metric)
     # A run that ends before its first pass does has seen as many distinct pairs as any other.
     seen = [count if samples_seen is None else min(count, samples_seen) for count in (better, worse)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +23,8 @@ Report = Callable[[str], None]
 
 
 def join_pools(downloads: Sequence[Download], folder: Path) -> Path:
-    """A folder of links to the shards of all downloads, which `neuclip reshard` takes for one pool."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A folder of links to the shards of all downloads, and no others, which `neuclip reshard` takes for one pool."""
+    links: dict[Path, Path] = {}
     for download in downloads:
         for shard in download.shards:
             for file in (shard.tar, shard.parquet):
@@ -31,9 +32,17 @@ def join_pools(downloads: Sequence[Download], folder: Path) -> Path:
                     continue
                 if isinstance(file, str):
                     raise EmpiricalError(f"--empirical: {file} is remote. Copy the download first.")
-                link = folder / f"{download.name}-{file.name}"
-                if shard.tar and not link.is_symlink():
-                    link.symlink_to(file.resolve())
+                if shard.tar:
+                    # Not the file's name: a manifest may name shards of several folders, called alike.
+                    stem = shard.name.replace(os.sep, "_")
+                    links[folder / f"{download.name}-{stem}{file.suffix}"] = file.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    for link in folder.iterdir():
+        if link.is_symlink() and links.get(link) != link.readlink():
+            link.unlink()
+    for link, file in links.items():
+        if not link.is_symlink():
+            link.symlink_to(file)
     return folder
 
 

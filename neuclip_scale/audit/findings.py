@@ -84,7 +84,7 @@ def notes_on(part: Mapping[str, Any], unidentified: int) -> Iterator[str]:
     if part["known_by_key"]:
         yield (
             f"{part['name']}: {samples(part['known_by_key'])} known by their keys only, for neither json nor parquet "
-            "tells more: they are on no list, and count as orphaned."
+            "tells more: they count as orphaned unless the list has the keys as uids."
         )
     if unidentified:
         yield f"{part['name']}: {unidentified:,} row(s) of its parquets have no uid or url, and are left out."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +72,7 @@ def open_inputs(request: AuditRequest, cache: Path) -> Inputs:
         "deep" if request.deep else "",
         *(f"{d.name} {shard.fingerprint}" for d in downloads for shard in d.shards),
     ]
-    parts += [json.dumps([run.manifest.fingerprint, run.positions]) for run in runs]
+    parts += [run.fingerprint for run in runs]
     if request.subset_file:
         parts.append(_stamp(request.subset_file))
     digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
@@ -144,7 +143,7 @@ def _parquet_has_uid(shard: DownloadedShard) -> bool | None:
                 return False
             first = next(parquet.iter_batches(1 << 14, columns=["uid"]), None)
             return None if first is None or not len(first) else first.column(0).null_count < len(first)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeEncodeError):
         return None
 
 

@@ -58,11 +58,10 @@ def effect_of(pair: Pair, claim: Claim) -> dict[str, Any] | None:
     points = claim.points
     # With no claim, the side with more pairs is the one whose gain its data could explain.
     gain = points if points is not None else (0.0 if first >= second else -0.0)
-    ordered = (first, second) if points is not None or first >= second else (second, first)
     try:
         effect = judge_gain(
             gain,
-            Downloads(first=ordered[0], second=ordered[1], common=pair.common),
+            Downloads(first=first, second=second, common=pair.common),
             metric=claim.metric,
             samples_seen=pair.samples_seen,
             first_scores=claim.first_scores,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -303,7 +304,8 @@ def _lists(document: Mapping[str, Any]) -> Section:
     for part in document["downloads"]:
         name = "common" if document["identity"] == "uid" else f"common_in_{part['name']}"
         if name in document["lists"] and part["tars"]:
-            code.append(f"neuclip reshard -i {part['path']} -o fair-{part['name']} -s lists/{name}.parquet")
+            pool = shlex.quote(part["path"])
+            code.append(f"neuclip reshard -i {pool} -o fair-{part['name']} -s lists/{name}.parquet")
     if "common" in document["lists"]:
         words.append("common is the subset on which the downloads can be compared fairly.")
     return Section(

@@ -129,7 +129,8 @@ def _scanned(jobs: Sequence[_Job], num_workers: int) -> Iterator[PictureShard]:
     rest = []
     for job in jobs:
         saved = _saved(job.target)
-        if saved is not None and saved["fingerprint"] == _fingerprint(job.tar):
+        is_read = saved is not None and (saved["shard"]["num_samples"] or not saved["shard"]["fault"])
+        if saved is not None and is_read and saved["fingerprint"] == _fingerprint(job.tar):
             yield PictureShard(**saved["shard"])
         else:
             rest.append(job)
@@ -164,7 +165,7 @@ def _fingerprint(tar: Path) -> str:
         except OSError:
             found.append([])
         else:
-            found.append([str(path.absolute()), status.st_size, status.st_mtime_ns])
+            found.append([str(path.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
     return hashlib.blake2b(json.dumps(found).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 

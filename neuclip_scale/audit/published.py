@@ -14,6 +14,7 @@ from typing import IO, Any
 from neuclip_scale.audit.downloads import File, below, fingerprint_of
 from neuclip_scale.audit.errors import AuditError
 from neuclip_scale.audit.identity import Identity, url_uids
+from neuclip_scale.comparison.text import printable
 from neuclip_scale.data.shards import storage
 from neuclip_scale.data.shards.storage import StorageError
 from neuclip_scale.files import atomic_file
@@ -41,7 +42,8 @@ class PublishedList:
 
     def table(self, engine: Engine, identity: Identity) -> Any:
         """An Ibis table with `uid`, normal, and `url` and `text` where they are known, beside all other columns."""
-        table = engine.parquet(self.files)
+        # A column without fractions or with nulls is often written with another type.
+        table = engine.parquet(self.files, types_differ=len(self.files) > 1)
         names = {self.uid: "uid", self.url: "url", self.text: "text"}
         table = table.rename({new: old for old, new in names.items() if old and old != new})
         texts = {name: table[name].cast("string") for name in ("url", "text") if name in table.columns}
@@ -130,9 +132,11 @@ def _columns(files: list[Path]) -> tuple[str, ...]:
     for file in files:
         try:
             names = tuple(pq.read_schema(file).names)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeEncodeError) as error:
             reason = str(error).splitlines()[0]
-            raise AuditError(f"--manifest: {file} is no whole parquet file ({reason}). Fetch it again.") from error
+            raise AuditError(
+                f"--manifest: {printable(str(file))} is no whole parquet file ({reason}). Fetch it again."
+            ) from error
         first = first or names
         if set(names) != set(first):
             odd = sorted(set(names) ^ set(first))
@@ -164,7 +168,7 @@ def _convert(files: list[Path], target: Path) -> None:
 def _text_rows(path: Path) -> Iterator[dict[str, list[str]]]:
     """Columns of a table, some rows at a time. Where no first line names them they are told by their contents."""
     with open(path, encoding="utf-8-sig", errors="replace", newline="\n") as stream:
-        rows = _split(stream, "," if path.suffix == ".csv" else "\t")
+        rows = _split(stream, path)
         first = next(rows, None)
         if first is None:
             return
@@ -182,12 +186,17 @@ def _text_rows(path: Path) -> Iterator[dict[str, list[str]]]:
             yield dict(zip(names, map(list, zip(*block, strict=True)), strict=True))
 
 
-def _split(stream: IO[str], separator: str) -> Iterator[list[str]]:
-    if separator == "\t":  # the published ones quote nothing, and captions have quotation marks
+def _split(stream: IO[str], path: Path) -> Iterator[list[str]]:
+    if path.suffix != ".csv":  # published .tsv quote nothing, and captions have quotation marks
         yield from (line.rstrip("\r\n").split("\t") for line in stream if line.strip())
-    else:
-        csv.field_size_limit(1 << 24)
-        yield from (row for row in csv.reader(stream) if row)
+        return
+    csv.field_size_limit(1 << 24)
+    reader = csv.reader(stream, strict=True)  # else a mark that is never closed makes one caption of all that follows
+    try:
+        yield from (row for row in reader if row)
+    except csv.Error as error:
+        told = f"{path} line {reader.line_num}: {error}"
+        raise AuditError(f"--manifest: {told}. Close every quotation mark, or write a .tsv, which has none.") from error
 
 
 def _guess(first: list[str], path: Path) -> list[str]:

@@ -130,7 +130,10 @@ def tell_resolver_failures(downloads: list[ReadDownload], engine: Engine, path: 
 def decode_pictures(
     read: ReadDownload, engine: Engine, cache: Path, num_workers: int, progress: Progress
 ) -> ReadDownload:
-    """The same with the looks of its pictures, and with those that cannot be decoded among the faults."""
+    """The same with the looks of its pictures, and with those that cannot be decoded among the faults.
+
+    Raises `AuditError` for a tar that can no longer be read as it was.
+    """
     contents, done = read.contents, 0
     if contents is None:
         return read
@@ -143,7 +146,13 @@ def decode_pictures(
         done += 1
         progress(f"decoding {read.download.name}", done, len(tars))
 
-    pictures = engine.parquet(scan_pictures(tars, cache, num_workers, count).files)
+    scan = scan_pictures(tars, cache, num_workers, count)
+    num_samples = {shard.name: shard.num_samples for shard in read.shards}
+    for shard in scan.shards:
+        if shard.num_samples != num_samples[shard.name]:  # else pictures that nobody decoded would count as good
+            what = shard.fault or "it changed since it was read"
+            raise AuditError(f"--deep: {shard.name}.tar: {what}. Mend that and run the same command again: it goes on.")
+    pictures = engine.parquet(scan.files)
     place = ["shard", "position"]
     looks = changes.looks(pictures.drop("uid").inner_join(contents.select("uid", *place), place))
     joined = contents.left_join(pictures.select(*place, seen="fault"), place)

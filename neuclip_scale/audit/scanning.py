@@ -16,6 +16,7 @@ from neuclip_scale.audit.downloads import MAX_STATS_BYTES, DownloadedShard, File
 from neuclip_scale.audit.identity import Identity, url_uid
 from neuclip_scale.audit.reasons import reason_of
 from neuclip_scale.audit.sample_json import Record, read_record, sayable
+from neuclip_scale.comparison.text import printable
 from neuclip_scale.data.shards import MAX_MEMBER_BYTES, ShardIndex, index_shard
 from neuclip_scale.data.shards.index import HOLDS_NO_SAMPLE
 from neuclip_scale.files import atomic_file, write_json
@@ -24,7 +25,7 @@ from neuclip_scale.reshard.images import IMAGE_EXTENSIONS
 
 ATTEMPT_COLUMNS = ("uid", "url", "key", "status", "error_message", "sha256")
 CONTENT_COLUMNS = ("uid", "own", "key", "fault", "sha256")
-FORMAT = 2
+FORMAT = 3
 """Of what is kept of a shard; raise it whenever the same files would give other rows."""
 
 _ROWS_AT_ONCE = 1 << 16
@@ -110,7 +111,7 @@ class ScanJob:
                 "attempts", stem, _attempts(shard, self.identity), (*ATTEMPT_COLUMNS, "host", "reason")
             ), ""
         except (pa.ArrowException, UnreadableError) as error:
-            return None, f"{Path(shard.parquet).name}: {str(error).splitlines()[0]}"
+            return None, printable(f"{Path(shard.parquet).name}: {str(error).splitlines()[0]}")
 
     def _read_contents(self, shard: DownloadedShard, stem: str, uids: _ParquetUids) -> tuple[int, int, int, str]:
         assert shard.tar is not None
@@ -125,8 +126,7 @@ class ScanJob:
         columns |= {"shard": [shard.name] * len(rows), "position": list(range(len(rows)))}
         self._write("contents", stem, iter([columns]), CONTENT_COLUMNS)
         fault = "" if index.fault == HOLDS_NO_SAMPLE else index.fault  # so is the tar of a shard of which nothing came
-        by_key = sum(uid == key for uid, key in zip(columns["uid"], columns["key"], strict=True))
-        return len(rows), sum(each is not None for each in columns["fault"]), by_key, fault
+        return len(rows), sum(each is not None for each in columns["fault"]), sum(row[-1] for row in rows), fault
 
     def _write(self, kind: str, stem: str, parts: Iterator[dict[str, list[Any]]], texts: Sequence[str]) -> int:
         """Write rows; returns how many. Nothing stays of them when reading fails."""
@@ -174,7 +174,7 @@ def _columns(path: File | None, names: Sequence[str], needed: Sequence[str]) -> 
 
     try:
         parquet = pq.ParquetFile(path)
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:  # pyarrow takes no name that is not UTF-8
         raise UnreadableError(str(error)) from error
     with parquet:
         there = parquet.schema_arrow.names
@@ -249,8 +249,8 @@ class _ParquetUids:
         return self._by_key
 
 
-Sample = tuple[str, str, str, str | None, str | None]
-"""Uid, own uid, key, fault, sha256 of the original bytes."""
+Sample = tuple[str, str, str, str | None, str | None, bool]
+"""Uid, own uid, key, fault, sha256 of the original bytes, whether only the key tells which sample it is."""
 
 
 def _samples(path: File, index: ShardIndex, identity: Identity, uids: _ParquetUids) -> Iterator[Sample]:
@@ -265,10 +265,10 @@ def _samples(path: File, index: ShardIndex, identity: Identity, uids: _ParquetUi
                     record = read_record(stream.fileno(), span)
                 except ValueError as error:
                     fault = f"its json cannot be read ({error})"
-            told = _identity_of(record, identity)
-            uid = told or sayable(uids.of(key) or key)
+            told = _identity_of(record, identity) or uids.of(key)
+            uid = sayable(told or key)
             own = uid if identity == "uid" else record.uid or sayable(uids.own_of(key) or key)
-            yield uid, own, sayable(key), fault and sayable(fault), record.sha256
+            yield uid, own, sayable(key), fault and sayable(fault), record.sha256, not told
 
 
 def _identity_of(record: Record, identity: Identity) -> str | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from neuclip_scale.audit.errors import AuditError
+from neuclip_scale.comparison.text import printable
 from neuclip_scale.config import ConfigError, Recipe, load_recipe
 from neuclip_scale.data.manifest import Manifest, ManifestError
 from neuclip_scale.data.mixing import create_order
@@ -45,6 +47,12 @@ class TrainedRun:
     def tars(self) -> set[str]:
         """Real paths of its shards."""
         return {os.path.realpath(shard.path) for shard in self.manifest.shards}
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with all that decides what `write` writes."""
+        decides = [self.positions, self.recipe.seed, asdict(self.recipe.data), sorted(set(self._skipped()))]
+        return json.dumps([self.manifest.fingerprint, *decides], default=str)
 
     def write(self, path: Path) -> None:
         """Write a parquet with `shard`, `position` and `times` of every sample that was seen and could be used."""
@@ -96,4 +104,4 @@ def read_run(path: Path, taken: Sequence[str] = ()) -> TrainedRun:
 
 
 def _stem(address: str) -> str:
-    return storage.base_name(address).removesuffix(".tar")
+    return printable(storage.base_name(address).removesuffix(".tar"))

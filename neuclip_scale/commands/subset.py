@@ -148,7 +148,7 @@ def _filters(arguments: SubsetArguments) -> tuple[Filter, ...]:
         found.append(TextFilter(arguments.wordnet, arguments.synsets, _names(arguments.names)))
     if any(name in _WITH_PICTURES for name in names):
         if arguments.centroids is None:
-            raise UsageError("image_based: give --centroids, a [k, d] .npy. docs/data.md says where they come from.")
+            raise UsageError("image_based: give --centroids, a [k, d] .npy. docs/subset.md says where they come from.")
         files = arguments.centroids, arguments.target_embeddings, arguments.clusters
         found += [CaptionFilter(), ImageFilter(*files, arguments.embedding_key, arguments.device)]
     is_asked = any(name in _WITH_ENGLISH for name in names) if arguments.english == "auto" else None

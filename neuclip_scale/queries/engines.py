@@ -5,12 +5,13 @@ The queries themselves are written once, with Ibis.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -42,6 +43,8 @@ class EngineOptions:
 
     def check(self) -> None:
         """Raise `UsageError` for settings that are none."""
+        if self.num_threads < 0:
+            raise UsageError(f"--num-threads {self.num_threads}: give a number of threads, or 0 for every core.")
         wrong = [text for text in self.spark_conf if not text.partition("=")[2]]
         if wrong:
             raise UsageError(f"--spark-conf {wrong[0]!r}: give KEY=VALUE, as spark.sql.shuffle.partitions=2000.")
@@ -57,8 +60,7 @@ class Engine:
         """
         options.check()
         self.name = options.engine
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=folder))
+        scratch, self._lock = _new_scratch(folder)
         try:
             import_module("ibis")
             self._backend: Any = _duckdb(options, scratch) if options.engine == "duckdb" else _spark(options, scratch)
@@ -76,28 +78,33 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self._backend.disconnect()
         shutil.rmtree(self._scratch, ignore_errors=True)
+        os.close(self._lock)
 
-    def parquet(self, files: Sequence[Path | str]) -> Any:
-        """An `ibis.Table` over parquet files of one schema."""
+    def parquet(self, files: Sequence[Path | str], *, types_differ: bool = False) -> Any:
+        """An `ibis.Table` over parquet files of one schema.
+
+        Where `types_differ`, a column's type is one that holds those of all files, as of whole and other numbers, which
+        takes reading every footer for each query; otherwise the first file's decide. Spark refuses such files.
+        """
         paths = [str(file) for file in files]
-        if self.name == "duckdb":
-            with self._told():
+        with self.told():
+            if self.name == "duckdb":
                 # A folder named key=value is no column of the files in it.
-                return self._backend.read_parquet(paths, hive_partitioning=False)
-        self._num_views += 1
-        name = f"neuclip_{self._num_views}"
-        # Ibis hands a list over as one path.
-        self._backend._session.read.parquet(*map(_literally, paths)).createOrReplaceTempView(name)
-        return self._backend.table(name)
+                return self._backend.read_parquet(paths, union_by_name=types_differ, hive_partitioning=False)
+            self._num_views += 1
+            name = f"neuclip_{self._num_views}"
+            # Ibis hands a list over as one path.
+            self._backend._session.read.parquet(*map(_literally, paths)).createOrReplaceTempView(name)
+            return self._backend.table(name)
 
     def rows(self, query: Any) -> list[dict[str, Any]]:
         """A small result, as dicts."""
-        with self._told():
+        with self.told():
             found: list[dict[str, Any]] = self._backend.to_pyarrow(query).to_pylist()
         return found
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def told(self) -> Iterator[None]:
         """Turn an error of the engine inside the block into one for people."""
         try:
             yield
@@ -105,6 +112,8 @@ class Engine:
             if type(error).__module__.partition(".")[0] not in ("_duckdb", "duckdb", "pyspark", "py4j", "ibis"):
                 raise
             first = str(error).strip().split("\n")[0][:300]
+            if "No space left" in first or "max_temp_directory_size" in str(error):
+                raise QueryError(f"{self.name}: {first}. Make room there, and run the same command again.") from error
             if "Out of Memory" in first:
                 raise QueryError(f"--memory-limit: {first}. Give more.") from error
             raise QueryError(f"{self.name}: {first}. Check the columns, or report this.") from error
@@ -117,7 +126,7 @@ class Engine:
         parts = self._scratch / f"{path.stem}.parts"
         shutil.rmtree(parts, ignore_errors=True)
         try:
-            with self._told():
+            with self.told():
                 if self.name == "duckdb":
                     parts.mkdir()
                     # Ibis' own to_parquet quotes a path as Python does, not as SQL.
@@ -133,6 +142,19 @@ class Engine:
             return _join(files, path)
         finally:
             shutil.rmtree(parts, ignore_errors=True)
+
+
+def _new_scratch(folder: Path) -> tuple[Path, int]:
+    """A new folder, and the descriptor of its lock, which ends with the process. Removes what killed processes left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".scratch-*"):
+        with suppress(OSError), open(left / "lock", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError where its process lives
+            shutil.rmtree(left, ignore_errors=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=folder))
+    descriptor = os.open(scratch / "lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return scratch, descriptor
 
 
 def batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:

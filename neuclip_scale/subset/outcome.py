@@ -81,12 +81,15 @@ def read_report(report: Path, path: Path) -> Subset | None:
         if document.pop("format") != _FORMAT:
             return None
         document.pop("status")
-        filters = [
-            FilterOutcome(**{**each, "cut": each["cut"] and Cut(**each["cut"])}) for each in document.pop("filters")
-        ]
+        filters = [FilterOutcome(**{**each, "cut": _cut(each["cut"])}) for each in document.pop("filters")]
         unreadable = [Unreadable(**each) for each in document.pop("unreadable")]
         unusable = tuple(document.pop("unusable"))
         parts = {"filters": tuple(filters), "unreadable": tuple(unreadable), "unusable": unusable}
         return Subset(**{**document, **parts, "path": path, "was_there": True})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _cut(told: dict[str, Any] | None) -> Cut | None:
+    """JSON has no infinite threshold, which a fraction of no row has: it stands there as a text."""
+    return Cut(**{**told, "threshold": float(told["threshold"])}) if told else None

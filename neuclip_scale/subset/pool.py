@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from neuclip_scale.comparison.text import printable
 from neuclip_scale.data.shards import storage
 from neuclip_scale.data.shards.storage import StorageError
 from neuclip_scale.subset.errors import DamagedFileError, SubsetError
@@ -34,16 +36,23 @@ class MetadataFile:
         """Where it can be read."""
         return self.copy or Path(self.address)
 
+    @property
+    def embeddings_address(self) -> str:
+        """Path or address of the .npz beside it."""
+        if self.copy is None:
+            return str(self.local.with_suffix(".npz"))
+        place, mark, query = self.address.partition("?")
+        return place.removesuffix(".parquet") + ".npz" + mark + query
+
     @contextmanager
     def embeddings(self) -> Iterator[Path]:
         """The .npz beside it; a copy of a remote one is removed at the end of the block. Raises `StorageError`."""
         if self.copy is None:
-            yield self.local.with_suffix(".npz")
+            yield Path(self.embeddings_address)
             return
-        place, mark, query = self.address.partition("?")
         local = self.copy.with_suffix(".npz")
         try:
-            storage.fetch(place.removesuffix(".parquet") + ".npz" + mark + query, local)
+            storage.fetch(self.embeddings_address, local)
             yield local
         finally:
             local.unlink(missing_ok=True)
@@ -80,31 +89,59 @@ class Slice:
         return hashlib.blake2b(repr((self.file.fingerprint, self.groups)).encode(), digest_size=12).hexdigest()
 
 
-def find_files(metadata: str, copies: Path) -> list[MetadataFile]:
-    """The parquets of the pool in the order of their names; raises `SubsetError` where there is none."""
+def find_files(metadata: str, copies: Path, with_embeddings: bool = False) -> list[MetadataFile]:
+    """The parquets of the pool in the order of their names; raises `SubsetError` where there is none.
+
+    `with_embeddings`: their fingerprints change with the .npz beside them too.
+    """
     try:
         found = _remote(metadata, copies) if storage.is_remote(metadata) else _local(metadata)
     except (OSError, StorageError) as error:
         raise SubsetError(f"--metadata-dir {metadata}: {error}") from error
     if not found:
         raise SubsetError(f"--metadata-dir {metadata}: no .parquet there. Give the folder of the pool's metadata.")
-    return found
+    if not with_embeddings:
+        return found
+    return [replace(each, fingerprint=each.fingerprint + _embeddings_stamp(each)) for each in found]
 
 
 def _local(metadata: str) -> list[MetadataFile]:
     path = Path(metadata)
     if path.is_dir():
-        below = (each for each in path.rglob("*.parquet") if not each.name.startswith(".") and each.is_file())
-        named = [(each.relative_to(path).as_posix(), each) for each in below]
+        named = [(each.relative_to(path).as_posix(), each) for each in _below(path)]
     else:
         paths = [path] if path.is_file() else map(Path, glob.glob(metadata, recursive=True))
         named = [(str(each), each) for each in paths if each.is_file()]
-    return [MetadataFile(str(each), name, _stamp(each, name)) for name, each in sorted(named)]
+    return [MetadataFile(str(each), printable(name), _stamp(each, name)) for name, each in sorted(named)]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Parquets in a folder and all below it; behind links too, which `Path.rglob` passes over, each folder once."""
+    met: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in met:
+            folders.clear()
+            continue
+        met.add(os.path.realpath(place))
+        folders.sort()
+        found = (Path(place, name) for name in names if name.endswith(".parquet") and not name.startswith("."))
+        yield from (each for each in found if each.is_file())
 
 
 def _stamp(path: Path, name: str) -> tuple[str | int, ...]:
     status = path.stat()
     return name, status.st_size, status.st_mtime_ns
+
+
+def _embeddings_stamp(file: MetadataFile) -> tuple[str | int, ...]:
+    """Nothing for an .npz that is not there: reading it tells that."""
+    try:
+        if file.copy is None:
+            return _stamp(Path(file.embeddings_address), "npz")
+        facts = storage.facts(file.embeddings_address)
+        return "npz", facts.num_bytes, facts.version
+    except (OSError, StorageError):
+        return ()
 
 
 def _remote(metadata: str, copies: Path) -> list[MetadataFile]:
@@ -173,7 +210,7 @@ def _open(path: Path, file: MetadataFile, wanted: dict[str, bool]) -> OpenedFile
         with pq.ParquetFile(path) as parquet:
             schema, metadata = parquet.schema_arrow, parquet.metadata
             rows = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeEncodeError) as error:  # of a name that is not UTF-8
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedFileError(f"no whole parquet file ({reason})") from error
     if any(count < 0 for count in rows):

@@ -61,7 +61,7 @@ class _Selection:
 
     def run(self) -> Subset:
         request = self._request
-        files = find_files(request.metadata, self._work / "copies")
+        files = find_files(request.metadata, self._work / "copies", request.needs_embeddings)
         filters = filters_digest(self._filters, self._model)
         digest = selection_digest(filters, request.columns, files)
         there = read_report(request.report, request.output)

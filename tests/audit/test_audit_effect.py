@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from neuclip_scale.audit.effect import Assumptions, Downloads, effective_pairs, judge_gain, noise_limit
 from neuclip_scale.audit.effect_sources import largest_filter_gain, points_per_doubling, points_per_share
+from neuclip_scale.audit.mattering import Claim, effect_of
+from neuclip_scale.audit.pairs import Pair
 
 CC12M = Downloads(first=9_187_328, second=8_059_642, common=8_059_642)
 SEEN = 33 * 9_187_328
@@ -99,6 +101,17 @@ def test_bounds_are_ordered_and_sides_can_be_swapped(gain: float, both: Download
         other = judge_gain(-gain, swapped, samples_seen=seen)
         assert (other.verdict, other.selection) == (found.verdict, pytest.approx(found.selection))
         assert other.quantity == pytest.approx(found.quantity)
+
+
+def test_without_a_claim_numbers_stay_with_their_download() -> None:
+    smaller = Pair("a", "b", common=30, only_first=0, only_second=5, jaccard=30 / 35, unequal_share=1 / 7)
+    larger = Pair("b", "a", common=30, only_first=5, only_second=0, jaccard=30 / 35, unequal_share=1 / 7)
+    found, other = effect_of(smaller, Claim()), effect_of(larger, Claim())
+    assert found
+    assert other
+    assert found["downloads"] == {"first": 30, "second": 35, "common": 30}
+    assert other["downloads"] == {"first": 35, "second": 30, "common": 30}
+    assert found["quantity"] == other["quantity"] > 0
 
 
 @given(downloads(), st.floats(0, 30), st.floats(0, 30))

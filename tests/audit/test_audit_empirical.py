@@ -12,15 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from audit_worlds import Shard, write_download
 from evaluation_helpers import held_out
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuclip_scale.audit.empirical import EmpiricalCheck, run_check
+from neuclip_scale.audit.downloads import find_download
+from neuclip_scale.audit.empirical import EmpiricalCheck, join_pools, run_check
 from neuclip_scale.audit.empirical_arms import Arms, EmpiricalError, plan_arms
 from neuclip_scale.audit.empirical_summary import prediction_limits, summarise
 from neuclip_scale.audit.request import EmpiricalOptions
 from neuclip_scale.commands.audit import main
+from neuclip_scale.data.manifest import build_manifest
 from neuclip_scale.data.synthetic import write_synthetic_shards
 from neuclip_scale.files import json_ready
 
@@ -94,6 +97,17 @@ def test_the_comparison_by_hand() -> None:
 
 
 @pytest.mark.slow
+def test_the_pool_links_to_every_shard_of_the_downloads_and_to_no_other(tmp_path: Path) -> None:
+    for name in "abc":
+        write_download(tmp_path / name, [Shard([(1, None)], [(1, None)])])
+    build_manifest([str(tmp_path / name / "00000.tar") for name in "ab"]).save(tmp_path / "both.json")
+    tars = []
+    for download in (f"x={tmp_path}/both.json", f"x={tmp_path}/c"):
+        pool = join_pools([find_download(download)], tmp_path / "pool")
+        tars.append({str(tar.resolve().relative_to(tmp_path)) for tar in pool.glob("*.tar")})
+    assert tars == [{"a/00000.tar", "b/00000.tar"}, {"c/00000.tar"}]
+
+
 def test_an_audit_trains_compares_and_keeps_what_is_finished(tmp_path: Path) -> None:
     pool, part, output = tmp_path / "whole", tmp_path / "part", tmp_path / "out"
     write_synthetic_shards(pool, num_samples=40, samples_per_shard=20, image_size=40, seed=1)

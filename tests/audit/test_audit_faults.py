@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -13,13 +14,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from audit_worlds import Shard, uid_of, url_of, write_download, write_published
 from s3_server import s3_bucket
 
+from neuclip_scale.audit import auditing, pictures, scanning
 from neuclip_scale.commands.audit import main
+from neuclip_scale.data.shards import ShardIndex, index_shard
+from neuclip_scale.queries.engines import Engine, EngineOptions
 
 
 def audit(folder: Path, *more: object, download: str = "d") -> int:
@@ -102,6 +107,61 @@ def test_names_that_are_no_text(world: Path) -> None:
     assert (counts["in_tars"], counts["corrupt"], counts["orphaned"]) == (24, 2, 4)
 
 
+def test_a_shard_that_was_made_readable_is_read_anew(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tar = world / "d/00001.tar"
+
+    def refuse(path: Path) -> ShardIndex:
+        if path == tar:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return index_shard(path)
+
+    monkeypatch.setattr(scanning, "index_shard", refuse)  # root may read everything
+    assert audit(world) == 1
+    assert document(world)["downloads"][0]["damaged_shards"] == [{"shard": "00001", "fault": "tar: Permission denied"}]
+    monkeypatch.undo()
+    tar.chmod(0o444)
+    assert audit(world) == 0
+
+
+def test_a_tar_that_fails_while_pictures_are_decoded(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(path: Path) -> ShardIndex:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(pictures, "index_shard", fail)
+    assert audit(world, "--deep") == 2
+    assert "--deep: 00000.tar: Input/output error. Mend that" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert audit(world, "--deep") == 1
+    assert document(world)["counts"]["corrupt"] == 40  # these tars hold words
+
+
+def test_files_whose_names_are_no_text(world: Path) -> None:
+    folder = os.fsencode(world) + b"/\xff"
+    os.rename(world / "d", folder)
+    for extension in (b".tar", b".parquet", b"_stats.json"):
+        os.rename(folder + b"/00001" + extension, folder + b"/\xfe" + extension)
+    assert audit(world, download="\udcff") == 1
+    (part,) = document(world)["downloads"]
+    assert part["counts"]["in_tars"] == 40
+    assert part["path"].endswith(r"/\udcff")
+    # No parquet can be opened there, which is told.
+    assert [row["shard"] for row in part["damaged_shards"]] == ["00000", r"\udcfe"]
+
+
+def test_keys_that_are_uids_are_told_by_the_json_too(world: Path) -> None:
+    (world / "d/00001.parquet").unlink()
+    with tarfile.open(world / "d/00001.tar", "w") as tar:
+        for number in range(20, 40):
+            for extension, data in (("jpg", b"picture"), ("json", json.dumps({"uid": uid_of(number)}).encode())):
+                info = tarfile.TarInfo(f"{uid_of(number)}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    assert audit(world) == 0
+    assert not any("known by their keys" in note for note in document(world)["notes"])
+
+
 def test_links_and_paths_in_a_tar_are_no_samples(world: Path) -> None:
     with tarfile.open(world / "d/00001.tar", "w") as tar:
         link = tarfile.TarInfo("000000001.jpg")
@@ -136,11 +196,22 @@ def test_a_list_that_cannot_be_used(world: Path, damage: str, capsys: pytest.Cap
     assert expected.get(damage, "other columns") in capsys.readouterr().err
 
 
+def test_a_quotation_mark_that_is_never_closed(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f'{uid_of(n)},{url_of(n)},"caption, {n}"' for n in range(40)]
+    path = world / "list.csv"
+    path.write_text("\n".join(["uid,url,text", *rows]))
+    assert audit(world, "--manifest", path) == 0
+    path.write_text(path.read_text().replace('caption, 39"', "caption, 39"))
+    assert audit(world, "--manifest", path) == 2
+    assert f"{path} line 41: unexpected end of data. Close every quotation mark" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--max-missing", "3"], "--max-missing 3.0: give a share"),
         (["--samples-seen", "0"], "--samples-seen 0"),
+        (["--num-threads", "-1"], "--num-threads -1: give a number of threads"),
         (["--memory-limit", "much"], "--memory-limit 'much'"),
         (["--spark-conf", "x"], "--spark-conf 'x'"),
         (["--subset-file", "/nowhere"], "--subset-file /nowhere: there is no such file"),
@@ -154,6 +225,35 @@ def test_a_list_that_cannot_be_used(world: Path, damage: str, capsys: pytest.Cap
 def test_bad_usage(world: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert audit(world, *more) == 2
     assert message in capsys.readouterr().err
+
+
+def test_files_of_a_list_with_other_types(world: Path) -> None:
+    """As pandas writes a column that has no fraction in one file, and some in the next."""
+    rows = pq.read_table(world / "list.parquet")
+    (world / "list").mkdir()
+    parts = {"0": (rows.slice(0, 10), list(range(10))), "1": (rows.slice(10), [n / 4 for n in range(10, 40)])}
+    for name, (part, numbers) in parts.items():
+        pq.write_table(part.append_column("number", pa.array(numbers)), world / "list" / f"{name}.parquet")
+    for name in ("00001.tar", "00001.parquet"):
+        (world / "d" / name).unlink()
+    assert audit(world, "--manifest", world / "list") == 1
+    found = {each["column"]: each for each in document(world)["downloads"][0]["bias"]["numbers"]}
+    assert found["number"]["missing"]["mean"] == sum(n / 4 for n in range(20, 40)) / 20
+
+
+@pytest.mark.parametrize(
+    ("reason", "remedy"),
+    [("Out of Memory Error: 1 GiB", "Give more"), ("IO Error: No space left on device", "Make room there")],
+)
+def test_what_an_engine_lacks_is_told(
+    world: Path, reason: str, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise duckdb.Error(reason)
+
+    monkeypatch.setattr(auditing, "measure_bias", fail)
+    assert audit(world) == 2
+    assert f"{reason}. {remedy}" in capsys.readouterr().err
 
 
 def test_s3_is_the_same_as_a_folder(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,6 +300,19 @@ def test_what_was_killed_goes_on_and_what_changed_is_read_anew(world: Path) -> N
     os.utime(world / "d/00000.tar", (1, 1))
     assert audit(world) == 1
     assert document(world)["counts"]["missing"] == 13
+
+
+def test_what_a_killed_engine_spilled_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    code = "import os, sys; from pathlib import Path; from neuclip_scale.queries.engines import *; "
+    code += "engine = Engine(EngineOptions(), Path(sys.argv[1])); os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
+    (killed,) = tmp_path.glob(".scratch-*")
+    with Engine(EngineOptions(), tmp_path):
+        (living,) = tmp_path.glob(".scratch-*")
+        assert living != killed
+        with Engine(EngineOptions(), tmp_path):
+            assert living.exists()
+    assert not list(tmp_path.glob(".scratch-*"))
 
 
 def test_unreadable_parquets_leave_open_who_was_attempted(world: Path) -> None:

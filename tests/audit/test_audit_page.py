@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 
@@ -67,3 +68,14 @@ def test_the_document_counts_what_is_listed(tmp_path: Path) -> None:
     document = json.loads((output / "audit.json").read_bytes())
     for name, rows in document["lists"].items():
         assert pq.read_metadata(output / "lists" / f"{name}.parquet").num_rows == rows
+
+
+def test_commands_to_copy_hold_for_any_path(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"uid": [uid_of(1)]}), tmp_path / "list.parquet")
+    for name in ("a b", "c"):
+        write_download(tmp_path / name, [Shard([(1, None)], [(1, None)])])
+    downloads = [part for name in ("a b", "c") for part in ("--download", f"{tmp_path}/{name}")]
+    main(["--manifest", f"{tmp_path}/list.parquet", *downloads, "--output", f"{tmp_path}/out", "-j", "1"])
+    page = html.unescape((tmp_path / "out/audit.html").read_text())
+    assert f"neuclip reshard -i '{tmp_path}/a b' -o fair-a-b -s lists/common.parquet" in page
+    assert f"neuclip reshard -i {tmp_path}/c -o fair-c" in page

@@ -111,6 +111,21 @@ def test_without_a_summary_positions_follow_from_the_samples_seen(trained: Path)
         (trained / "summary.json").rename(trained / "run/summary.json")
 
 
+def test_a_run_of_another_order_is_not_taken_for_the_one_before(trained: Path, tmp_path: Path) -> None:
+    """Both saw as many samples of the same shards, and the cache of the first audit is there."""
+    shutil.copytree(trained / "run", tmp_path / "run")
+    config = tmp_path / "run/config.yaml"
+    seed = load_recipe(config).seed
+    config.write_text(config.read_text().replace(f"\nseed: {seed}\n", f"\nseed: {seed + 1}\n"))
+    assert load_recipe(config).seed == seed + 1
+    arguments = ["--manifest", trained / "list.parquet", "--download", trained / "d", "--output", tmp_path / "out"]
+    seen = []
+    for run in (trained, tmp_path):
+        main([*map(str, [*arguments, "--run", run / "run"]), "-j", "1"])
+        seen.append(pq.read_table(tmp_path / "out/lists/trained_run.parquet")["uid"].to_pylist())
+    assert seen[0] != seen[1]
+
+
 def test_a_run_on_other_data_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_synthetic_shards(tmp_path / "d", num_samples=9, samples_per_shard=9, image_size=40, seed=1)
     arguments = ["--manifest", trained / "list.parquet", "--download", tmp_path / "d", "--run", trained / "run"]

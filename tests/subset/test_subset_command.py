@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -120,6 +121,30 @@ def test_a_complete_result_is_kept_until_something_changes(pool: Path, found: li
     assert more["uid"] in uids(out)
     assert made.filters_digest == other.filters_digest
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_whose_name_is_no_text_is_listed(pool: Path, found: list[Row], tmp_path: Path) -> None:
+    os.rename(pool / "00001.parquet", os.fsencode(pool) + b"/\xff.parquet")
+    made = select(pool, tmp_path / "out.npy", ClipScoreFilter("l14", threshold=-1.0))
+    assert made.status == 1
+    assert [lost.file for lost in made.unreadable] == [r"\udcff.parquet"]
+    assert report(tmp_path / "out.npy")["unreadable"][0]["file"] == r"\udcff.parquet"
+
+
+def test_folders_behind_links_are_part_of_a_pool(tmp_path: Path) -> None:
+    write_pool(tmp_path / "pool", [[row_of(1)]])
+    write_pool(tmp_path / "elsewhere", [[row_of(2)]])
+    (tmp_path / "pool" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "pool")
+    assert select(tmp_path / "pool", tmp_path / "out.npy").num_rows == 2
+
+
+def test_a_fraction_of_no_row_is_told_again(tmp_path: Path) -> None:
+    write_pool(tmp_path / "pool", [[row_of(1), row_of(2)]])
+    for _ in range(2):
+        asked = "--name", "clip_score", "--arch", "l14", "--fraction", 0.3
+        assert run("--metadata_dir", tmp_path / "pool", "--save_path", tmp_path / "out.npy", "-j", 1, *asked) == 0
+        assert uids(tmp_path / "out.npy") == []
 
 
 def test_any_slices_and_processes_give_the_same_bytes(

@@ -68,6 +68,19 @@ def test_clusters_are_those_of_one_matrix(
     assert uids(folder / "number.npy") == uids(folder / "image.npy")
 
 
+def test_other_embeddings_are_another_selection(pool: tuple[Path, list[Row], np.ndarray]) -> None:
+    folder, found, features = pool
+    (folder / "clusters.txt").write_text("2")
+    each = ImageFilter(folder / "centroids.npy", clusters=folder / "clusters.txt", device="cpu")
+    assert not select(folder / "pool", folder / "out.npy", each).was_there
+    assert select(folder / "pool", folder / "out.npy", each).was_there
+    cluster = nearest(features[::-1], np.load(folder / "centroids.npy"))
+    np.savez(folder / "pool" / "00000.npz", l14_img=features[::-1][:50])
+    np.savez(folder / "pool" / "00001.npz", l14_img=features[::-1][50:])
+    assert not select(folder / "pool", folder / "out.npy", each).was_there
+    assert uids(folder / "out.npy") == sorted(row["uid"] for row, own in zip(found, cluster) if own == 2)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 9), st.integers(1, 20), st.integers(1, 7), st.integers(0, 99))
 def test_nearest_rows_by_tiles(count: int, num_rows: int, tile_size: int, seed: int) -> None:
