@@ -65,7 +65,7 @@ class Trainer:
         self.config = config
         # The hang watch, which names the rank that hangs, comes before the process group's own end.
         patience = max(30.0, config.train.hang_timeout_seconds / 60 + 5)
-        self.device = distributed.initialize(config.engine.device, patience)
+        self.device = distributed.initialize(config.engine.device, patience, config.engine.fsdp.cpu_offload)
         set_matmul_precision(config.train, self.device)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         check_recipe(config, self.world_size)
