@@ -53,11 +53,12 @@ def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
     return Launch(0, 1, 0, "single")
 
 
-def initialize(device: str = "auto", timeout_minutes: float = 30.0) -> torch.device:
+def initialize(device: str = "auto", timeout_minutes: float = 30.0, host_tensors: bool = False) -> torch.device:
     """Join the process group the launcher describes (collective) and return this rank's device.
 
-    `device` is auto, cpu or cuda. Uses NCCL for GPUs and gloo for CPUs. Raises ConfigError if cuda is asked for
-    and absent, or if there are more ranks than GPUs on this node.
+    `device` is auto, cpu or cuda. Uses NCCL for GPUs and gloo for CPUs; with `host_tensors` a GPU's group takes tensors
+    in the host's memory too. Raises ConfigError if cuda is asked for and absent, or if there are more ranks than GPUs
+    on this node.
     """
     launch = read_launch()
     if device == "cuda" and not torch.cuda.is_available():
@@ -82,7 +83,7 @@ def initialize(device: str = "auto", timeout_minutes: float = 30.0) -> torch.dev
         if launch.launcher == "srun":
             _export_rendezvous(launch)
         dist.init_process_group(
-            "nccl" if use_cuda else "gloo",
+            _backend(where, host_tensors=host_tensors),
             rank=launch.rank,
             world_size=launch.world_size,
             timeout=timedelta(minutes=timeout_minutes),
@@ -91,12 +92,19 @@ def initialize(device: str = "auto", timeout_minutes: float = 30.0) -> torch.dev
     return where
 
 
-def ensure_process_group(device: torch.device) -> None:
+def ensure_process_group(device: torch.device, *, host_tensors: bool = False) -> None:
     """Give a single process a group of its own: sharding libraries want one. No communication."""
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = _backend(device, host_tensors=host_tensors)
         index = device if device.type == "cuda" else None
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=index)
+
+
+def _backend(device: torch.device, *, host_tensors: bool) -> str:
+    """In torch's words. NCCL knows GPUs' memory alone: a norm or a parameter of what FSDP2 offloads needs gloo."""
+    if device.type != "cuda":
+        return "gloo"
+    return "cpu:gloo,cuda:nccl" if host_tensors else "nccl"
 
 
 def _export_rendezvous(launch: Launch) -> None:

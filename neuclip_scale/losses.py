@@ -5,6 +5,9 @@
 
 Inside a process group the loss is over all ranks' pairs; gradients are scaled for a trainer that AVERAGES them over
 ranks (DDP, FSDP, DeepSpeed), as open_clip's `ClipLoss(local_loss=True, gather_with_grad=True)` are.
+
+`loss.state_dict()` holds what it has learned. Of a u table, temperatures and a queue each rank has a part, so with
+those every rank saves and loads its own.
 """
 
 from __future__ import annotations
@@ -96,6 +99,32 @@ class ContrastiveLoss(nn.Module):
         super().__init__()
         self.objective, self.exchange = objective, exchange
         self._rows: Tensor | None = None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What this rank alone has, and which rank it is: trainers save by `state_dict`, often on one rank (no
+        communication).
+        """
+        return {**self._layout(), "rank_state": self.objective.rank_state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `get_extra_state`, on the same rank of as many; on any number if a single process saved. Raises
+        ValueError for another rank's part.
+        """
+        if state["world_size"] == 1 or not state["rank_state"]:
+            self.objective.load_rank_states([state["rank_state"]])
+            return
+        there, here = ({key: each[key] for key in ("rank", "world_size")} for each in (state, self._layout()))
+        if there != here:
+            raise ValueError(
+                f"state_dict: the part of rank {there['rank']} of {there['world_size']}, loaded on rank {here['rank']} "
+                f"of {here['world_size']}. Let every rank save and load the loss's state_dict, on as many ranks."
+            )
+        for name, own in self.objective.rank_state().items():
+            own.copy_(state["rank_state"][name])
+
+    @staticmethod
+    def _layout() -> dict[str, int]:
+        return {"rank": distributed.rank(), "world_size": distributed.world_size()}
 
     def forward(
         self,

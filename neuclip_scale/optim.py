@@ -48,7 +48,7 @@ def parameter_groups(model: CLIP, section: OptimConfig) -> list[dict[str, Any]]:
 
 
 def create_optimizer(model: CLIP, section: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer `section.name` over `parameter_groups`; raises `ConfigError` for an unknown one."""
+    """The optimizer `section.name` over `parameter_groups`; raises `ConfigError` for one that cannot be used."""
     groups = parameter_groups(model, section)
     if section.name == "adamw":
         # One pass over memory, and no look at the step counts by the host: a quarter of the time, on a CPU too.
@@ -63,6 +63,10 @@ def create_optimizer(model: CLIP, section: OptimConfig) -> torch.optim.Optimizer
             "optim.name", section.name, "what it keeps are lists, which no checkpoint here holds", "Choose another."
         )
     info = library.get_optimizer_info(section.name)
+    if info.second_order:
+        raise ConfigError(
+            "optim.name", section.name, "it needs second derivatives, which no engine here makes", "Choose another."
+        )
     options: dict[str, Any] = {}
     if info.has_betas and info.num_betas == 2:
         options["betas"] = section.betas
@@ -70,9 +74,13 @@ def create_optimizer(model: CLIP, section: OptimConfig) -> torch.optim.Optimizer
         options["eps"] = section.eps
     if info.has_momentum:
         options["momentum"] = section.momentum
-    made: torch.optim.Optimizer = library.create_optimizer_v2(
-        groups, section.name, lr=section.learning_rate, weight_decay=0.0, filter_bias_and_bn=False, **options
-    )
+    try:
+        made: torch.optim.Optimizer = library.create_optimizer_v2(
+            groups, section.name, lr=section.learning_rate, weight_decay=0.0, filter_bias_and_bn=False, **options
+        )
+    except (AssertionError, ImportError) as error:  # of a third library, apex or bitsandbytes, which timm asks for
+        problem = f"it cannot be made here ({error})"
+        raise ConfigError("optim.name", section.name, problem, "Choose another; adamw is fused as it is.") from error
     return made
 
 

@@ -19,7 +19,7 @@ from neuclip_scale.config import (
     micro_batch_size,
     num_micro_batches,
     num_steps,
-    unused_length,
+    warnings_at_start,
 )
 from neuclip_scale.cost import PackedTokens, StepArithmetic
 from neuclip_scale.data.batch import Batch
@@ -65,7 +65,7 @@ class Trainer:
         self.config = config
         # The hang watch, which names the rank that hangs, comes before the process group's own end.
         patience = max(30.0, config.train.hang_timeout_seconds / 60 + 5)
-        self.device = distributed.initialize(config.engine.device, patience)
+        self.device = distributed.initialize(config.engine.device, patience, config.engine.fsdp.cpu_offload)
         set_matmul_precision(config.train, self.device)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         check_recipe(config, self.world_size)
@@ -158,7 +158,7 @@ class Trainer:
                 first = f"first {faulty[0].path}: {faulty[0].fault}"
                 logger.message(f"{len(faulty)} damaged shard(s), listed in {skips.path.parent}; {first}")
             beyond = out_of_reach(config.objective, self.manifest.num_samples, config.train.global_batch_size)
-            for warning in filter(None, (beyond, unused_length(config.train), state.change_told)):
+            for warning in filter(None, (beyond, *warnings_at_start(config, self.num_steps), state.change_told)):
                 logger.message(f"warning: {warning}")
             self._catch_up(logger)
             self._run_steps(skips, logger, stop)

@@ -327,6 +327,9 @@ def test_another_model_or_objective_is_refused() -> None:
     assert "compile" not in str(caught.value)
     check_compatible(saved, parse(Recipe, {"objective": {"tile_size": 7}, "train": {"num_steps": 5}}))
     check_compatible(saved, parse(Recipe, {"objective": {"npn": {"cuda_graphs": True}}}))
+    with pytest.raises(ConfigError, match=r"optim\.name \('adamw' there, 'lion' here\)"):
+        check_compatible(saved, parse(Recipe, {"optim": {"name": "lion"}}))  # would take AdamW's moments for its own
+    check_compatible(saved, parse(Recipe, {"optim": {"learning_rate": 1e-4, "betas": [0.8, 0.9]}}))
 
 
 def save_on_two_ranks(rank: int, folder: Path) -> None:

@@ -21,6 +21,7 @@ from neuclip_scale.config import (
     parse,
     recipe_names,
     schema,
+    warnings_at_start,
 )
 
 
@@ -254,9 +255,34 @@ def test_what_cannot_be_run(overrides: dict[str, Any], world_size: int, field: s
     assert hint in message(error)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ({}, []),
+        ({"optim__warmup_steps": 599}, []),
+        ({"optim__warmup_steps": 600}, ["optim.warmup_steps = 600 is as long as the run of 600 steps"]),
+        ({"optim__schedule": "cooldown", "optim__cooldown_steps": 100}, []),
+        ({"optim__schedule": "cooldown", "optim__cooldown_steps": 101}, ["optim.cooldown_steps = 101 begins before"]),
+        ({"evaluation__every_steps": 5, "evaluation__data": "sets"}, []),
+        ({"evaluation__every_steps": 5}, ["evaluation.every_steps does not count"]),
+        ({"evaluation__at_samples": [9]}, ["evaluation.at_samples does not count"]),
+        ({"train__epochs": 2.0}, ["train.epochs = 2 does not count"]),
+    ],
+)
+def test_what_is_said_at_the_start(overrides: dict[str, Any], told: list[str]) -> None:
+    found = warnings_at_start(recipe(**overrides), num_steps=600)
+    assert len(found) == len(told)
+    assert all(warning.startswith(beginning) for warning, beginning in zip(found, told, strict=True))
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 def test_the_default_runs_on_every_divisor_of_its_streams(world_size: int) -> None:
     check_recipe(recipe(), world_size)
+
+
+def test_a_seed_of_nanoseconds_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"seed = 1764306000123456789.*below 2\^32"):
+        check_recipe(parse(Recipe, {"seed": 1764306000123456789, "train": {"num_steps": 10}}))
 
 
 def test_nothing_after_the_sign_is_the_empty_text() -> None:

@@ -90,9 +90,17 @@ def test_what_an_optimizer_keeps_comes_back_to_the_bit(name: str) -> None:
         assert torch.equal(one, other)
 
 
-def test_an_optimizer_that_no_checkpoint_holds_is_refused_before_it_trains() -> None:
-    with pytest.raises(ConfigError, match=r"optim\.name = 'kron': what it keeps are lists"):
-        create_optimizer(create_model(get_preset("toy")), OptimConfig(name="kron"))
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("kron", "what it keeps are lists"),
+        ("adahessian", "it needs second derivatives"),
+        ("fusedadam", "it cannot be made here .*(CUDA|apex)"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_used_is_refused_before_it_trains(name: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=rf"optim\.name = '{name}': {problem}"):
+        create_optimizer(create_model(get_preset("toy")), OptimConfig(name=name))
 
 
 def test_an_unknown_optimizer_is_an_error_with_the_known_ones() -> None:

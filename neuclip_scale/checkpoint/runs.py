@@ -32,15 +32,16 @@ def saved_recipe(shared: Mapping[str, Any]) -> Recipe:
 
 
 def check_compatible(saved_recipe: Recipe, recipe: Recipe) -> None:
-    """Raise ConfigError, listing the fields, if `recipe` has another model or objective than the saved."""
+    """Raise ConfigError, listing the fields, if `recipe` has another model, objective or optimizer than the saved."""
     different = [
         f"{name} ({there!r} there, {here!r} here)"
         for name, (there, here) in recipe_changes(saved_recipe, recipe).items()
-        if name.startswith(("model.", "objective.")) and name not in FREE_TO_CHANGE
+        # What one optimizer keeps is not what another one reads, or means something else to it.
+        if (name.startswith(("model.", "objective.")) or name == "optim.name") and name not in FREE_TO_CHANGE
     ]
     if different:
         listed = ", ".join(different)
-        problem = f"the checkpoint is of another model or objective: {listed}"
+        problem = f"the checkpoint is of another model, objective or optimizer: {listed}"
         raise ConfigError("resume", recipe.resume, problem, "Use the same values, or another run_dir.")
 
 

@@ -15,6 +15,7 @@ from neuclip_scale.config.checking import (
     num_steps,
     pairs_encoded_again,
     unused_length,
+    warnings_at_start,
 )
 from neuclip_scale.config.errors import ConfigError
 from neuclip_scale.config.launcher import launcher_words
@@ -81,4 +82,5 @@ __all__ = [
     "recipe_fields",
     "recipe_names",
     "unused_length",
+    "warnings_at_start",
 ]

@@ -57,6 +57,8 @@ def num_steps(recipe: Recipe, num_samples: int) -> int:
 def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
     """Raise `ConfigError` for values or combinations that cannot be run on `world_size` ranks."""
     _check_ranges(recipe)
+    if abs(recipe.seed) >= 1 << 32:  # steps and epochs are added to a million times of it, in 64 bits
+        raise ConfigError("seed", recipe.seed, "too large for the generators' seeds", "Give one below 2^32.")
     _check_captions(recipe.data)
     _check_batch(recipe, world_size)
     _check_kept_activations(recipe, world_size)
@@ -71,6 +73,25 @@ def check_places(recipe: Recipe) -> None:
         raise ConfigError("run_dir", "", "the run has no folder", "Give --run-dir DIR.")
     if not recipe.data.train:
         raise ConfigError("data.train", "", "there is no training data", "Give --data.train SHARDS.")
+
+
+def warnings_at_start(recipe: Recipe, num_steps: int) -> list[str]:
+    """What to say of fields that do not do what they seem to in a run of so many steps."""
+    optim, evaluation, told = recipe.optim, recipe.evaluation, [unused_length(recipe.train)]
+    if optim.warmup_steps >= num_steps:
+        told.append(
+            f"optim.warmup_steps = {optim.warmup_steps} is as long as the run of {num_steps} steps: the learning rate "
+            "only rises. Give fewer."
+        )
+    elif optim.warmup_steps + optim.cooldown_steps > num_steps:
+        told.append(
+            f"optim.cooldown_steps = {optim.cooldown_steps} begins before optim.warmup_steps = {optim.warmup_steps} "
+            f"end in a run of {num_steps} steps: the learning rate drops from its peak at once. Give fewer."
+        )
+    if not evaluation.data and (evaluation.every_steps or evaluation.at_samples):
+        name = "every_steps" if evaluation.every_steps else "at_samples"
+        told.append(f"evaluation.{name} does not count: there is nothing to evaluate. Give evaluation.data.")
+    return [warning for warning in told if warning]
 
 
 def unused_length(section: TrainConfig) -> str:

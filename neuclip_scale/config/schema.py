@@ -169,7 +169,7 @@ class AmortizedConfig:
     positive_weight: float = 1e-3
     """Weight of the positive pair in the sums over the batch."""
     rho: tuple[float, ...] = (8.5, -8.5, -8.5)
-    """Weights of the term rho tau, each for an equal part of the run's epochs."""
+    """Weights of the term rho tau, each for an equal part of the run's epochs, or of a run with fewer epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)

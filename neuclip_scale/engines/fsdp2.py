@@ -37,7 +37,7 @@ class FSDP2Engine(Engine):
             raise ConfigError(
                 "train.precision", "fp16", "FSDP2 here has no loss scaler", "Use bf16, or engine.name=ddp."
             )
-        distributed.ensure_process_group(device)
+        distributed.ensure_process_group(device, host_tensors=section.cpu_offload)
         options: dict[str, Any] = {
             "mesh": _mesh(device, section.replicas),
             "reshard_after_forward": section.reshard_after_forward,

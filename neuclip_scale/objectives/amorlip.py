@@ -93,7 +93,10 @@ class AmorLIP(Objective):
         return log_lambda, {"normalizer/network_error": error}
 
     def _rho(self) -> float:
-        """The weight of this part of the run: equal whole epochs for each, the rest for the last."""
-        weights, epoch = self.section.rho, self.samples_seen // self.dataset_size
+        """The weight of this part of the run: equal whole epochs for each, the rest for the last; of a run with fewer
+        epochs than weights, equal parts. A run of unknown length stays in the first.
+        """
+        weights, epochs = self.section.rho, self.samples_seen / self.dataset_size
         part = int(self.num_epochs) // len(weights)
-        return weights[min(epoch // part, len(weights) - 1)] if part else weights[-1]
+        done = int(epochs) // part if part else int(len(weights) * epochs / (self.num_epochs or math.inf))
+        return weights[min(done, len(weights) - 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from ranks import run_ranks
 
 from neuclip_scale import distributed
@@ -26,6 +27,22 @@ from neuclip_scale.distributed import Launch, read_launch
 )
 def test_launchers(environ: dict[str, str], expected: Launch) -> None:
     assert read_launch(environ) == expected
+
+
+def test_a_group_of_gpus_takes_what_is_offloaded_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FSDP2's norm of offloaded gradients is added up there, which NCCL cannot."""
+    asked: list[str] = []
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: asked.append(backend))
+    for host_tensors in (False, True):
+        distributed.initialize("cuda", host_tensors=host_tensors)
+        distributed.ensure_process_group(torch.device("cuda", 0), host_tensors=host_tensors)
+    distributed.initialize("cpu", host_tensors=True)
+    assert asked == ["nccl", "nccl", "cpu:gloo,cuda:nccl", "cpu:gloo,cuda:nccl", "gloo"]
 
 
 def on_every_rank() -> tuple[str, str]:

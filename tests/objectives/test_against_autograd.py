@@ -338,3 +338,21 @@ def test_a_trainers_autocast_does_not_reach_the_loss(name: str) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             values.append(loss(*features, scale, sample_index=index))
     assert torch.equal(*values)
+
+
+@pytest.mark.parametrize(
+    ("num_epochs", "expected"),
+    [
+        (7, [3, 3, 2, 2, 1, 1, 1]),  # equal whole epochs, the rest for the last
+        (1, [3, 3, 3, 2, 2, 1, 1]),  # parts of an epoch where there are no three
+        (None, [3] * 7),
+    ],
+)
+def test_amorlips_rho_has_its_parts_in_runs_of_any_length(num_epochs: float | None, expected: list[float]) -> None:
+    options = {} if num_epochs is None else {"num_epochs": num_epochs}
+    objective = create_loss("amorlip", embed_dim=D, dataset_size=700, rho=[3, 2, 1], **options).objective
+    found = []
+    for seventh in range(7):
+        objective.samples_seen = round(seventh / 7 * 700 * (num_epochs or 7))
+        found.append(objective._rho())
+    assert found == expected
