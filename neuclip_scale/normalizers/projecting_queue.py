@@ -53,15 +53,20 @@ class ProjectingQueue(EmbeddingQueue):
 
 
 def _transposed(anchors: Tensor, projection: Projection) -> Tensor:
+    anchors = _wide(anchors)
     return anchors @ projection.matrix.to(anchors).T
 
 
 def _preimages(projection: Projection, rows: Tensor) -> Tensor:
     """What the map takes to embeddings of unit length, of some rows of the world -> [k, width], at least fp32."""
-    inputs = distributed.all_gather_rows(projection.inputs)[rows]
-    inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+    inputs = _wide(distributed.all_gather_rows(projection.inputs)[rows])
     lengths = torch.linalg.vector_norm(inputs @ projection.matrix.to(inputs), dim=1, keepdim=True)
     return inputs / lengths.clamp_min_(torch.finfo(lengths.dtype).tiny)
+
+
+def _wide(rows: Tensor) -> Tensor:
+    """In fp32, unless they are in fp64."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def _shown(pairs: PairFeatures) -> tuple[Projection, Projection]:
