@@ -136,15 +136,15 @@ class NPNConfig:
 class QueueConfig:
     size: int = 0
     """M, past pairs whose embeddings are negatives of the normalizers; 0 takes those of the last 16 steps, or if these
-    are less than 8192 that many, but of no more than 128 steps (256 with `project_anew`), and at most the data set."""
+    are less than 8192 that many, but of no more than 128 steps, and at most the data set."""
     forget: bool = True
     """Whether older pairs count less, exp(-age/h), in the mixture of horizons h that has explained the last batches
     best."""
     join_batch: bool = True
     """Whether the batch's own negatives stand in one mean with the queue's."""
     project_anew: bool = False
-    """Whether past pairs go through the towers' last maps again, in every step all of them or at least 64 B, which
-    makes them less old. The queue keeps what those maps were given too; 2 width d FLOPs for each pair and tower."""
+    """Whether the queue keeps what the towers' last maps were given, not what these made of it, and sums over what
+    they would make now: so pairs age less. `width` numbers for each pair and side in place of d, and as much work."""
     batch_weight: float = 0.5
     """w in a = log((1 - w) exp(a) + w g), g the mini-batch's estimate: bounds each weight by 1/w. 0 is the truer
     normalizer, which has not trained better (docs/method.md)."""

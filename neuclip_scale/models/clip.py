@@ -106,7 +106,7 @@ class CLIP(nn.Module):
         self.embed_dim, self.image_size, self.context_length = embed_dim, image_size, text.context_length
         self.image_mean, self.image_std = image_mean, image_std
         self.projected_widths = visual.projected_width, text.projected_width
-        """Width of what the last map of the image and the text tower is given."""
+        """Of what the last map of the image and of the text tower is given, one more where it has a bias."""
         self.at_rest: Literal["", "image", "text"] = ""
         """A tower that stays in evaluation mode."""
         self.packs_captions = not isinstance(text, TransformersTower)

@@ -119,8 +119,9 @@ class ModifiedResNet(nn.Module):
         self.layer2 = _stage(4 * width, 2 * width, second, stride=2)
         self.layer3 = _stage(8 * width, 4 * width, third, stride=2)
         self.layer4 = _stage(16 * width, 8 * width, fourth, stride=2)
-        self.projected_width = 32 * width
-        self.attnpool = AttentionPool(image_size // _TOTAL_STRIDE, self.projected_width, embed_dim, config.heads)
+        channels = 32 * width
+        self.attnpool = AttentionPool(image_size // _TOTAL_STRIDE, channels, embed_dim, config.heads)
+        self.projected_width = channels + 1  # the last map has a bias
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         self.grad_checkpointing = enable

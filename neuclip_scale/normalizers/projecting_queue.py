@@ -1,112 +1,72 @@
-"""A queue that keeps what the towers' last maps were given, and maps it anew, by turns."""
+"""A queue of what the towers' last maps were given, so that these maps, as they stand, take part in every sum."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from neuclip_scale import distributed
 from neuclip_scale.normalizers.queue import EmbeddingQueue
-from neuclip_scale.normalizers.rounded import Rounded
 from neuclip_scale.projection import Projection
 from neuclip_scale.similarity import BatchShape, PairFeatures
-from neuclip_scale.transfers import to_device
-
-Rows = Sequence[slice | Tensor]
 
 
 class ProjectingQueue(EmbeddingQueue):
-    """`EmbeddingQueue` whose entries are what the last maps, nearly as they stand, make of their former inputs.
+    """`EmbeddingQueue` in whose sums an entry is x W / |x W_then|: what the last map W makes of its former input x now.
 
-    So the last map's part of the drift, which is known and the same for all pairs, makes no entry old. Every entry goes
-    through the maps in every step where M is less than 128 B, else each once in M/64 B steps. An entry mapped takes 2
-    width d FLOPs, and each has `width` numbers a side beside its embedding.
+    So the last map's part of the drift, which is known and the same for all pairs, makes no entry old. No entry is
+    mapped again: a . (x W) = (W a) . x, and the few anchors a go through the transposed map instead. An entry is
+    x / |x W_then|, `width` numbers for each side in place of d, and the length stays that of when it came: where the
+    layers below have moved on, x W is shorter or longer than what they would give now, and estimates that keep this
+    are nearer to the truth than those with entries brought back to length 1 (docs/normalizers.md).
     """
 
-    STEPS_PER_TURN = 64
-    """Steps of pairs that go through the last maps in one step."""
-    ROWS = 8192
-    """Entries mapped at a time, which bounds what the work adds to the queue's own memory."""
-    image_inputs: Tensor
-    text_inputs: Tensor
-
     def __init__(
-        self,
-        embed_dim: int,
-        size: int,
-        widths: tuple[int, int],
-        *,
-        rank: int | None = None,
-        world_size: int | None = None,
+        self, widths: tuple[int, int], size: int, *, rank: int | None = None, world_size: int | None = None
     ) -> None:
-        super().__init__(embed_dim, size, rank=rank, world_size=world_size)
-        owned = len(self.index)
-        self.register_buffer("image_inputs", torch.zeros(owned, widths[0]), persistent=False)
-        self.register_buffer("text_inputs", torch.zeros(owned, widths[1]), persistent=False)
+        """`widths` of what the image and the text tower's last map are given."""
+        super().__init__(widths, size, rank=rank, world_size=world_size)
 
-    @torch.no_grad()
-    def refresh(self, pairs: PairFeatures) -> None:
-        """Map those of this rank's slots whose turn it is as the batch's pairs were mapped. No communication."""
+    def anchors(self, pairs: PairFeatures) -> tuple[Tensor, Tensor]:
+        """Image anchors through the text tower's map, for they meet captions: [B, text width]; and the others."""
         image, text = _shown(pairs)
-        rows = self._due(pairs.global_size)
-        self._map(self.image, self.image_inputs, rows, image, self._rounded_image)
-        self._map(self.text, self.text_inputs, rows, text, self._rounded_text)
+        return _transposed(pairs.world_image, text), _transposed(pairs.world_text, image)
 
-    def _due(self, global_size: int) -> Rows:
-        """Places in this rank's buffers, in parts of at most `ROWS`."""
-        filled, turn = self.num_filled, self.steps_between(global_size)
-        if turn == 1:
-            used = len(range(self.rank, filled, self.world_size))
-            return [slice(first, min(first + self.ROWS, used)) for first in range(0, used, self.ROWS)]
-        # The batches pushed `turn`, 2 `turn`, ... steps ago: which they are does not depend on the number of ranks.
-        first_pairs = np.arange(turn - 1, math.ceil(filled / global_size), turn)[:, None] * global_size
-        younger = (first_pairs + np.arange(global_size)).ravel()
-        slots = (self.num_pushed - 1 - younger[younger < filled]) % self.size
-        mine = slots[slots % self.world_size == self.rank] // self.world_size  # on the host, as in `push`
-        return list(to_device(torch.from_numpy(mine), self.index.device).split(self.ROWS))
-
-    def steps_between(self, global_size: int) -> int:
-        """Steps from one time that an entry is mapped to the next."""
-        return max(1, self.size // (self.STEPS_PER_TURN * global_size))
-
-    def num_mapped(self, global_size: int) -> int:
-        """Entries of this rank that are mapped in a step with a full queue, to within a few of each batch."""
-        return math.ceil(len(self.index) / self.steps_between(global_size))
-
-    def write(self, pairs: PairFeatures, newest: Tensor, places: Tensor) -> None:
-        """Both embeddings, and the inputs (collective): each tower's gathered, [B, width], in the tower's dtype."""
-        super().write(pairs, newest, places)
-        for kept, projection in zip((self.image_inputs, self.text_inputs), _shown(pairs), strict=True):
-            kept[places] = distributed.all_gather_rows(projection.inputs)[newest].to(kept)
+    def entries(self, pairs: PairFeatures, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """See `EmbeddingQueue.entries` (collective): each tower's inputs are gathered, [B, width], in its dtype."""
+        image, text = (_preimages(projection, rows) for projection in _shown(pairs))
+        return image, text
 
     def flops(self, shape: BatchShape, num_horizons: int) -> int:
-        """See `EmbeddingQueue.flops`; and a product of [entries mapped, width] for each tower."""
-        width = self.image_inputs.shape[1] + self.text_inputs.shape[1]
-        return super().flops(shape, num_horizons) + 2 * self.num_mapped(shape.global_size) * width * shape.embed_dim
+        """See `EmbeddingQueue.flops`; and the anchors through the maps."""
+        return super().flops(shape, num_horizons) + 2 * shape.global_size * sum(self.widths) * shape.embed_dim
 
-    def rank_state(self) -> dict[str, Tensor]:
-        """This rank's slots: inputs, and what was made of each when it was mapped last."""
+    def rank_state(self) -> dict[str, Any]:
+        """This rank's slots."""
         return {
-            "queue_image_inputs": self.image_inputs,
-            "queue_text_inputs": self.text_inputs,
-            "queue_image_mapped": self.image,
-            "queue_text_mapped": self.text,
+            "queue_image_preimages": self.image,
+            "queue_text_preimages": self.text,
             "queue_index": self.index,
         }
 
-    @staticmethod
-    def _map(embeddings: Tensor, inputs: Tensor, parts: Rows, projection: Projection, rounded: Rounded) -> None:
-        matrix = projection.matrix.to(inputs)
-        for rows in parts:
-            features = inputs[rows] @ matrix
-            if projection.offset is not None:
-                features += projection.offset.to(features)
-            rounded.write(embeddings, rows, F.normalize(features, dim=-1))
+
+def _transposed(anchors: Tensor, projection: Projection) -> Tensor:
+    anchors = _wide(anchors)
+    return anchors @ projection.matrix.to(anchors).T
+
+
+def _preimages(projection: Projection, rows: Tensor) -> Tensor:
+    """What the map takes to embeddings of unit length, of some rows of the world -> [k, width], at least fp32."""
+    inputs = _wide(distributed.all_gather_rows(projection.inputs)[rows])
+    lengths = torch.linalg.vector_norm(inputs @ projection.matrix.to(inputs), dim=1, keepdim=True)
+    return inputs / lengths.clamp_min_(torch.finfo(lengths.dtype).tiny)
+
+
+def _wide(rows: Tensor) -> Tensor:
+    """In fp32, unless they are in fp64."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def _shown(pairs: PairFeatures) -> tuple[Projection, Projection]:

@@ -49,14 +49,18 @@ class EmbeddingQueue(nn.Module):
     index: Tensor
     pushed: Tensor
 
-    def __init__(self, embed_dim: int, size: int, *, rank: int | None = None, world_size: int | None = None) -> None:
+    def __init__(
+        self, width: int | tuple[int, int], size: int, *, rank: int | None = None, world_size: int | None = None
+    ) -> None:
+        """`width` of an entry: the embeddings', or one for the image and one for the text side; `size` is M."""
         super().__init__()
+        image_width, text_width = (width, width) if isinstance(width, int) else width
         self.size = size
         self.rank = distributed.rank() if rank is None else rank
         self.world_size = distributed.world_size() if world_size is None else world_size
         owned = len(range(self.rank, size, self.world_size))
-        self.register_buffer("image", torch.zeros(owned, embed_dim), persistent=False)
-        self.register_buffer("text", torch.zeros(owned, embed_dim), persistent=False)
+        self.register_buffer("image", torch.zeros(owned, image_width), persistent=False)
+        self.register_buffer("text", torch.zeros(owned, text_width), persistent=False)
         # -1: an empty slot
         self.register_buffer("index", torch.full((owned,), -1, dtype=torch.int64), persistent=False)
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
@@ -64,6 +68,11 @@ class EmbeddingQueue(nn.Module):
         """The same number on the host, where sizes come from; None until it is read after loading."""
         self._rounded_image, self._rounded_text = Rounded(), Rounded()  # empty but for Triton's bf16 products
         self.register_load_state_dict_post_hook(lambda module, keys: setattr(module, "_pushed", None))
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Numbers of an entry's image and text side."""
+        return self.image.shape[1], self.text.shape[1]
 
     @property
     def num_pushed(self) -> int:
@@ -88,15 +97,16 @@ class EmbeddingQueue(nn.Module):
         positives = pairs.world_positives()
         weights = self.weights_of(horizons.to(positives))
         own = OwnEntries(self.index[: len(weights)], world_index)
-        if choose(KERNELS, self.image).name == "triton":
+        image_anchors, text_anchors = self.anchors(pairs)
+        if all(choose(KERNELS, entries).name == "triton" for entries in (self.image, self.text)):
             from neuclip_scale.normalizers.triton_queue import FusedSums
 
             fused = FusedSums(positives, scale, own, weights)
-            image = fused.log_sums(pairs.world_image, self.text, self._rounded_text)
-            text = fused.log_sums(pairs.world_text, self.image, self._rounded_image)
+            image = fused.log_sums(image_anchors, self.text, self._rounded_text)
+            text = fused.log_sums(text_anchors, self.image, self._rounded_image)
         else:
-            image = self.sweep(pairs.world_image, self.text, positives, scale, world_index, weights, tile_size)
-            text = self.sweep(pairs.world_text, self.image, positives, scale, world_index, weights, tile_size)
+            image = self.sweep(image_anchors, self.text, positives, scale, world_index, weights, tile_size)
+            text = self.sweep(text_anchors, self.image, positives, scale, world_index, weights, tile_size)
         partial = torch.stack([image, text, own.sums_of_others(weights)], 1)  # [B, 3, H]
         partial = distributed.exchange_rows(partial)  # [W, b, 3, H]
         return QueueSums(torch.logsumexp(partial[:, :, :2], 0), partial[:, :, 2].sum(0))
@@ -135,33 +145,34 @@ class EmbeddingQueue(nn.Module):
                 total[rows] = torch.logaddexp(total[rows], part.log_().add_(largest).sub_(offset[:, None]))
         return total
 
-    def refresh(self, pairs: PairFeatures) -> None:
-        """Before `sums`: bring the entries to the weights that made the batch's pairs; here they stay as they are."""
+    def anchors(self, pairs: PairFeatures) -> tuple[Tensor, Tensor]:
+        """Whose products with entries are similarities: of the image side [B, text width], of the text side."""
+        return pairs.world_image, pairs.world_text
+
+    def entries(self, pairs: PairFeatures, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What is kept of the world's pairs `rows` [k] -> image, text [k, width]. No communication here, for every
+        rank has these already.
+        """
+        return pairs.world_rows(rows)
 
     @torch.no_grad()
     def push(self, pairs: PairFeatures, world_index: Tensor) -> None:
-        """Overwrite the oldest entries with all ranks' pairs; communicates as `write` does."""
+        """Overwrite the oldest entries with all ranks' pairs; communicates as `entries` does."""
         count = min(self.size, pairs.global_size)
         slots = (self.num_pushed + np.arange(count)) % self.size
         mine = np.flatnonzero(slots % self.world_size == self.rank)  # on the host, which so waits for no device
         newest = to_device(torch.from_numpy(pairs.global_size - count + mine), self.index.device)
         places = to_device(torch.from_numpy(slots[mine] // self.world_size), self.index.device)
-        self.write(pairs, newest, places)
+        image, text = self.entries(pairs, newest)
+        self._rounded_image.write(self.image, places, image.to(self.image))
+        self._rounded_text.write(self.text, places, text.to(self.text))
         self.index[places] = world_index[newest]
         self.pushed += count
         self._pushed = self.num_pushed + count
 
-    def write(self, pairs: PairFeatures, newest: Tensor, places: Tensor) -> None:
-        """Keep what `sums` needs of the world's pairs `newest` at `places` of this rank's buffers. No communication
-        here, for every rank has these already.
-        """
-        image, text = pairs.world_rows(newest)
-        self._rounded_image.write(self.image, places, image.to(self.image))
-        self._rounded_text.write(self.text, places, text.to(self.text))
-
     def flops(self, shape: BatchShape, num_horizons: int) -> int:
-        """FLOPs of `sums` on one rank with a full queue: two products of 2 B (M/W) (d + H)."""
-        return 2 * 2 * shape.global_size * self.image.shape[0] * (shape.embed_dim + num_horizons)
+        """FLOPs of `sums` on one rank with a full queue: two products of 2 B (M/W) (width + H)."""
+        return 2 * shape.global_size * len(self.index) * (sum(self.widths) + 2 * num_horizons)
 
     def rank_state(self) -> dict[str, Tensor]:
         """This rank's slots."""

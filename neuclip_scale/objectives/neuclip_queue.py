@@ -15,20 +15,19 @@ from neuclip_scale.sections import section
 from neuclip_scale.similarity import BatchShape, PairFeatures
 
 STEPS_IN_QUEUE = 16
-MOST_STEPS, MOST_STEPS_ANEW = 128, 256
+MOST_STEPS = 128
 ENOUGH_PAIRS = 8192
 
 
-def default_size(global_batch_size: int | None, dataset_size: int | None, *, project_anew: bool) -> int:
-    """M: the pairs of the last 16 steps, or if these are less than 8192 that many, but of no more than 128 steps, or
-    256 where pairs are mapped anew and so age more slowly; at most the data set. 8192 for an unknown batch size.
+def default_size(global_batch_size: int | None, dataset_size: int | None) -> int:
+    """M: the pairs of the last 16 steps, or if these are less than 8192 that many, but of no more than 128 steps; at
+    most the data set. 8192 for an unknown batch size.
 
     How many of them count is found while training; more than this would cost more than the NPN (docs/method.md).
     """
     size = ENOUGH_PAIRS
     if global_batch_size:
-        most = MOST_STEPS_ANEW if project_anew else MOST_STEPS
-        size = max(STEPS_IN_QUEUE * global_batch_size, min(size, most * global_batch_size))
+        size = max(STEPS_IN_QUEUE * global_batch_size, min(size, MOST_STEPS * global_batch_size))
     return min(size, dataset_size) if dataset_size else size
 
 
@@ -37,7 +36,8 @@ class NeuCLIPQueue(MarginObjective):
 
     No network: the queue's similarities hold for any tau, and an anchor never meets its own pair. Past pairs weigh
     exp(-age/h), in the mixture of horizons h that has explained the last batches best, or alike if not `forget`. With
-    `batch_weight` w, a = log((1 - w) exp(a) + w g). With `projected_widths` they are mapped anew by turns.
+    `batch_weight` w, a = log((1 - w) exp(a) + w g). With `projected_widths` the towers' last
+    maps take part as they stand now.
     """
 
     def __init__(
@@ -55,9 +55,7 @@ class NeuCLIPQueue(MarginObjective):
         super().__init__(rho=rho, eps=eps, tile_size=tile_size)
         self.batch_weight, self.join_batch = section.batch_weight, section.join_batch
         self.queue = (
-            EmbeddingQueue(embed_dim, size)
-            if projected_widths is None
-            else ProjectingQueue(embed_dim, size, projected_widths)
+            EmbeddingQueue(embed_dim, size) if projected_widths is None else ProjectingQueue(projected_widths, size)
         )
         horizons = horizons_up_to(size, global_batch_size) if section.forget else torch.tensor([torch.inf])
         self.horizon = HorizonMixture(horizons)
@@ -79,7 +77,6 @@ class NeuCLIPQueue(MarginObjective):
         if world_index is None:
             # Rows of this step count as samples of their own, so that nobody meets its own embedding.
             world_index = self.samples_seen + torch.arange(pairs.global_size, device=pairs.image.device)
-        self.queue.refresh(pairs)
         sums = self.queue.sums(pairs, scale, world_index, self.horizon.horizons, tile_size=self.tile_size)
         past, known = sums.log_means()
         rows = join_with_batch(sums, batch_rows, pairs.global_size)

@@ -58,9 +58,9 @@ def npn_bytes(config: Recipe, npn: NPNConfig, b: int, d: int) -> int:
     return 2 * side + item * m * math.ceil(height / 64) * 64 + parts
 
 
-def queue_copy_bytes(config: Recipe, owned: int, d: int) -> int:
-    """Of the bf16 copy of a rank's `owned` entries of both sides, where products are in bf16."""
-    return BF16 * 2 * owned * d if item_size(config) == BF16 else 0
+def queue_copy_bytes(config: Recipe, owned: int, width: int) -> int:
+    """Of the bf16 copy of a rank's `owned` entries, `width` of both sides, where products are in bf16."""
+    return BF16 * owned * width if item_size(config) == BF16 else 0
 
 
 def queue_sums_bytes(config: Recipe, owned: int, num_horizons: int, d: int) -> int:

@@ -74,8 +74,9 @@ def normalizer_items(
         words = 3 if name.startswith("networks.networks.") else 1
         size = words * tensor.nbytes
         sizes[kind] = sizes.get(kind, 0) + math.ceil(size / (1 if name in replicated else world_size))
-    if isinstance(objective, NeuCLIPQueue) and by_triton(embed_dim, device):
-        sizes["queue"] += queue_copy_bytes(config, math.ceil(objective.queue.size / world_size), embed_dim)
+    if isinstance(objective, NeuCLIPQueue) and _fused(objective, device):
+        widths = sum(objective.queue.widths)
+        sizes["queue"] += queue_copy_bytes(config, math.ceil(objective.queue.size / world_size), widths)
     over = f", over {world_size} ranks" if world_size > 1 else ""
     told = {"u table": over, "temperatures": over, "queue": over}
     items = [
@@ -107,34 +108,44 @@ def _estimate(config: Recipe, b: int, d: int, world_size: int, dataset_size: int
     if section.name == "neuclip-queue":
         objective = planned_objective(config, d, dataset_size)
         assert isinstance(objective, NeuCLIPQueue)
-        return max(_queue_sums(config, objective, d, world_size, device), _mapping(config, objective, d, world_size))
+        sums = _queue_sums(config, objective, world_size, device)
+        return max(sums, _new_entries(config, objective, d, world_size))
     if section.name == "exact":
         wide = min(edge, dataset_size)
         return FP32 * (3 * b * wide), f"[{b}, {wide}] three times"
     return 0, ""
 
 
-def _queue_sums(config: Recipe, objective: NeuCLIPQueue, d: int, world_size: int, device: str) -> tuple[int, str]:
-    owned, edge = math.ceil(objective.queue.size / world_size), largest_tile(config, device)
-    if by_triton(d, device):
-        horizons = len(objective.horizon.horizons)
-        return queue_sums_bytes(config, owned, horizons, d), f"a side's sums over {owned} entries of the queue"
-    rows, wide = min(edge, config.train.global_batch_size), min(edge, owned)
-    return FP32 * (rows * wide + rows * d) + rows * wide, f"tiles of [{rows}, {wide}]"
+def _queue_sums(config: Recipe, objective: NeuCLIPQueue, world_size: int, device: str) -> tuple[int, str]:
+    """With `project_anew` beside all anchors, which went through the other side's last map."""
+    queue, B = objective.queue, config.train.global_batch_size
+    owned, edge, widest = math.ceil(queue.size / world_size), largest_tile(config, device), max(queue.widths)
+    anchors, beside = (FP32 * B * sum(queue.widths), ", and mapped anchors") if _is_anew(objective) else (0, "")
+    if _fused(objective, device):
+        sums = queue_sums_bytes(config, owned, len(objective.horizon.horizons), widest)
+        return anchors + sums, f"a side's sums over {owned} entries of the queue{beside}"
+    rows, wide = min(edge, B), min(edge, owned)
+    tiles = FP32 * (rows * wide + rows * widest) + rows * wide
+    return anchors + tiles, f"tiles of [{rows}, {wide}]{beside}"
 
 
-def _mapping(config: Recipe, objective: NeuCLIPQueue, d: int, world_size: int) -> tuple[int, str]:
-    """Of past pairs mapped anew: some rows before and after their norm, and their inputs where they are not all that
-    there are; then the inputs of all ranks' pairs.
-    """
-    queue = objective.queue
-    if not isinstance(queue, ProjectingQueue):
+def _new_entries(config: Recipe, objective: NeuCLIPQueue, d: int, world_size: int) -> tuple[int, str]:
+    """Of past pairs mapped anew: what the last maps are given for all ranks' pairs, and this rank's entries of them."""
+    if not _is_anew(objective):
         return 0, ""
-    B, width = config.train.global_batch_size, max(model_sizes(config).projected_widths)
-    rows = min(math.ceil(queue.num_mapped(B) / world_size), queue.ROWS)
-    mapped = rows * (2 * d + width * (queue.steps_between(B) > 1))
-    gathered = B * max(last_inputs(config)) * (world_size > 1)
-    return max(FP32 * mapped, gathered), f"[{rows}, {d}] twice, or all pairs' inputs of one tower"
+    B, width = config.train.global_batch_size, sum(objective.queue.widths)
+    rows = math.ceil(B / world_size)
+    entries = FP32 * rows * (2 * width + d)
+    return entries + B * max(last_inputs(config)) * (world_size > 1), f"[{rows}, {width}] twice, and all pairs' inputs"
+
+
+def _fused(objective: NeuCLIPQueue, device: str) -> bool:
+    """Whether Triton sums over the queue."""
+    return all(by_triton(width, device) for width in objective.queue.widths)
+
+
+def _is_anew(objective: NeuCLIPQueue) -> bool:
+    return isinstance(objective.queue, ProjectingQueue)
 
 
 def last_inputs(config: Recipe) -> tuple[int, int]:

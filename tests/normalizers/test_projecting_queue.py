@@ -57,63 +57,55 @@ def steps(model: CLIP, data: tuple[Tensor, Tensor]) -> Iterator[tuple[int, PairF
             matrix += 0.2 * matrix.std() * torch.randn_like(matrix)
 
 
-def test_entries_are_what_the_model_makes_of_past_pairs_now(model: CLIP, data: tuple[Tensor, Tensor]) -> None:
-    """The embeddings of all entries, and the sums over them in fp64; a queue that keeps embeddings is far from it."""
-    queue, kept = ProjectingQueue(12, SIZE, model.projected_widths), EmbeddingQueue(12, SIZE)
+def test_sums_are_over_what_the_maps_make_of_past_pairs_now(model: CLIP, data: tuple[Tensor, Tensor]) -> None:
+    """Over the length that they had, in fp64; a queue that keeps embeddings is far from it."""
+    queue, kept = ProjectingQueue(model.projected_widths, SIZE), EmbeddingQueue(12, SIZE)
+    lengths: list[Tensor] = []  # of each batch's features, [B, 2], by the maps of its step
     for step, pairs in steps(model, data):
         index = torch.arange(step * B, (step + 1) * B)
-        queue.refresh(pairs)
-        now = encode(model, data[0][: step * B], data[1][: step * B]) if step else None
-        for slot in range(min(step * B, SIZE)):
-            last = max(place for place in range(slot, step * B, SIZE))
-            assert now is not None
-            torch.testing.assert_close(queue.image[slot], now.image[last], rtol=0, atol=2e-6)
-            torch.testing.assert_close(queue.text[slot], now.text[last], rtol=0, atol=2e-6)
-        if now is not None:
+        assert pairs.projections is not None
+        made = [each.inputs.double() @ each.matrix.double() for each in pairs.projections]
+        lengths.append(torch.stack([each.norm(dim=1) for each in made], 1))
+        if step:
+            now = features(model, data, step * B, torch.cat(lengths[:step]))
             found = queue.sums(pairs, torch.tensor([9.0]), index, HORIZONS, tile_size=4)
-            torch.testing.assert_close(found.log_sums, dense_sums(pairs, now), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found.log_sums, dense_sums(pairs, *now), rtol=1e-4, atol=1e-4)
             old = kept.sums(pairs, torch.tensor([9.0]), index, HORIZONS, tile_size=4)
-            assert (old.log_sums - dense_sums(pairs, now)).abs().max() > 0.01
+            assert (old.log_sums - dense_sums(pairs, *now)).abs().max() > 0.01
         for each in (queue, kept):
             each.push(pairs, index)
 
 
-@pytest.mark.parametrize("between", [2, 3])
-def test_entries_take_turns(
-    model: CLIP, data: tuple[Tensor, Tensor], between: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An entry is what the model made of its pair when it came, or 2, 4, ... steps later, whichever was last."""
-    monkeypatch.setattr(ProjectingQueue, "STEPS_PER_TURN", 1)
-    size = between * B + 3  # no whole number of batches, and the last steps overwrite some
-    queue = ProjectingQueue(12, size, model.projected_widths)
-    assert queue.steps_between(B) == between
-    made: list[PairFeatures] = []  # all pairs by the model of each step
-    for step, pairs in steps(model, data):
-        made.append(encode(model, *data))
-        queue.refresh(pairs)
-        expected, slots = dict[int, tuple[Tensor, Tensor]](), range(min(step * B, size))
-        for pair in range(step * B):  # younger ones overwrite
-            pushed = pair // B
-            last = made[pushed + (step - pushed) // between * between]
-            expected[pair % size] = last.image[pair], last.text[pair]
-        assert sorted(expected) == list(slots)
-        for slot, (image, text) in expected.items():
-            torch.testing.assert_close(queue.image[slot], image, rtol=0, atol=2e-6)
-            torch.testing.assert_close(queue.text[slot], text, rtol=0, atol=2e-6)
-        queue.push(pairs, torch.arange(step * B, (step + 1) * B))
+@torch.no_grad()
+def features(model: CLIP, data: tuple[Tensor, Tensor], count: int, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """What the model makes of the first pairs now, divided by `lengths` [count, 2] -> image, text [count, d]."""
+    projections = encode(model, data[0][:count], data[1][:count]).projections
+    assert projections is not None
+    image, text = (each.inputs.double() @ each.matrix.double() for each in projections)
+    return image / lengths[:, :1], text / lengths[:, 1:]
 
 
-def dense_sums(pairs: PairFeatures, now: PairFeatures) -> Tensor:
+def dense_sums(pairs: PairFeatures, image: Tensor, text: Tensor) -> Tensor:
     """log sum_q exp(-age/h) exp(9 (x_i . q - s_ii)) over the last pairs -> [B, 2, H]."""
-    past = len(now.image)
-    ages = torch.arange(past - 1, -1, -1)[-SIZE:].double()
+    ages = torch.arange(len(image) - 1, -1, -1)[-SIZE:].double()
     weights = torch.exp(-ages[:, None] / HORIZONS)
     positives = (pairs.image.double() * pairs.text.double()).sum(1, keepdim=True)
     sides = [
-        torch.exp(9 * (anchors.double() @ negatives[-SIZE:].double().T - positives)) @ weights
-        for anchors, negatives in ((pairs.image, now.text), (pairs.text, now.image))
+        torch.exp(9 * (anchors.double() @ negatives[-SIZE:].T - positives)) @ weights
+        for anchors, negatives in ((pairs.image, text), (pairs.text, image))
     ]
     return torch.stack(sides, 1).log().float()
+
+
+def test_where_no_map_moves_it_is_the_queue_of_embeddings(model: CLIP, data: tuple[Tensor, Tensor]) -> None:
+    queues = ProjectingQueue(model.projected_widths, SIZE), EmbeddingQueue(12, SIZE)
+    for step in range(STEPS):
+        rows = slice(step * B, (step + 1) * B)
+        pairs, index = encode(model, data[0][rows], data[1][rows]), torch.arange(rows.start, rows.stop)
+        anew, kept = (each.sums(pairs, torch.tensor([9.0]), index, HORIZONS, tile_size=4) for each in queues)
+        torch.testing.assert_close(anew.log_sums, kept.log_sums, rtol=1e-4, atol=1e-4)
+        for each in queues:
+            each.push(pairs, index)
 
 
 @pytest.mark.parametrize("bias", [0.0, 1.0])
@@ -124,49 +116,42 @@ def test_a_linear_layer_in_bf16_shows_its_own_weights(bias: float) -> None:
     torch.nn.init.uniform_(layer.bias, -bias, bias)
     with torch.autocast("cpu", torch.bfloat16):
         shown = Projection.of_linear(inputs, layer)
-    assert shown.offset is not None
-    matrix, offset = shown.matrix.float(), shown.offset.float()
+    assert torch.equal(shown.inputs, torch.cat([inputs, torch.ones(32, 1)], 1))
+    matrix, offset = shown.matrix.float().split([256, 1])
     torch.testing.assert_close(matrix, layer.weight.T, rtol=0.008, atol=2e-4)
-    torch.testing.assert_close(offset, layer.bias, rtol=0.004, atol=1e-6)
+    torch.testing.assert_close(offset[0], layer.bias, rtol=0.004, atol=1e-6)
 
 
-@pytest.mark.parametrize("steps_per_turn", [16, 1])
-def test_ranks_together_hold_one_queue(
-    model: CLIP, data: tuple[Tensor, Tensor], steps_per_turn: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each its slots, of which a run of another number of ranks makes the same queue; where entries take turns too."""
-    monkeypatch.setattr(ProjectingQueue, "STEPS_PER_TURN", steps_per_turn)
-    whole = ProjectingQueue(12, SIZE, model.projected_widths)
-    ranks = [ProjectingQueue(12, SIZE, model.projected_widths, rank=rank, world_size=3) for rank in range(3)]
-    pairs = None
+def test_a_linear_layer_without_bias_shows_its_weights() -> None:
+    layer, inputs = torch.nn.Linear(256, 64, bias=False), torch.randn(32, 256)
+    shown = Projection.of_linear(inputs, layer)
+    assert torch.equal(shown.inputs, inputs)
+    assert torch.equal(shown.matrix, layer.weight.T)
+
+
+def test_ranks_together_hold_one_queue(model: CLIP, data: tuple[Tensor, Tensor]) -> None:
+    """Each its slots, of which a run of another number of ranks makes the same queue."""
+    whole = ProjectingQueue(model.projected_widths, SIZE)
+    ranks = [ProjectingQueue(model.projected_widths, SIZE, rank=rank, world_size=3) for rank in range(3)]
     for step, pairs in steps(model, data):
         for queue in (whole, *ranks):
-            queue.refresh(pairs)
             queue.push(pairs, torch.arange(step * B, (step + 1) * B))
-    assert pairs is not None
-    loaded = ProjectingQueue(12, SIZE, model.projected_widths)
+    loaded = ProjectingQueue(model.projected_widths, SIZE)
     loaded.load_state_dict(whole.state_dict())
     loaded.load_rank_states([queue.rank_state() for queue in ranks])
     for rank, queue in enumerate(ranks):
         for name, slots in queue.rank_state().items():
             assert torch.equal(loaded.rank_state()[name][rank::3], slots)
-    for queue in (whole, loaded, *ranks):
-        queue.refresh(pairs)
-    for rank, queue in enumerate(ranks):
-        torch.testing.assert_close(queue.image, whole.image[rank::3])
-        torch.testing.assert_close(queue.text, whole.text[rank::3])
+    # Products of ranks' few rows round in another way.
     torch.testing.assert_close(loaded.image, whole.image)
     torch.testing.assert_close(loaded.text, whole.text)
-    if queue.steps_between(B) == 1:  # else products of ranks' few rows made some of them, which round in another way
-        assert torch.equal(loaded.image, whole.image)
-        assert torch.equal(loaded.text, whole.text)
     assert torch.equal(loaded.index, whole.index)
 
 
 def test_a_checkpoint_of_the_other_kind_of_queue_is_refused(model: CLIP) -> None:
     plain = EmbeddingQueue(12, SIZE)
-    queue = ProjectingQueue(12, SIZE, model.projected_widths)
-    with pytest.raises(ValueError, match=r"no queue_image_inputs: set objective\.queue\.project_anew as"):
+    queue = ProjectingQueue(model.projected_widths, SIZE)
+    with pytest.raises(ValueError, match=r"no queue_image_preimages: set objective\.queue\.project_anew as"):
         queue.load_rank_states([plain.rank_state()])
     with pytest.raises(ValueError, match="no queue_image: set"):
         plain.load_rank_states([queue.rank_state()])
@@ -178,4 +163,4 @@ def test_where_the_last_maps_are_not_seen_it_says_so(model: CLIP, data: tuple[Te
     model.show_projections(False)
     pairs = encode(model, data[0][:B], data[1][:B])
     with pytest.raises(ValueError, match=r"pairs\.projections = None.*show_projections"):
-        ProjectingQueue(12, SIZE, model.projected_widths).refresh(pairs)
+        ProjectingQueue(model.projected_widths, SIZE).push(pairs, torch.arange(B))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -14,9 +15,17 @@ from torch.nn.functional import normalize
 from triton_problems import DEVICE, make_pairs, scalar
 
 from neuclip_scale.losses import create_loss
-from neuclip_scale.normalizers import EmbeddingQueue, QueueSums, horizons_up_to, triton_queue, triton_queue_check
+from neuclip_scale.normalizers import (
+    EmbeddingQueue,
+    ProjectingQueue,
+    QueueSums,
+    horizons_up_to,
+    triton_queue,
+    triton_queue_check,
+)
 from neuclip_scale.normalizers.own_entries import OwnEntries
 from neuclip_scale.normalizers.triton_queue import FusedSums, Limits
+from neuclip_scale.projection import Projection
 from neuclip_scale.similarity import PairFeatures
 from neuclip_scale.similarity.choosing import VARIABLE
 
@@ -183,6 +192,23 @@ def test_ranks_parts_join_to_the_whole() -> None:
 @pytest.mark.parametrize("d", [640, 768])
 def test_wide_embeddings(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
     check(make(9, 20, 20, d), 2, monkeypatch)
+
+
+def test_sides_of_other_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past pairs mapped anew: the anchors of either side meet what the other tower's last map was given."""
+    generator = torch.Generator().manual_seed(0)
+    queue = ProjectingQueue((48, 80), 70, rank=0, world_size=1).to(DEVICE)
+    for first in range(0, 90, 30):
+        pairs = make_pairs(45, slice(0, 45), 24)
+        maps = (
+            Projection(*(torch.randn(*size, generator=generator).to(DEVICE) for size in ((45, width), (width, 24))))
+            for width in queue.widths
+        )
+        pairs = replace(pairs, projections=tuple(maps))
+        index = first + torch.arange(45, device=DEVICE)
+        if first:
+            check(Problem(queue, pairs, index, scalar(30.0)), 4, monkeypatch, 1e-3)
+        queue.push(pairs, index)
 
 
 def test_the_check_of_a_device_passes_and_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
