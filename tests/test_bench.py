@@ -96,7 +96,8 @@ import bench_npn, bench_queue_gpu, torch
 small = {"preset": "toy", "batch_size": 32, "queue_size": 100, "repeats": 1, "kernels": True}
 options = bench_npn.Npn(**small, contenders=("torch highest", "triton high", "triton medium"))
 result = bench_queue_gpu.measure(options, torch.device("cpu"))
-assert [len(result["runs"][name]) for name in options.contenders] == [1, 1, 1], result
+for kind in ("kept", "anew"):
+    assert [len(result[kind]["runs"][name]) for name in options.contenders] == [1, 1, 1], result
 bench_queue_gpu.show(options, result)
 """
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
@@ -105,6 +106,7 @@ bench_queue_gpu.show(options, result)
     assert done.returncode == 0, done.stderr
     for name in ("torch highest", "triton high", "triton medium", "strip     triton high", "strip     triton medium"):
         assert f"\n  {name}" in done.stdout
+    assert done.stdout.count("\n  triton medium") == 2, "of embeddings, and mapped anew"
     assert done.stdout.count("TFLOP/s") == 2 * 6
 
 

@@ -1,5 +1,5 @@
-"""A step's sums over neuclip-queue's queue on one GPU, torch beside Triton, and its entries mapped anew: part of
-`bench.py npn --device cuda`.
+"""A step's sums over neuclip-queue's queue on one GPU, of embeddings and of pairs mapped anew, torch beside Triton:
+part of `bench.py npn --device cuda`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bench_device import NO_GPU, computed_by, copy_speed, in_turns, is_missing, timed
+from bench_device import NO_GPU, computed_by, in_turns, is_missing, timed
 from bench_npn_gpu import against, bound_cells, peak_tflops, products_bound
 
 if TYPE_CHECKING:
     from bench_npn import Npn
+
+KINDS = {"kept": "of embeddings", "anew": "mapped anew"}
 
 BLOCKS = (
     (128, 128, 64, 8, 3, 128),
@@ -28,71 +30,61 @@ BLOCKS = (
 
 
 def measure(options: Npn, device: Any) -> dict[str, Any]:
-    """One call of `sums` for each contender, by turns; with `options.kernels` Triton's with several blocks too."""
+    """One call of `sums` for each contender and kind of queue, by turns; with `options.kernels` Triton's with several
+    blocks too.
+    """
     if is_missing(device):
         return {"needs": NO_GPU}
-    work, mapping, num_horizons, num_mapped = _sums(options, device)
-    runs = in_turns(dict.fromkeys(options.contenders, work), options.repeats, device, computed_by)
-    mapped = in_turns(dict.fromkeys(options.contenders, mapping), options.repeats, device, computed_by)
-    flops = 2 * 2.0 * options.batch_size * options.queue_size * options.embed_dim
-    mapping_flops = 2.0 * num_mapped * sum(options.projected_widths) * options.embed_dim
-    # An entry's inputs are read and its embeddings written, in fp32 and, for sums in bf16, in bf16 too.
-    fp32_bytes = 4 * num_mapped * (sum(options.projected_widths) + 2 * options.embed_dim)
-    bf16_bytes = 2 * num_mapped * 2 * options.embed_dim
-    peak, speed = peak_tflops(options, device), copy_speed(device)
-
-    def mapping_bound(name: str) -> float:
-        moved = fp32_bytes + bf16_bytes * ("medium" in name)
-        return max(products_bound(name, mapping_flops, peak) or 0.0, moved / speed * 1e3)
-
-    return {
-        "tflop": flops / 1e12,
-        "num_horizons": num_horizons,
-        "rows": [_row(name, runs[name], products_bound(name, flops, peak)) for name in options.contenders],
-        "runs": runs,
-        "mapping_tflop": mapping_flops / 1e12,
-        "mapping_bytes": fp32_bytes + bf16_bytes,
-        "copy_bytes_per_second": speed,
-        "mapping": [_row(name, mapped[name], mapping_bound(name)) for name in options.contenders],
-        "mapping_runs": mapped,
-        "blocks": _with_blocks(options, work, flops, device) if options.kernels else [],
+    pairs = 2.0 * options.batch_size * options.queue_size
+    width = sum(options.projected_widths)
+    # Of a queue mapped anew all anchors go through the maps first.
+    flops = {
+        "kept": pairs * 2 * options.embed_dim,
+        "anew": pairs * width + 2.0 * options.batch_size * options.embed_dim * width,
     }
+    peak, result, work = peak_tflops(options, device), dict[str, Any](), {}
+    for kind in KINDS:
+        work[kind], result["num_horizons"] = _sums(options, device, anew=kind == "anew")
+        runs = in_turns(dict.fromkeys(options.contenders, work[kind]), options.repeats, device, computed_by)
+        rows = [_row(name, runs[name], products_bound(name, flops[kind], peak)) for name in options.contenders]
+        result[kind] = {"tflop": flops[kind] / 1e12, "rows": rows, "runs": runs}
+    blocks = _with_blocks(options, work["kept"], flops["kept"], device) if options.kernels else []
+    return {**result, "blocks": blocks}
 
 
-def _sums(options: Npn, device: Any) -> tuple[Callable[[], object], Callable[[], object], int, int]:
-    """What to time, `sums` and `refresh`, and for how many horizons and entries: a full queue, and a batch of which it
-    has seen some pairs.
-    """
+def _sums(options: Npn, device: Any, *, anew: bool) -> tuple[Callable[[], object], int]:
+    """What to time, `sums`, and for how many horizons: a full queue, and a batch of which it has seen some pairs."""
     import torch
     from torch.nn.functional import normalize
 
     from neuclip_scale.config import ObjectiveConfig
-    from neuclip_scale.normalizers import ProjectingQueue, horizons_up_to
+    from neuclip_scale.normalizers import EmbeddingQueue, ProjectingQueue, horizons_up_to
     from neuclip_scale.projection import Projection
     from neuclip_scale.similarity import PairFeatures
 
     generator = torch.Generator(device).manual_seed(0)
+    maps = [
+        torch.randn(width, options.embed_dim, device=device, generator=generator) / width**0.5
+        for width in options.projected_widths
+    ]
 
     def pairs(count: int) -> PairFeatures:
-        sides = torch.randn(2, count, options.embed_dim, device=device, generator=generator)
-        image, text = (
-            Projection(
-                torch.randn(count, width, device=device, generator=generator),
-                torch.randn(width, options.embed_dim, device=device, generator=generator),
-            )
-            for width in options.projected_widths
-        )
-        return replace(PairFeatures.single(*normalize(sides, dim=2)), projections=(image, text))
+        inputs = [torch.randn(count, len(each), device=device, generator=generator) for each in maps]
+        image, text = (normalize(x @ each, dim=1) for x, each in zip(inputs, maps, strict=True))
+        first, second = (Projection(x, each) for x, each in zip(inputs, maps, strict=True))
+        return replace(PairFeatures.single(image, text), projections=(first, second))
 
     size = options.queue_size
-    queue = ProjectingQueue(options.embed_dim, size, options.projected_widths, rank=0, world_size=1).to(device)
+    queue = (
+        ProjectingQueue(options.projected_widths, size, rank=0, world_size=1)
+        if anew
+        else EmbeddingQueue(options.embed_dim, size, rank=0, world_size=1)
+    ).to(device)
     queue.push(pairs(size), torch.arange(size, device=device))
     batch, index = pairs(options.batch_size), 2 * torch.arange(options.batch_size, device=device)
-    queue.refresh(batch)
     scale, horizons = torch.full((1,), 1 / 0.07, device=device), horizons_up_to(size, options.batch_size).to(device)
     tile_size = ObjectiveConfig().tile_size
-    sums = partial(queue.sums, batch, scale, index, horizons, tile_size=tile_size)
-    return sums, partial(queue.refresh, batch), len(horizons), queue.num_mapped(options.batch_size)
+    return partial(queue.sums, batch, scale, index, horizons, tile_size=tile_size), len(horizons)
 
 
 def _row(name: str, runs: list[dict[str, float]], bound: float | None) -> dict[str, Any]:
@@ -135,14 +127,10 @@ def show(options: Npn, result: dict[str, Any]) -> None:
     if "needs" in result:
         print(f"\nqueue on a GPU: needs {result['needs']}")
         return
-    print(
-        f"\nqueue of {options.queue_size} pairs, {result['num_horizons']} horizons, both sides: "
-        f"{result['tflop']:.2f} TFLOPs; bound as the NPN's,\nof entries mapped anew what they "
-        f"read and write, {result['mapping_bytes'] / 1e9:.2f} GB at a copy's speed, where that is longer"
-    )
-    for what, rows in (("sums", result["rows"]), ("mapped anew", result["mapping"])):
-        print(f"  {'':<16}{what:>11}{'range':>18}{'bound':>11}{'of it':>7}{'MiB':>6}")
-        for row in rows:
+    print(f"\nqueue of {options.queue_size} pairs, {result['num_horizons']} horizons, both sides; bound as the NPN's")
+    for kind, what in KINDS.items():
+        print(f"  {what:<16}{'sums':>11}{'range':>18}{'bound':>11}{'of it':>7}{'MiB':>6}")
+        for row in result[kind]["rows"]:
             low, high = row["ms_range"]
             print(
                 f"  {row['contender']:<16}{row['ms']:>8.2f} ms{f'{low:.2f} to {high:.2f}':>18}"

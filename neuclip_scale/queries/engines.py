@@ -152,8 +152,11 @@ def _new_scratch(folder: Path) -> tuple[Path, int]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError where its process lives
             shutil.rmtree(left, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=folder))
-    descriptor = os.open(scratch / "lock", os.O_CREAT | os.O_RDWR)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    new = scratch / "lock.new"  # gets its name once it is locked, so that nobody else finds it free
+    descriptor = os.open(new, os.O_CREAT | os.O_RDWR)
+    with suppress(OSError):  # where a filesystem knows no locks, nobody removes anything
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    new.rename(scratch / "lock")
     return scratch, descriptor
 
 
