@@ -136,7 +136,7 @@ class NPNConfig:
 class QueueConfig:
     size: int = 0
     """M, past pairs whose embeddings are negatives of the normalizers; 0 takes those of the last 16 steps, or if these
-    are less than 8192 that many, but of no more than 128 steps, and at most the data set."""
+    are less than 8192 that many, but of no more than 128 steps (256 with `project_anew`), and at most the data set."""
     forget: bool = True
     """Whether older pairs count less, exp(-age/h), in the mixture of horizons h that has explained the last batches
     best."""

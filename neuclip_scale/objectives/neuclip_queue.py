@@ -15,19 +15,20 @@ from neuclip_scale.sections import section
 from neuclip_scale.similarity import BatchShape, PairFeatures
 
 STEPS_IN_QUEUE = 16
-MOST_STEPS = 128
+MOST_STEPS, MOST_STEPS_ANEW = 128, 256
 ENOUGH_PAIRS = 8192
 
 
-def default_size(global_batch_size: int | None, dataset_size: int | None) -> int:
-    """M: the pairs of the last 16 steps, or if these are less than 8192 that many, but of no more than 128 steps; at
-    most the data set. 8192 for an unknown batch size.
+def default_size(global_batch_size: int | None, dataset_size: int | None, *, project_anew: bool) -> int:
+    """M: the pairs of the last 16 steps, or if these are less than 8192 that many, but of no more than 128 steps, or
+    256 where pairs are mapped anew and so age more slowly; at most the data set. 8192 for an unknown batch size.
 
     How many of them count is found while training; more than this would cost more than the NPN (docs/method.md).
     """
     size = ENOUGH_PAIRS
     if global_batch_size:
-        size = max(STEPS_IN_QUEUE * global_batch_size, min(size, MOST_STEPS * global_batch_size))
+        most = MOST_STEPS_ANEW if project_anew else MOST_STEPS
+        size = max(STEPS_IN_QUEUE * global_batch_size, min(size, most * global_batch_size))
     return min(size, dataset_size) if dataset_size else size
 
 

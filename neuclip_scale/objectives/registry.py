@@ -130,7 +130,8 @@ def _neuclip_queue(section: ObjectiveConfig, problem: Problem) -> Objective:
     return NeuCLIPQueue(
         problem.embed_dim,
         section.queue,
-        size=section.queue.size or default_size(problem.global_batch_size, problem.dataset_size),
+        size=section.queue.size
+        or default_size(problem.global_batch_size, problem.dataset_size, project_anew=section.queue.project_anew),
         global_batch_size=problem.global_batch_size or DEFAULT_BATCH,
         projected_widths=problem.projected_widths if section.queue.project_anew else None,
         rho=section.rho,

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from neuclip_scale.losses import create_loss
 from neuclip_scale.normalizers import DatasetFeatures
 from neuclip_scale.objectives.fastclip import later_gamma_min
+from neuclip_scale.objectives.neuclip_queue import default_size
 from neuclip_scale.objectives.registry import OBJECTIVES
 
 N, B, D = 60, 21, 6
@@ -195,6 +196,8 @@ def test_the_queues_size_is_that_of_16_steps_within_bounds() -> None:
     assert size(global_batch_size=32) == 4096, "no pair is older than 128 steps"
     assert size(global_batch_size=256, dataset_size=100) == 100
     assert size(global_batch_size=256, size=7) == 7
+    anew = {batch: default_size(batch, None, project_anew=True) for batch in (1024, 64, 32, 16)}
+    assert anew == {1024: 16384, 64: 8192, 32: 8192, 16: 4096}, "no pair mapped anew is older than 256 steps"
 
 
 def test_siglip_equals_open_clips_own_loss() -> None:
