@@ -266,7 +266,15 @@ def test_what_cannot_be_run(overrides: dict[str, Any], world_size: int, field: s
         ({"evaluation__every_steps": 5, "evaluation__data": "sets"}, []),
         ({"evaluation__every_steps": 5}, ["evaluation.every_steps does not count"]),
         ({"evaluation__at_samples": [9]}, ["evaluation.at_samples does not count"]),
+        ({"evaluation__at_samples": [9], "evaluation__data": "sets"}, []),
+        (
+            {"evaluation__at_samples": [9, 1 << 40], "evaluation__data": "sets"},
+            ["evaluation.at_samples = [1099511627776]: the run ends after"],
+        ),
         ({"train__epochs": 2.0}, ["train.epochs = 2 does not count"]),
+        ({"engine__fsdp": {"cpu_offload": True}}, ["engine.fsdp.* does not count with engine.name=ddp"]),
+        ({"engine__fsdp": {"cpu_offload": True}, "engine__name": "fsdp2"}, []),
+        ({"engine__deepspeed": {"config": "zero3"}}, ["engine.deepspeed.* does not count with engine.name=ddp"]),
     ],
 )
 def test_what_is_said_at_the_start(overrides: dict[str, Any], told: list[str]) -> None:

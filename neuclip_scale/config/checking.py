@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 from neuclip_scale.config.errors import ConfigError
-from neuclip_scale.config.schema import DataConfig, Recipe, TrainConfig
+from neuclip_scale.config.schema import DataConfig, EngineConfig, Recipe, TrainConfig
 
 
 def local_batch_size(recipe: Recipe, world_size: int) -> int:
@@ -91,6 +91,13 @@ def warnings_at_start(recipe: Recipe, num_steps: int) -> list[str]:
     if not evaluation.data and (evaluation.every_steps or evaluation.at_samples):
         name = "every_steps" if evaluation.every_steps else "at_samples"
         told.append(f"evaluation.{name} does not count: there is nothing to evaluate. Give evaluation.data.")
+    beyond = [number for number in evaluation.at_samples if number > num_steps * recipe.train.global_batch_size]
+    if beyond:
+        samples = f"{num_steps * recipe.train.global_batch_size:,}"
+        told.append(f"evaluation.at_samples = {beyond}: the run ends after {samples} samples. Give fewer.")
+    for name, library in (("fsdp2", "fsdp"), ("deepspeed", "deepspeed")):
+        if recipe.engine.name != name and getattr(recipe.engine, library) != getattr(EngineConfig(), library):
+            told.append(f"engine.{library}.* does not count with engine.name={recipe.engine.name}. Give {name}.")
     return [warning for warning in told if warning]
 
 
