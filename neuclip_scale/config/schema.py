@@ -147,7 +147,7 @@ class QueueConfig:
     they would make now: so pairs age less. `width` numbers for each pair and side in place of d, and as much work."""
     batch_weight: float = 0.5
     """w in a = log((1 - w) exp(a) + w g), g the mini-batch's estimate: bounds each weight by 1/w. 0 is the truer
-    normalizer, which has not trained better (docs/method.md)."""
+    normalizer, which has not trained better (docs/comparison.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

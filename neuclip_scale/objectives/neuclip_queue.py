@@ -23,7 +23,7 @@ def default_size(global_batch_size: int | None, dataset_size: int | None, *, pro
     """M: the pairs of the last 16 steps, or if these are less than 8192 that many, but of no more than 128 steps, or
     256 where pairs are mapped anew and so age more slowly; at most the data set. 8192 for an unknown batch size.
 
-    How many of them count is found while training; more than this would cost more than the NPN (docs/method.md).
+    How many of them count is found while training; more than this would cost more than the NPN (docs/normalizers.md).
     """
     size = ENOUGH_PAIRS
     if global_batch_size:
