@@ -183,7 +183,8 @@ class EmbeddingQueue(nn.Module):
         for name, own in self.rank_state().items():
             if name not in states[0]:
                 raise ValueError(
-                    f"queue: the checkpoint has no {name}: set objective.queue.project_anew as it was there."
+                    f"queue: the checkpoint has no {name}: set objective.queue.project_anew as it was there. If it is, "
+                    "an older version wrote it, and this one needs another run_dir."
                 )
             total = sum(state[name].shape[0] for state in states)
             if total != self.size:
