@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 LEARNING_RATE = 0.5
-"""Of the weights' logarithms, for a gradient that has no unit: from 0.3 to 2 the error is the same (docs/normalizers.md)."""
+"""Of the weights' logarithms, for a gradient without unit: 0.3 to 2 give the same error (docs/normalizers.md)."""
 LEAST_WEIGHT = 1e-3
 """What a horizon keeps, to come back when embeddings move faster or slower."""
 LARGEST_RATIO = 20.0
