@@ -183,5 +183,5 @@ def test_one_copy_of_the_last_maps_is_held(keep: KeptActivations) -> None:
     assert len(maps) == 2 * len(cached.micro_batches) > 2
     assert sum(each() is not None for each in maps) == 2
     assert cached.pairs.projections is not None
-    for features, (given, matrix, _) in zip((cached.image, cached.text), cached.pairs.projections, strict=True):
+    for features, (given, matrix) in zip((cached.image, cached.text), cached.pairs.projections, strict=True):
         torch.testing.assert_close(nn.functional.normalize(given @ matrix, dim=-1), features.detach())

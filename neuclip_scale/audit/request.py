@@ -11,7 +11,7 @@ import tyro
 
 from neuclip_scale.audit.errors import UsageError
 from neuclip_scale.audit.mattering import Claim
-from neuclip_scale.config import launcher_words
+from neuclip_scale.config import check_launcher
 from neuclip_scale.queries.engines import EngineOptions
 
 
@@ -96,7 +96,7 @@ class AuditRequest:
         if self.empirical and self.identity == "url":
             raise UsageError("--empirical: needs uids, and --identity url has none.")
         if self.empirical:
-            launcher_words(self.empirical.launcher)
+            check_launcher(self.empirical.launcher)
         if self.samples_seen is not None and self.samples_seen < 1:
             raise UsageError(f"--samples-seen {self.samples_seen}: give a positive number.")
         if self.output.exists() and not self.output.is_dir():

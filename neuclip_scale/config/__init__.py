@@ -18,7 +18,7 @@ from neuclip_scale.config.checking import (
     warnings_at_start,
 )
 from neuclip_scale.config.errors import ConfigError
-from neuclip_scale.config.launcher import launcher_words
+from neuclip_scale.config.launcher import check_launcher
 from neuclip_scale.config.neutral import NEUTRAL, PLACES, changes_training
 from neuclip_scale.config.reading import (
     dump_recipe,
@@ -65,11 +65,11 @@ __all__ = [
     "Recipe",
     "TrainConfig",
     "changes_training",
+    "check_launcher",
     "check_places",
     "check_recipe",
     "dump_recipe",
     "flat_fields",
-    "launcher_words",
     "load_recipe",
     "local_batch_size",
     "matmul_precision",

@@ -1,4 +1,4 @@
-"""The words of `--launcher`."""
+"""`--launcher`, the words before `neuclip`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import shutil
 from neuclip_scale.config.errors import ConfigError
 
 
-def launcher_words(text: str) -> list[str]:
-    """`text` as a shell splits it; raises `ConfigError` unless its first word is a program that can be started here."""
+def check_launcher(text: str) -> None:
+    """Raise `ConfigError` unless a shell can split `text`, and its first word is a program that can be started here."""
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -17,4 +17,3 @@ def launcher_words(text: str) -> list[str]:
     if words and shutil.which(words[0]) is None:
         problem = f"{words[0]} is not an executable program here"
         raise ConfigError("--launcher", text, problem, "Install it, or give its whole path.")
-    return words

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from neuclip_scale.config import ConfigError, launcher_words
+from neuclip_scale.config import ConfigError, check_launcher
 from neuclip_scale.evaluation.measures import measures
 from neuclip_scale.files import write_json
 from neuclip_scale.run_folder import read_object, summary_status
@@ -47,7 +47,7 @@ def run_study(study: MethodsStudy, report: Report) -> Folders:
     `ConfigError`, `StudyError`, `StudyStoppedError`.
     """
     check_seeds(study)
-    launcher_words(study.launcher)
+    check_launcher(study.launcher)
     recipe = base_recipe(study)
     all_steps = steps_for_samples(study, recipe)
     tuning = tuning_runs(study, recipe, all_steps)

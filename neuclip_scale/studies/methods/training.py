@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 from neuclip_scale.comparison.recipe_file import read_recipe
 from neuclip_scale.comparison.text import plain
-from neuclip_scale.config import PLACES, launcher_words, load_recipe, recipe_fields
+from neuclip_scale.config import PLACES, load_recipe, recipe_fields
 from neuclip_scale.run_folder import newest_checkpoint
 from neuclip_scale.studies.methods.plan import Run
 from neuclip_scale.studies.methods.settings import MethodsStudy
@@ -128,8 +129,7 @@ class Trainings:
 def command(study: MethodsStudy, run: Run) -> list[str]:
     """The command line of one run."""
     alone = [sys.executable, "-m", "neuclip_scale"]
-    words = launcher_words(study.launcher)
-    program = [*words, "neuclip"] if words else alone
+    program = [*shlex.split(study.launcher), "neuclip"] if study.launcher else alone
     return [*program, "train", study.recipe, *_all_overrides(study, run)]
 
 
