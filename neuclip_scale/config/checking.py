@@ -97,7 +97,9 @@ def warnings_at_start(recipe: Recipe, num_steps: int) -> list[str]:
         told.append(f"evaluation.at_samples = {beyond}: the run ends after {samples} samples. Give fewer.")
     for name, library in (("fsdp2", "fsdp"), ("deepspeed", "deepspeed")):
         if recipe.engine.name != name and getattr(recipe.engine, library) != getattr(EngineConfig(), library):
-            told.append(f"engine.{library}.* does not count with engine.name={recipe.engine.name}. Give {name}.")
+            told.append(
+                f"engine.{library}.* does not count with engine.name={recipe.engine.name}. Give engine.name={name}."
+            )
     return [warning for warning in told if warning]
 
 
