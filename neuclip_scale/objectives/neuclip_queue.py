@@ -37,8 +37,8 @@ class NeuCLIPQueue(MarginObjective):
 
     No network: the queue's similarities hold for any tau, and an anchor never meets its own pair. Past pairs weigh
     exp(-age/h), in the mixture of horizons h that has explained the last batches best, or alike if not `forget`. With
-    `batch_weight` w, a = log((1 - w) exp(a) + w g). With `projected_widths` the towers' last
-    maps take part as they stand now.
+    `batch_weight` w, a = log((1 - w) exp(a) + w g). With `projected_widths` past pairs go through the towers' last maps
+    as these stand now.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 
 from neuclip_scale.config import ObjectiveConfig, Recipe, local_batch_size
-from neuclip_scale.normalizers import DatasetFeatures, ProjectingQueue
+from neuclip_scale.normalizers import DatasetFeatures
 from neuclip_scale.objectives import Objective, create_objective
 from neuclip_scale.objectives.neuclip_queue import NeuCLIPQueue
 from neuclip_scale.objectives.registry import Problem
@@ -120,7 +120,7 @@ def _queue_sums(config: Recipe, objective: NeuCLIPQueue, world_size: int, device
     """With `project_anew` beside all anchors, which went through the other side's last map."""
     queue, B = objective.queue, config.train.global_batch_size
     owned, edge, widest = math.ceil(queue.size / world_size), largest_tile(config, device), max(queue.widths)
-    anchors, beside = (FP32 * B * sum(queue.widths), ", and mapped anchors") if _is_anew(objective) else (0, "")
+    anchors, beside = (FP32 * B * sum(queue.widths), ", and mapped anchors") if objective.needs_projections else (0, "")
     if _fused(objective, device):
         sums = queue_sums_bytes(config, owned, len(objective.horizon.horizons), widest)
         return anchors + sums, f"a side's sums over {owned} entries of the queue{beside}"
@@ -131,7 +131,7 @@ def _queue_sums(config: Recipe, objective: NeuCLIPQueue, world_size: int, device
 
 def _new_entries(config: Recipe, objective: NeuCLIPQueue, d: int, world_size: int) -> tuple[int, str]:
     """Of past pairs mapped anew: what the last maps are given for all ranks' pairs, and this rank's entries of them."""
-    if not _is_anew(objective):
+    if not objective.needs_projections:
         return 0, ""
     B, width = config.train.global_batch_size, sum(objective.queue.widths)
     rows = math.ceil(B / world_size)
@@ -142,10 +142,6 @@ def _new_entries(config: Recipe, objective: NeuCLIPQueue, d: int, world_size: in
 def _fused(objective: NeuCLIPQueue, device: str) -> bool:
     """Whether Triton sums over the queue."""
     return all(by_triton(width, device) for width in objective.queue.widths)
-
-
-def _is_anew(objective: NeuCLIPQueue) -> bool:
-    return isinstance(objective.queue, ProjectingQueue)
 
 
 def last_inputs(config: Recipe) -> tuple[int, int]:
