@@ -128,7 +128,8 @@ def judge_gain(
         raise ValueError(f"gain = {gain}, samples_seen = {samples_seen}: give points, and samples from 1 up")
     noise, noise_words = _noise(gain, metric, first_scores, second_scores, assumptions)
     sides = downloads.first, downloads.second
-    better, worse = sides if math.copysign(1, gain) > 0 else sides[::-1]  # -0.0 is a gain of the second's
+    # Of no gain the side with more pairs is the one whose gain its data could explain.
+    better, worse = sides if (gain, downloads.first) >= (0.0, downloads.second) else sides[::-1]
     slope = _given(assumptions.points_per_doubling, points_per_doubling, metric)
     # A run that ends before its first pass does has seen as many distinct pairs as any other.
     seen = [count if samples_seen is None else min(count, samples_seen) for count in (better, worse)]

@@ -56,11 +56,9 @@ def effect_of(pair: Pair, claim: Claim) -> dict[str, Any] | None:
     if not first or not second:
         return None
     points = claim.points
-    # With no claim, the side with more pairs is the one whose gain its data could explain.
-    gain = points if points is not None else (0.0 if first >= second else -0.0)
     try:
         effect = judge_gain(
-            gain,
+            points if points is not None else 0.0,
             Downloads(first=first, second=second, common=pair.common),
             metric=claim.metric,
             samples_seen=pair.samples_seen,
