@@ -66,6 +66,8 @@ class EmbeddingQueue(nn.Module):
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
         self._pushed: int | None = 0
         """The same number on the host, where sizes come from; None until it is read after loading."""
+        self._table: tuple[Tensor, Tensor] | None = None
+        """Horizons and the weights that they give to each age, [2 M, H]."""
         self._rounded_image, self._rounded_text = Rounded(), Rounded()  # empty but for Triton's bf16 products
         self.register_load_state_dict_post_hook(lambda module, keys: setattr(module, "_pushed", None))
 
@@ -96,53 +98,65 @@ class EmbeddingQueue(nn.Module):
         """
         positives = pairs.world_positives()
         weights = self.weights_of(horizons.to(positives))
-        own = OwnEntries(self.index[: len(weights)], world_index)
-        image_anchors, text_anchors = self.anchors(pairs)
+        anchors = self.anchors(pairs)
         if all(choose(KERNELS, entries).name == "triton" for entries in (self.image, self.text)):
             from neuclip_scale.normalizers.triton_queue import FusedSums
 
+            own = OwnEntries(self.index[: len(weights)], world_index)
             fused = FusedSums(positives, scale, own, weights)
-            image = fused.log_sums(image_anchors, self.text, self._rounded_text)
-            text = fused.log_sums(text_anchors, self.image, self._rounded_image)
+            image = fused.log_sums(anchors[0], self.text, self._rounded_text)
+            text = fused.log_sums(anchors[1], self.image, self._rounded_image)
+            partial = torch.stack([image, text, own.sums_of_others(weights)], 1)
         else:
-            image = self.sweep(image_anchors, self.text, positives, scale, world_index, weights, tile_size)
-            text = self.sweep(text_anchors, self.image, positives, scale, world_index, weights, tile_size)
-        partial = torch.stack([image, text, own.sums_of_others(weights)], 1)  # [B, 3, H]
+            partial = self.sweep(anchors, positives, scale, world_index, weights, tile_size)
         partial = distributed.exchange_rows(partial)  # [W, b, 3, H]
-        return QueueSums(torch.logsumexp(partial[:, :, :2], 0), partial[:, :, 2].sum(0))
+        log_sums = partial[:, :, :2]
+        return QueueSums(log_sums[0] if len(partial) == 1 else torch.logsumexp(log_sums, 0), partial[:, :, 2].sum(0))
 
     def weights_of(self, horizons: Tensor) -> Tensor:
-        """w of this rank's slots in use, [M/W, H]."""
-        slots = torch.arange(self.rank, max(self.num_filled, self.rank), self.world_size, device=horizons.device)
-        younger = (self.num_pushed - 1 - slots) % self.size
-        return torch.exp(-younger.to(horizons)[:, None] / horizons)
+        """w of this rank's slots in use, [M/W, H]: a view of a table that is made once for the same horizons."""
+        if self._table is None or self._table[0] is not horizons:
+            younger = torch.arange(self.size - 1, -1, -1, device=horizons.device).to(horizons)
+            self._table = horizons, torch.exp(-younger[:, None] / horizons).repeat(2, 1)
+        # Row k holds the weight of the entry with M - 1 - k younger ones, twice over, for slots go round.
+        first = -self.num_pushed % self.size
+        return self._table[1][first + self.rank : first + self.num_filled : self.world_size]
 
     def sweep(
         self,
-        anchors: Tensor,
-        negatives: Tensor,
+        anchors: tuple[Tensor, Tensor],
         positives: Tensor,
         scale: Tensor,
         world_index: Tensor,
         weights: Tensor,
         tile_size: int,
     ) -> Tensor:
-        """log sum_q w_q exp(scale (x_i . q - s_ii)) over this rank's slots by torch, [B, H]; `weights` [K, H]."""
-        total = positives.new_full((anchors.shape[0], weights.shape[1]), -torch.inf)
+        """By torch, over this rank's slots, [B, 3, H]: log sum_q w_q exp(scale (x_i . q - s_ii)) of image and text
+        anchors, and sum_q w_q; `weights` [K, H].
+        """
+        count, num_horizons = weights.shape
+        total = positives.new_full((len(positives), 3, num_horizons), -torch.inf)
+        total[:, 2] = 0
         # Few anchors: longer tiles of as many numbers, since every tile has its calls.
-        width = max(tile_size, tile_size**2 // max(anchors.shape[0], 1))
-        for first in range(0, anchors.shape[0], tile_size):
+        width = max(tile_size, tile_size**2 // max(len(positives), 1))
+        for first in range(0, len(positives), tile_size):
             rows = slice(first, first + tile_size)
-            scaled, offset = anchors[rows] * scale, positives[rows] * scale
-            for start in range(0, weights.shape[0], width):
-                columns = slice(start, min(start + width, weights.shape[0]))
-                logits = scaled @ negatives[columns].T
-                logits.masked_fill_(world_index[rows, None] == self.index[columns], -torch.inf)
-                # Finite also for an anchor that leaves out the whole tile.
-                largest = logits.amax(1, keepdim=True).clamp_min_(torch.finfo(logits.dtype).min)
-                # The few horizons as rows of the product: a quarter of the time on a CPU.
-                part = (weights[columns].T @ logits.sub_(largest).exp_().T).T
-                total[rows] = torch.logaddexp(total[rows], part.log_().add_(largest).sub_(offset[:, None]))
+            offset = (positives[rows] * scale)[:, None]
+            scaled = [side[rows] * scale for side in anchors]
+            for start in range(0, count, width):
+                columns = slice(start, min(start + width, count))
+                own = world_index[rows, None] == self.index[columns]
+                # The few horizons as rows of the products: a quarter of the time on a CPU.
+                horizon_rows = weights[columns].T
+                for side, negatives in enumerate((self.text, self.image)):
+                    logits = scaled[side] @ negatives[columns].T
+                    logits.masked_fill_(own, -torch.inf)
+                    # Finite also for an anchor that leaves out the whole tile.
+                    largest = logits.amax(1, keepdim=True).clamp_min_(torch.finfo(logits.dtype).min)
+                    part = (horizon_rows @ logits.sub_(largest).exp_().T).T
+                    part.log_().add_(largest).sub_(offset)
+                    total[rows, side] = torch.logaddexp(total[rows, side], part) if start else part
+                total[rows, 2] += (horizon_rows @ (~own).to(weights).T).T
         return total
 
     def anchors(self, pairs: PairFeatures) -> tuple[Tensor, Tensor]:
@@ -171,8 +185,10 @@ class EmbeddingQueue(nn.Module):
         self._pushed = self.num_pushed + count
 
     def flops(self, shape: BatchShape, num_horizons: int) -> int:
-        """FLOPs of `sums` on one rank with a full queue: two products of 2 B (M/W) (width + H)."""
-        return 2 * shape.global_size * len(self.index) * (sum(self.widths) + 2 * num_horizons)
+        """FLOPs of `sums` on one rank with a full queue: two products of 2 B (M/W) (width + H), and one of 2 B (M/W) H
+        for the sums of weights, which Triton's path does without.
+        """
+        return 2 * shape.global_size * len(self.index) * (sum(self.widths) + 3 * num_horizons)
 
     def rank_state(self) -> dict[str, Tensor]:
         """This rank's slots."""
