@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -19,10 +20,15 @@ from neuclip_scale.data.shards import storage
 _STALE = 6 * 3600
 """Seconds after which a file that is being fetched belongs to a process that is gone."""
 
+_SHARD = re.compile(r"[0-9a-f]{32}\.tar")
+_COMING = re.compile(r"\.[0-9a-f]{32}\.tar\.\d+\.\d+\.tmp|\.now-[a-z0-9_]{8}")
+"""Names that are given here. Whatever else is in the folder, which a person chose, belongs to others and stays."""
+
 
 def default_folder() -> Path:
     """`$NEUCLIP_CACHE`, else a folder of this user among the temporary files."""
-    return Path(os.environ.get("NEUCLIP_CACHE") or Path(tempfile.gettempdir()) / f"neuclip-cache-{os.getuid()}")
+    named = os.environ.get("NEUCLIP_CACHE")
+    return Path(named).expanduser() if named else Path(tempfile.gettempdir()) / f"neuclip-cache-{os.getuid()}"
 
 
 def cache_of(section: DataConfig) -> ShardCache:
@@ -92,7 +98,7 @@ class ShardCache:
     def _make_room(self, kept: Path) -> None:
         total, now = 0, time.time()
         for path, status in sorted(self._files(), key=lambda each: each[1].st_mtime, reverse=True):
-            if path.name.startswith("."):  # being fetched
+            if _COMING.fullmatch(path.name):
                 if now - status.st_mtime > _STALE:
                     _remove(path, status)
                 continue
@@ -103,6 +109,8 @@ class ShardCache:
     def _files(self) -> list[tuple[Path, os.stat_result]]:
         found = []
         for entry in os.scandir(self.folder):
+            if not (_SHARD.fullmatch(entry.name) or _COMING.fullmatch(entry.name)):
+                continue
             with contextlib.suppress(FileNotFoundError):  # another process made room
                 found.append((Path(entry.path), entry.stat()))
         return found

@@ -158,6 +158,22 @@ def test_the_cache_is_bounded_and_the_oldest_goes(shelf: Shelf, folder: Path, tm
         assert len(opened.read()) == sizes[0]
 
 
+def test_what_others_keep_in_the_folder_of_the_cache_stays(folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    (mine / ".ssh").mkdir(parents=True)
+    (mine / "img2dataset-1.47").mkdir()
+    for name in (".ssh/key", ".profile", "notes.tar", "img2dataset-1.47/python"):
+        (mine / name).write_text("x" * 1000)
+    gone = mine / f".{'0' * 32}.tar.1.2.tmp"
+    gone.write_text("of a process that was killed")
+    before = [path for path in sorted(mine.rglob("*")) if path != gone]
+    for path in (*before, gone):
+        os.utime(path, (1, 1))
+    cache = ShardCache(mine, 1)
+    kept = [Path(cache.local(f"pipe:cat {folder}/{number:05d}.tar", "")) for number in range(2)]
+    assert sorted(mine.rglob("*")) == sorted([*before, kept[1]])
+
+
 def test_a_shard_evicted_just_before_it_is_opened_is_fetched_again(
     shelf: Shelf, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
