@@ -115,7 +115,7 @@ def finish(saved: SavedPlan, input_dir: Path) -> Totals:
         if totals.written:
             manifest = assemble_manifest([_manifest_row(folder, shard) for shard in shards])
             claim("manifest.json")
-            manifest.save(folder / "manifest.json")
+            manifest.save(folder / "manifest.json", relative=True)
         document = {
             "totals": asdict(totals),
             "plan": saved.digest,

@@ -89,7 +89,7 @@ def face_boxes(raw: bytes) -> list[Box] | None:
         if boxes is None:
             return None
         found = [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in boxes]
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ImageError(f"face_bboxes: {error}") from error
     if not all(abs(value) <= _FARTHEST for box in found for value in box):  # no NaN either
         raise ImageError(f"face_bboxes: a corner that is not within {_FARTHEST:g} sides of the picture")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from neuclip_scale.reshard.errors import ReshardError, UsageError
+from neuclip_scale.reshard.errors import UsageError
 
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Lt: operator.lt,
@@ -57,7 +57,12 @@ def parse_predicate(text: str) -> Predicate:
     if not names:
         raise UsageError(f"--where {text!r}: names no column. {_HELP}")
     predicate = Predicate(text.strip(), tuple(sorted(names)))
-    predicate.expression()
+    try:
+        predicate.expression()
+    except UsageError:
+        raise
+    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:  # a number of 100 bits, a list of both
+        raise UsageError(f"--where {text!r}: {error}. {_HELP}") from error
     return predicate
 
 
@@ -108,6 +113,4 @@ def _compare(left: ast.expr, op: ast.cmpop, right: ast.expr, text: str) -> Any:
                 return inside if isinstance(op, ast.In) else ~inside
         case _ if type(op) in _COMPARE:
             return _COMPARE[type(op)](_convert(left, text), _convert(right, text))
-    raise ReshardError(
-        f"--where {text!r}: {ast.unparse(ast.Compare(left, [op], [right]))!r} is not understood. {_HELP}"
-    )
+    raise UsageError(f"--where {text!r}: {ast.unparse(ast.Compare(left, [op], [right]))!r} is not understood. {_HELP}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -102,6 +104,9 @@ def _read_npy(file: IO[bytes], path: Path) -> Uids:
             f"--subset-file {path}: dtype {dtype}, shape {shape}. "
             "DataComp's form is one axis of dtype 'u8,u8': high and low 64 bits of each uid."
         )
+    room = (os.fstat(file.fileno()).st_size - file.tell()) // dtype.itemsize
+    if not 0 <= shape[0] <= room:  # before there is memory for what its header claims
+        raise ReshardError(f"--subset-file {path}: ends after {room} of {shape[0]} uids. Copy it again.")
     uids = Uids(np.empty(shape[0], dtype=np.uint64), np.empty(shape[0], dtype=np.uint64))
     for begin in range(0, shape[0], _ROWS_AT_ONCE):  # whole, it would lie in memory twice
         count = min(_ROWS_AT_ONCE, shape[0] - begin)
@@ -129,6 +134,8 @@ def _parquet_texts(path: Path) -> Iterator[list[str]]:
 
 
 def _text_lines(file: IO[bytes], path: Path) -> Iterator[list[str]]:
+    if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:  # Windows puts one before the first uid
+        file.seek(0)
     lines = (line.strip() for line in file)
     while chunk := list(islice(lines, _ROWS_AT_ONCE)):
         try:

@@ -19,6 +19,8 @@ from neuclip_scale.reshard.uids import Uids, parse_uids
 BLOCK = 512
 _JSONS_AT_ONCE, _JSON_BYTES = 1024, 1 << 16
 """Read together; a larger one is read by itself."""
+_EXTENSION_BYTES = 80
+"""Of the longest extension: a header holds 100 of a name, of which the new key and the dot take 19 at most."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def scan_shard(folder: Path, name: str, predicate: Predicate | None = None) -> S
     uids, texts = parse_uids([a or b or key for a, b, key in zip(told, believed, index.keys, strict=True)])
     extents, too_large = _extents(index)
     reasons.update(dict.fromkeys(np.flatnonzero(too_large).tolist(), f"a member of over {MAX_MEMBER_BYTES} bytes"))
+    reasons.update(dict.fromkeys(_with_long_extensions(index), f"an extension of over {_EXTENSION_BYTES} bytes"))
     usable = np.ones(index.num_samples, dtype=bool)
     usable[list(reasons)] = False
     row_of = np.cumsum(usable) - 1
@@ -135,9 +138,18 @@ def _json_uids(path: Path, index: ShardIndex) -> tuple[list[str | None], dict[in
 def _mismatch(keys: tuple[str, ...], told: list[str | None], sidecar: Sidecar) -> str:
     """The first contradiction between json and parquet, empty when there is none."""
     for key, here, there in zip(keys, told, sidecar.uids, strict=False):
-        if here is not None and there is not None and here != there.lower():
+        if here is not None and there is not None and here.lower() != there.lower():
             return f"uid of {key}: {there} in the parquet, {here} in the json"
     return ""
+
+
+def _with_long_extensions(index: ShardIndex) -> list[int]:
+    """Samples with a member whose name no header could hold beside its new key."""
+    lengths = [len(extension.encode("utf-8", "surrogateescape")) for extension in index.extensions]
+    if max(lengths, default=0) <= _EXTENSION_BYTES:
+        return []
+    members = np.flatnonzero(np.array(lengths)[index.member_extension] > _EXTENSION_BYTES)
+    return np.unique(np.searchsorted(index.starts, members, side="right") - 1).tolist()
 
 
 def _extents(index: ShardIndex) -> tuple[Extents, np.ndarray]:

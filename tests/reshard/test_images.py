@@ -75,6 +75,8 @@ def test_odd_boxes(boxes: list) -> None:
         b'{"face_bboxes": [[NaN,0,1,1]]}',
         b'{"face_bboxes": [[0,0,1e308,1]]}',
         b'{"face_bboxes": [[0,0,1e200,1]]}',
+        b'{"face_bboxes": [[0,0,1%b,1]]}' % (b"0" * 400),
+        b'{"face_bboxes": [], "a": %b%b}' % (b"[" * 100_000, b"]" * 100_000),
     ],
 )
 def test_broken_boxes_are_an_error(raw: bytes) -> None:

@@ -57,12 +57,16 @@ def test_uids_of_texts(texts: list[str]) -> None:
 def test_broken_requests(tmp_path: Path) -> None:
     np.save(tmp_path / "floats.npy", np.zeros(3))
     (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY\1")
+    np.save(tmp_path / "huge.npy", np.zeros(2, dtype="u8,u8"))
+    content = (tmp_path / "huge.npy").read_bytes()
+    (tmp_path / "huge.npy").write_bytes(content.replace(b"(2,), }" + b" " * 12, b"(2000000000000,), }", 1))
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe" * 100)
     (tmp_path / "x.parquet").write_bytes(b"PAR1xxxx")
     for name, message in {
         "floats.npy": "u8,u8",
         "cut.npy": "numpy.save",
+        "huge.npy": "ends after 2 of 2000000000000 uids",
         "empty.txt": "holds no uid",
         "binary": "neither",
         "x.parquet": "not a readable parquet",
@@ -70,6 +74,12 @@ def test_broken_requests(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(ReshardError, match=message):
             load_request(tmp_path / name)
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_first_uid(tmp_path: Path) -> None:
+    (tmp_path / "windows.txt").write_text(f"{'0' * 31}1\r\n{'0' * 31}2\r\n", "utf-8-sig", newline="")
+    request = load_request(tmp_path / "windows.txt")
+    assert (request.uids.low.tolist(), request.texts) == ([1, 2], {})
 
 
 json_values = st.recursive(

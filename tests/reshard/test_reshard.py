@@ -200,6 +200,9 @@ def test_predicate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (f"score > {10**30}", "too large"),
+        ("score in [1, 'a']", "Could not convert"),
+        ("caption == '\\ud800'", "surrogates not allowed"),
         ("score > __import__('os').system('touch x')", "not understood"),
         ("score.real > 1", "not understood"),
         ("score >", "invalid syntax"),
@@ -261,6 +264,21 @@ def test_output_trains(tmp_path: Path) -> None:
     assert manifest.num_samples == 40
     batches = take(make_loader(manifest, shuffle_window=7), 3)
     assert len(batches) == 3
+
+
+def test_the_manifest_of_an_output_given_relative_to_here_moves_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neuclip_scale.data.manifest import Manifest
+
+    simple_pool(tmp_path / "pool", 1)
+    monkeypatch.chdir(tmp_path)
+    assert run("-i", "pool", "-o", "out", "-j", 1) == 0
+    for name in ("out", "moved"):
+        paths = [shard.path for shard in Manifest.load(tmp_path / name / "manifest.json").shards]
+        assert paths == list(map(str, outputs(tmp_path / name)))
+        if name == "out":
+            (tmp_path / "out").rename(tmp_path / "moved")
 
 
 def test_importing_it_loads_no_torch() -> None:

@@ -337,3 +337,27 @@ def test_duplicates_are_listed(tmp_path: Path) -> None:
         ("00000.tar", "03"),
         *[("00001.tar", f"1{i}") for i in range(4)],
     ]
+
+
+def test_a_uid_in_capitals_is_the_same_in_json_and_parquet(tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    first, second = uid_of("a").upper(), uid_of("b").upper()
+    record = json.dumps({"uid": first, "nested": {}}).encode()  # nested: its json is parsed
+    write_tar(tmp_path / "pool/0.tar", [("0", {"jpg": b"1", "json": record}), ("1", {"jpg": b"2"})])
+    pq.write_table(pa.table({"key": ["0", "1"], "uid": [first, second]}), tmp_path / "pool/0.parquet")
+    (tmp_path / "s.txt").write_text(second)
+    assert run("-i", tmp_path / "pool", "-s", tmp_path / "s.txt", "-o", tmp_path / "out", "-j", 1) == 0
+    assert report(tmp_path / "out")["parquets_not_believed"] == {}
+
+
+@pytest.mark.parametrize("layout", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
+def test_a_name_that_no_header_could_hold_is_listed(tmp_path: Path, layout: int) -> None:
+    simple_pool(tmp_path / "pool", 1, parquet=False)
+    length = 90 if layout == tarfile.USTAR_FORMAT else 200
+    rows = [("a", {"jpg": b"1"}), ("b", {"jpg": b"1", "x" * length: b"2"}), ("c", {"x" * 80: b"3"})]
+    write_tar(tmp_path / "pool/1.tar", rows, format=layout)
+    assert run("-i", tmp_path / "pool", "-o", tmp_path / "out", "-j", 1, "--verify") == 0
+    assert report(tmp_path / "out")["totals"]["written"] == 22
+    (line,) = lines(tmp_path / "out/corrupt.jsonl")
+    assert (line["shard"], line["key"]) == ("1.tar", "b")
+    assert "extension of over 80 bytes" in line["reason"]
