@@ -14,6 +14,7 @@ from neuclip_scale import __version__
 
 _OF_A_PLACE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOSPC, errno.EDQUOT,
+    errno.EFBIG,
 )  # fmt: skip
 """Errors that say of a file's place that nothing can be written or read there."""
 

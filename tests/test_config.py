@@ -239,6 +239,7 @@ def test_batch_sizes() -> None:
         ({"model__dropout": 1.5}, 1, "model.dropout", "from 0 to 1"),
         ({"optim__learning_rate": 0}, 1, "optim.learning_rate", "positive number"),
         ({"optim__learning_rate": float("nan")}, 1, "optim.learning_rate", "positive number"),
+        ({"data__max_image_pixels": 100_000_000}, 1, "data.max_image_pixels", "Give 89478485 at most"),
         ({"data__num_workers": -1}, 1, "data.num_workers", "zero or a positive number"),
         ({"objective__npn__num_prototypes": 0}, 1, "objective.npn.num_prototypes", "positive number"),
         ({"checkpoint__keep": 0}, 1, "checkpoint.keep", "positive number"),

@@ -8,6 +8,9 @@ from typing import Literal
 from neuclip_scale.config.errors import ConfigError
 from neuclip_scale.config.schema import DataConfig, EngineConfig, Recipe, TrainConfig
 
+_MOST_PIXELS = 89_478_485
+"""Pillow takes larger pictures for bombs, whatever limit we have."""
+
 
 def local_batch_size(recipe: Recipe, world_size: int) -> int:
     """Pairs per rank and step."""
@@ -183,6 +186,13 @@ def _check_ranges(recipe: Recipe) -> None:
     }
     _check_signs(positive, not_negative)
     _check_fractions(recipe)
+    if recipe.data.max_image_pixels > _MOST_PIXELS:
+        raise ConfigError(
+            "data.max_image_pixels",
+            recipe.data.max_image_pixels,
+            f"Pillow refuses pictures of more than {_MOST_PIXELS} pixels",
+            f"Give {_MOST_PIXELS} at most.",
+        )
 
 
 def _check_signs(positive: dict[str, float], not_negative: dict[str, float]) -> None:

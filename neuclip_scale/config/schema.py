@@ -104,7 +104,8 @@ class DataConfig:
     of their size; turbo: refuse to run without it; pillow: the same by Pillow alone; reference: Pillow's full decode
     and resize, open_clip's pixels exactly. Evaluation always takes the last."""
     max_image_pixels: int = 50_000_000
-    """Pictures of more pixels are refused before they are decoded (decompression bombs)."""
+    """Pictures of more pixels are refused before they are decoded (decompression bombs). At most 89478485, Pillow's own
+    limit."""
     max_bad_fraction: float = 0.02
     """Training stops when more than this fraction of the samples read was unusable; fewer are counted and listed."""
     require_audit: str = ""

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeGuard
 from neuclip_scale.data.cache import ShardCache
 from neuclip_scale.data.manifest import ManifestError, index_row
 from neuclip_scale.data.shards import index_shard, storage
+from neuclip_scale.files import naming
 
 Row = dict[str, Any]
 """What a manifest holds of a shard but its first index."""
@@ -164,7 +165,7 @@ class Journal:
     def write(self, rows: Iterable[Row], seen: Callable[[Row], None]) -> list[Row]:
         """Append rows as they come, and return them all."""
         done = []
-        with open(self.path, "a", encoding="utf-8") as stream:
+        with naming(self.path), open(self.path, "a", encoding="utf-8") as stream:
             stream.write("\n")  # ends a half line
             for row in rows:
                 stream.write(json.dumps(row) + "\n")

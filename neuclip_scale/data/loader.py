@@ -18,9 +18,10 @@ from neuclip_scale.data.epochs import Sums, joined
 from neuclip_scale.data.manifest import Manifest
 from neuclip_scale.data.mixing import create_order
 from neuclip_scale.data.shards import storage
-from neuclip_scale.data.skips import SkippedSample, TooManyBadSamples
+from neuclip_scale.data.skips import SkippedSample
 from neuclip_scale.data.stall import DataStall, StallWatch
 from neuclip_scale.data.stream_dataset import (
+    FINAL_ERRORS,
     Chunk,
     ChunkOrError,
     StreamDataset,
@@ -186,7 +187,7 @@ class TrainLoader:
                 f"{told}: longer than data.stall_timeout_seconds = {self._section.stall_timeout_seconds:g}. "
                 "Mend the storage and run again: the run goes on from its last checkpoint."
             ) from error
-        if isinstance(chunk, TooManyBadSamples):
+        if isinstance(chunk, FINAL_ERRORS):
             raise chunk
         return chunk
 

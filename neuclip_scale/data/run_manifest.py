@@ -34,7 +34,7 @@ def run_manifest(path: Path, section: DataConfig) -> Manifest:
         if saved is None or [(s.path, s.source) for s in saved.shards] != wanted:
             return wanted, entries, None
         # Millions of shards that a manifest describes are not looked at now: each is when it is read.
-        if not entries and not saved.is_current():
+        if not Manifest(tuple(shard for shard in saved.shards if shard.path not in entries)).is_current():
             return wanted, entries, None
         # A manifest that was made anew may tell of other contents.
         changed = any(entries and _content(shard) != _content(entries.get(shard.path, shard)) for shard in saved.shards)

@@ -24,7 +24,7 @@ from neuclip_scale.data.captions import Captions
 from neuclip_scale.data.digest import content_of, contents_digest, uids_digest
 from neuclip_scale.data.epochs import EpochLedger, Sums
 from neuclip_scale.data.look_ahead import LookAhead
-from neuclip_scale.data.manifest import Manifest
+from neuclip_scale.data.manifest import Manifest, ManifestError
 from neuclip_scale.data.mixing import MixedOrder
 from neuclip_scale.data.normalization import Normalization
 from neuclip_scale.data.pictures import log_decoder, open_picture
@@ -32,7 +32,7 @@ from neuclip_scale.data.samples import SampleReader, UnusableSample
 from neuclip_scale.data.skips import SkippedSample, TooManyBadSamples, check_bad_fraction
 from neuclip_scale.data.streams import StreamOrder
 from neuclip_scale.data.transforms import ImageError, TrainTransform
-from neuclip_scale.data.worker_memory import MemoryLimit
+from neuclip_scale.data.worker_memory import MemoryLimit, WorkerMemoryError
 
 Transform = Callable[[Any, np.random.Generator], Tensor]
 """Of an RGB `Image` or a `Picture`."""
@@ -61,8 +61,9 @@ class Chunk:
     """What was read of each epoch; empty where the order has none."""
 
 
-# A worker that gives up sends the error as its last item: raised by the main process, it has one traceback.
-ChunkOrError = Chunk | TooManyBadSamples
+FINAL_ERRORS = (TooManyBadSamples, ManifestError, WorkerMemoryError)
+"""What a worker sends as its last item: raised there, they would reach the user with the worker's traceback."""
+ChunkOrError = Chunk | TooManyBadSamples | ManifestError | WorkerMemoryError
 
 
 @dataclass
@@ -141,7 +142,7 @@ class StreamDataset(IterableDataset[ChunkOrError]):
                 yield Chunk(
                     self._batch(rows), dict(positions), digests, contents, rows.skipped, rows.num_read, rows.epochs.open
                 )
-        except TooManyBadSamples as error:
+        except FINAL_ERRORS as error:
             yield error
         finally:
             ahead.close()

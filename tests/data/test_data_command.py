@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from neuclip_scale.data.manifest import Manifest, ManifestError, build_manifest
 from neuclip_scale.data.run_manifest import run_manifest
 from neuclip_scale.data.shards import ShardError, expand_shards
 from neuclip_scale.data.synthetic import write_synthetic_shards
+from neuclip_scale.files import write_text
 
 
 @pytest.fixture
@@ -133,6 +135,39 @@ def test_a_manifest_that_was_made_anew_is_seen(tmp_path: Path, shards: Path) -> 
     index(shards, tmp_path / "m.json")
     after = run_manifest(tmp_path / "run.json", section)
     assert (before.num_samples, after.num_samples) == (45, 60)
+
+
+def test_shards_beside_a_manifest_are_looked_at_again(tmp_path: Path, shards: Path) -> None:
+    write_synthetic_shards(tmp_path / "more", 16, 8, 24, seed=2)
+    index(shards, tmp_path / "m.json")
+    section = DataConfig(train=f"{tmp_path / 'm.json'}::{tmp_path / 'more'}")
+    assert run_manifest(tmp_path / "run.json", section).num_samples == 45 + 16
+    write_synthetic_shards(tmp_path / "more", 20, 10, 24, seed=2)
+    assert run_manifest(tmp_path / "run.json", section).num_samples == 45 + 20
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path, shards: Path) -> None:
+    output = tmp_path / "m.json"
+    command = [sys.executable, "-m", "neuclip_scale", "data", "index", str(shards), "--output", str(output)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limited = 100, before[1]
+    done = subprocess.run(
+        [*command, "--workers", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limited),
+    )
+    told = "File too large. Choose another place, or mend this one."
+    assert (done.returncode, done.stderr) == (1, f"error: {output}.rows.jsonl: {told}\n")
+    resource.setrlimit(resource.RLIMIT_FSIZE, limited)
+    try:
+        with pytest.raises(OSError, match="too large") as caught:  # the manifest itself, which is written at the end
+            write_text(output, "x" * 200)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(output)
+    assert not output.exists()
 
 
 def test_a_manifest_of_others_runs_no_command(tmp_path: Path, shards: Path) -> None:
