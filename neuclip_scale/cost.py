@@ -136,6 +136,8 @@ class RunCost:
         self.packed_steps, self.packed_tokens = 0, 0.0
         """Steps whose captions were packed, and the sum over these of a caption's mean tokens."""
         self.sections: dict[str, float] = {}
+        self.peaks: list[float] = []
+        """Peaks of the devices that have computed: a run may go on on others, or in another precision."""
         self.since_step = 0
         """Step after which all but the seconds were counted; above 0 for a run that older code began."""
         # Of earlier processes of this run, over all ranks; this process's are added when they are asked for.
@@ -178,6 +180,8 @@ class RunCost:
         self.model_flops += arithmetic.model_flops(captions)
         self.hardware_flops += arithmetic.hardware_flops(captions)
         self.objective_flops += objective_flops
+        if arithmetic.peak_flops not in self.peaks:
+            self.peaks.append(arithmetic.peak_flops)
         if captions is not None:
             self.packed_steps += 1
             self.packed_tokens += captions.run.mean
@@ -196,6 +200,7 @@ class RunCost:
             "packed_steps": self.packed_steps,
             "packed_tokens": self.packed_tokens,
             "sections": dict(self.sections),
+            "peaks": list(self.peaks),
             "since_step": self.since_step,
             "energy_joules": joules,
             "energy_sources": sources,
@@ -214,6 +219,7 @@ class RunCost:
         # Older code packed nothing and saved neither.
         self.packed_steps, self.packed_tokens = state.get("packed_steps", 0), state.get("packed_tokens", 0.0)
         self.objective_flops, self.sections = state["objective_flops"], dict(state["sections"])
+        self.peaks = list(state.get("peaks", []))  # older code did not tell
         self._joules, self._sources = state["energy_joules"], list(state["energy_sources"])
         self._peak_memory = state["peak_memory_bytes"]
 
@@ -238,7 +244,7 @@ class RunCost:
         if self.packed_steps:
             cost["packed_tokens"] = self.packed_tokens / self.packed_steps
         possible = self.device_seconds * arithmetic.peak_flops
-        if possible and self.since_step == 0:
+        if possible and self.since_step == 0 and len(self.peaks) <= 1:
             cost |= {"peak_flops_per_second": arithmetic.peak_flops, "mfu": self.model_flops / possible}
             cost["mfu_all_tokens"] = arithmetic.all_tokens * arithmetic.shape.global_size * num_steps / possible
         return cost

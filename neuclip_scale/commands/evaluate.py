@@ -157,9 +157,13 @@ def _device(name: str) -> torch.device:
 
     if name != "auto":
         try:
-            return torch.device(name)
+            device = torch.device(name)
         except RuntimeError as error:
             raise ConfigError("device", name, "no such device", "Give cpu, cuda, cuda:1 or auto.") from error
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            found = f"torch finds {torch.cuda.device_count()} GPU(s) here"
+            raise ConfigError("device", name, found, "Give another, or auto; `neuclip doctor` looks for the cause.")
+        return device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

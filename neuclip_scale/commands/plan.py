@@ -5,6 +5,7 @@ With `--scaling`: the same over numbers of GPUs, engines and networks, where it 
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,11 @@ def main(argv: list[str]) -> int:
 
 
 def _check(arguments: PlanArguments) -> None:
-    """Options that would be ignored."""
+    """Options that would be ignored, and prices that are none."""
+    prices = {"--price": arguments.price, "--egress-price": arguments.egress_price}
+    for option, price in prices.items():
+        if not 0 <= price < math.inf:
+            raise ConfigError(option, price, "is no price", "Give one of zero or more, or leave it out.")
     drawn = {"--plot": arguments.plot, "--beside": arguments.beside}
     usual = vars(Sweep())
     swept = {
@@ -109,6 +114,10 @@ def _check(arguments: PlanArguments) -> None:
         if given and not arguments.scaling:
             remedy = "Add --scaling, or leave it out; one site is --nodes N --gpus-per-node M."
             raise ConfigError(option, _plain(given), "is of --scaling alone", remedy)
+    of_one_site = {**prices, "--no-alternatives": not arguments.alternatives}
+    for option, given in of_one_site.items():
+        if given and arguments.scaling:
+            raise ConfigError(option, str(given), "is of one site alone", "Leave it out, or leave out --scaling.")
     if arguments.beside and not arguments.plot:
         raise ConfigError("--beside", _plain(arguments.beside), "nothing is drawn", "Add --plot FILE.")
 

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from neuclip_scale.commands.scores import demo_caveat, score_table
+from neuclip_scale.comparison import RunFolder
+from neuclip_scale.comparison.scores import run_scores
 from neuclip_scale.config import Recipe, load_recipe
 from neuclip_scale.files import write_json
 
@@ -41,13 +43,17 @@ def main(argv: list[str]) -> int:
     runs = named(arguments.runs)
     for name, run in runs.items():
         path = run / "summary.json"
-        summary = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        if problem := _unfit(summary):
+        try:
+            summary = json.loads(path.read_bytes()) if path.is_file() else {}
+        except ValueError as error:
+            print(f"error: {path}: is not whole ({error}). Restore it, or train the run anew.", file=sys.stderr)
+            return 1
+        if problem := _unfit(summary) or _no_metrics(run):
             print(f"error: {run}: {problem}", file=sys.stderr)
             return 1
         summaries[name] = summary
-    if len({tuple(summary["evaluation"]) for summary in summaries.values()}) > 1:
-        print("error: RUNS: evaluated on different sets; give runs of one evaluation.data.", file=sys.stderr)
+    if problem := _unlike(summaries):
+        print(f"error: RUNS: {problem} `neuclip compare` tells such runs apart.", file=sys.stderr)
         return 1
     recipe = load_recipe(arguments.runs[0] / "config.yaml")
     console = Console(highlight=False)
@@ -75,6 +81,21 @@ def _unfit(summary: Mapping[str, Any]) -> str:
         return "not a finished run. Train it to its end first."
     if not summary.get("evaluation"):
         return "a finished run without an evaluation. Give its command again with --evaluation.data SETS."
+    return ""
+
+
+def _no_metrics(run: Path) -> str:
+    return "" if (run / "metrics.jsonl").is_file() else "metrics.jsonl is missing. Copy the whole run folder."
+
+
+def _unlike(summaries: Mapping[str, dict[str, Any]]) -> str:
+    """Why the scores of these runs do not belong into one table; empty where they do."""
+    problems: list[str] = []
+    found = [run_scores(RunFolder(name, Path(name), summary=each), [], problems) for name, each in summaries.items()]
+    if problems:
+        return problems[0]
+    if any((each.sizes, each.guesses) != (found[0].sizes, found[0].guesses) for each in found):
+        return "evaluated on different sets, or on others of the same names; give runs of one evaluation.data."
     return ""
 
 

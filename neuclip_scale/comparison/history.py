@@ -23,7 +23,7 @@ def _mixed(run: RunFolder) -> list[str]:
         starts = read_starts(run.path)
         told = [text for start in starts for text in _other_recipe(run, start)]
         return told + [text for pair in pairwise(starts) for text in _other_code(run, *pair)]
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, OverflowError, TypeError, AttributeError, RecursionError) as error:
         return [f"{run.label}: how it was started cannot be read ({printable(str(error))[:300]})."]
 
 

@@ -89,7 +89,7 @@ def _part(run: RunFolder, name: str, read: Any, consequence: str) -> Any:
             run.problems.append(f"{shown}: missing. {consequence}. Copy the whole run folder, or finish the run.")
             return None
         value, problems = read(path)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, OverflowError, TypeError, AttributeError, RecursionError) as error:
         reason = printable(str(error))[:300]
         run.problems.append(f"{shown}: cannot be read ({reason}). {consequence}. Restore the file.")
         return None

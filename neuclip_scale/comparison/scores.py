@@ -24,7 +24,7 @@ class RunScores(NamedTuple):
     sizes: dict[str, str]
     """Set -> its size in words."""
     guesses: dict[str, tuple[str, ...]]
-    """Set -> every score that it has, with what guessing gives, also of scores that are not finite."""
+    """Set -> its prompts, and every score that it has with what guessing gives, also of scores that are not finite."""
 
 
 def run_scores(run: RunFolder, notes: list[str], problems: list[str]) -> RunScores:
@@ -37,12 +37,13 @@ def run_scores(run: RunFolder, notes: list[str], problems: list[str]) -> RunScor
     for name, scores in evaluation.items():
         try:
             each_set, size = list(measures({name: scores})), set_sizes({name: scores})
+            prompts = f"{show(scores.get('num_templates'))} templates"
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = f"{type(error).__name__} {error}"
             problems.append(f"{run.label}: summary.json, evaluation {name}: cannot be read ({reason}); left out.")
             continue
         read.sizes[name] = size
-        read.guesses[name] = tuple(_guesses(measure) for measure in each_set)
+        read.guesses[name] = (prompts, *(_guesses(measure) for measure in each_set))
         for measure in each_set:
             value, chance = number(measure.value), number(measure.chance)
             if value is None or chance is None:
@@ -62,8 +63,8 @@ def _guesses(measure: Measure) -> str:
 
 
 def tell_sets_apart(found: Mapping[str, RunScores]) -> tuple[dict[str, dict[Metric, Measure]], list[str], list[str]]:
-    """(scores by run in which sets of one name but other sizes or another chance are numbered, the size of each set,
-    sentences about sets that are not the same for all)."""
+    """(scores by run in which sets of one name but other sizes, prompts or another chance are numbered, the size of
+    each set, sentences about sets that are not the same for all)."""
     versions: dict[str, dict[object, list[str]]] = {}
     scores: dict[str, dict[Metric, Measure]] = {label: {} for label in found}
     sizes: dict[str, str] = {}

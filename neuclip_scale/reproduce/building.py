@@ -26,6 +26,8 @@ def build_stages(request: Request) -> list[Stage]:
 
 def chosen(stages: list[Stage], only: tuple[str, ...], until: str) -> list[str]:
     """Names of the stages that were asked for: `only` by name or by what stands before the slash, or up to `until`."""
+    if only and until:
+        raise ConfigError("--until", until, "--only names the stages already", "Give one of the two.")
     names = [stage.name for stage in stages]
     groups = list(dict.fromkeys(name.partition("/")[0] for name in names))
     for field, values in (("--only", only), ("--until", (until,) if until else ())):

@@ -8,6 +8,7 @@ from neuclip_scale.comparison.curves import run_curves
 from neuclip_scale.comparison.figures import draw_curves
 from neuclip_scale.comparison.run_folder import read_runs
 from neuclip_scale.files import atomic_file
+from neuclip_scale.reproduce.experiment import published_of
 from neuclip_scale.reproduce.results import AVERAGE, Results
 
 MAX_PANELS = 6
@@ -41,6 +42,7 @@ def _scores(results: Results) -> bytes:
     telling = [name for name in results.scores if name == AVERAGE or name.endswith(("top-1", "R@1"))]
     shown = (telling or results.scores)[:MAX_PANELS]
     experiment = results.request.experiment
+    published = published_of(experiment).scores
     figure = Figure(figsize=(4.2 * len(shown), 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     for number, score in enumerate(shown, 1):
@@ -52,8 +54,8 @@ def _scores(results: Results) -> bytes:
             if found is not None and found.low is not None and found.high is not None:
                 spread = [[found.mean - found.low], [found.high - found.mean]]
                 axes.errorbar([place], [found.mean], spread, fmt="_", color="#222", capsize=4)
-            if score == AVERAGE and method in experiment.published.scores:
-                axes.plot([place], [experiment.published.scores[method]], "x", color="#d9730d")
+            if score == AVERAGE and method in published:
+                axes.plot([place], [published[method]], "x", color="#d9730d")
         axes.set_xticks(range(len(experiment.methods)), experiment.methods, rotation=30, ha="right", fontsize=8)
         axes.set_title(score.replace("$", r"\$"), fontsize=9)
         axes.set_ylabel("points")

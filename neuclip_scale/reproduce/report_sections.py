@@ -57,7 +57,8 @@ def all_published_section(results: Results) -> Section:
 
 
 def _cell(results: Results, here: Experiment, column: Experiment, method: str) -> str:
-    ours = results.estimate(method, AVERAGE) if column.name == here.name else None
+    of_paper = (column.name, column.filter, column.filter_options)  # with another filter it is another experiment
+    ours = results.estimate(method, AVERAGE) if (here.name, here.filter, here.filter_options) == of_paper else None
     return f"{column.published.scores[method]:.2f} ({NOT_RUN if ours is None else points(ours)})"
 
 

@@ -71,6 +71,9 @@ def evaluate_stage(request: Request, label: str) -> Stage:
         # A set that is missing fails the stage: it is done again, with the tasks that are done, when the set is there.
         arguments += ["--suite", "datacomp", *([] if request.evaluation else ["--hub"])]
     command = neuclip(*arguments)
+    settings: dict[str, Any] = {"suite": suite}
+    if suite == "sets" and request.evaluation:  # DataComp's are the same wherever they lie
+        settings["sets"] = str(request.evaluation)
 
     def evaluate(log: Path) -> None:
         result.unlink(missing_ok=True)
@@ -78,7 +81,7 @@ def evaluate_stage(request: Request, label: str) -> Stage:
         command.run(log)
 
     return Stage(
-        f"evaluate/{label}", (f"train/{label}",), {"suite": suite}, do=evaluate, kind="evaluate", produces=(result,),
+        f"evaluate/{label}", (f"train/{label}",), settings, do=evaluate, kind="evaluate", produces=(result,),
         told=(command.text,), read=lambda: _whole(result),
     )  # fmt: skip
 

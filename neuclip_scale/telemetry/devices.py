@@ -43,6 +43,8 @@ GPUS: dict[tuple[str, str], Gpu] = {
 def find_gpu(name: str) -> Gpu | None:
     """Figures of the device that torch calls `name`; None where they are not known for certain."""
     words = set(name.replace("-", " ").split())  # whole words: an A100 is no A10, an L40 no L4
+    if "MIG" in words:  # a part of the device, under the name of the whole
+        return None
     return next((gpu for (model, part), gpu in GPUS.items() if model in words and part in name), None)
 
 

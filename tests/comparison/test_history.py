@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,15 @@ def test_another_machine_and_starts_that_left_nothing_are_none(tmp_path: Path) -
     assert not mixed_runs(read_runs([run]))
 
 
-@pytest.mark.parametrize("text", ["{", "[1]\n", json.dumps({"step": 0, "changed": [], "environment": 3, "lost": {}})])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[1]\n",
+        json.dumps({"step": 0, "changed": [], "environment": 3, "lost": {}}),
+        json.dumps({"step": math.inf, "changed": {"seed": [0, 1]}, "environment": {}, "lost": {}}),
+    ],
+)
 def test_a_damaged_history_is_told(tmp_path: Path, text: str) -> None:
     run = write_run(tmp_path / "a")
     (run / "starts.jsonl").write_text(text)

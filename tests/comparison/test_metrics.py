@@ -128,6 +128,15 @@ def test_sets_of_another_size_are_other_metrics(tmp_path: Path) -> None:
     ]
 
 
+def test_sets_with_other_prompts_are_other_metrics(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / str(count), seed=count, scores=evaluation(num_templates=count)) for count in (1, 80)]
+    metrics = compare_metrics(group_arms(read_runs(paths)))
+    assert [row.metric.set_name for row in metrics.rows if row.metric.label == "top-1"] == [
+        "zeroshot",
+        "zeroshot (version 2)",
+    ]
+
+
 def test_a_score_that_is_not_finite_makes_no_other_set(tmp_path: Path) -> None:
     """Its run's other scores of the set are paired as they are."""
     paths = [

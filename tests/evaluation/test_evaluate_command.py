@@ -45,6 +45,7 @@ def test_bad_usage_and_failures(data: Path, weights: Path, tmp_path: Path) -> No
     assert main([str(weights), "--data", str(tmp_path / "absent")]) == 2
     assert main([str(weights), "--preset", "no-such", "--data", str(data)]) == 2
     assert main([str(weights), "--preset", "demo", "--data", str(data), "--device", "abacus"]) == 2
+    assert main([str(weights), "--preset", "demo", "--data", str(data), "--device", "cuda:99"]) == 2
     assert main([str(weights), "--preset", "ViT-B-32", "--data", str(data)]) == 1
     (tmp_path / "empty").mkdir()
     assert main([str(weights), "--preset", "demo", "--data", str(tmp_path / "empty")]) == 1

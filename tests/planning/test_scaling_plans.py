@@ -191,6 +191,10 @@ def test_nothing_fits_is_exit_status_1(capsys: pytest.CaptureFixture[str]) -> No
         (["--plot", "p.png"], "--plot"),
         (["--gpus", "8"], "--gpus"),
         (["--scaling", "--beside", "p.json"], "--plot FILE"),
+        (["--scaling", "--price", "2"], "--price = '2.0': is of one site alone"),
+        (["--scaling", "--no-alternatives"], "--no-alternatives"),
+        (["--price", "-2"], "--price = -2.0: is no price"),
+        (["--egress-price", "nan"], "--egress-price = nan: is no price"),
         (
             ["--scaling", "--gpus", "7", "train.global_batch_size=64", "--pairs-per-gpu", "0", "--engines", "x"],
             "--engines",

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from neuclip_scale.reproduce.experiment import Published, changed, load_experiment, published_of
+from neuclip_scale.reproduce.figures import draw_figures
 from neuclip_scale.reproduce.report_sections import (
     all_published_section,
     cost_section,
@@ -125,8 +126,16 @@ def test_a_filter_is_held_against_what_was_published_of_it(tmp_path: Path) -> No
     assert of("basic_filter").scores == {}
     section = published_section(results(tmp_path, filter="basic_filter"))
     assert section.paragraphs[0].startswith("Nothing is published for this experiment with this filter")
+    assert row(all_published_section(results(tmp_path, filter="basic_filter")), "neuclip")[1] == "25.08 (not run)"
     told = settings_section(results(tmp_path, filter="basic_filter")).paragraphs
     assert "The filter is not the experiment's, no_filter" in told
+
+
+def test_figures_show_nothing_published_of_another_filter(tmp_path: Path) -> None:
+    def drawn(folder: Path, **changes: Any) -> bytes:
+        return draw_figures(results(tmp_path, filter="basic_filter", **changes), folder)[0].read_bytes()
+
+    assert drawn(tmp_path / "a") == drawn(tmp_path / "b", published=Published())
 
 
 def test_nothing_in_a_report_is_markup(tmp_path: Path) -> None:

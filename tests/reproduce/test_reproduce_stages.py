@@ -21,7 +21,7 @@ from neuclip_scale.reproduce.preparing import audit_facts
 from neuclip_scale.reproduce.request import Request
 from neuclip_scale.reproduce.running import Runner
 from neuclip_scale.reproduce.stages import Command, Kind, Stage
-from neuclip_scale.reproduce.training import _whole, train_arguments
+from neuclip_scale.reproduce.training import _whole, evaluate_stage, train_arguments
 
 
 class World:
@@ -230,5 +230,17 @@ def test_requests_that_cannot_be(tmp_path: Path) -> None:
     stages = build_stages(Request(experiment=demo, output=tmp_path))
     assert chosen(stages, (), "download") == ["list", "subset", "download"]
     assert chosen(stages, ("train",), "")[0] == "train/openclip-seed0"
+    with pytest.raises(ConfigError, match=r"--until = 'index'.*Give one of the two"):
+        chosen(stages, ("train",), "index")
     with pytest.raises(ConfigError, match=r"--until = 'trian'.*Stages: list, subset, download"):
         chosen(stages, (), "trian")
+
+
+def test_other_evaluation_sets_are_another_evaluation(tmp_path: Path) -> None:
+    """Else scores on the first would be kept for the second."""
+    demo, keys = load_experiment("demo"), set()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        request = Request(experiment=demo, output=tmp_path, evaluation=tmp_path / name)
+        keys.add(evaluate_stage(request, "openclip-seed0").key([]))
+    assert len(keys) == 2

@@ -182,6 +182,17 @@ def test_each_arm_trains_with_the_learning_rate_that_scored_best(data: tuple[Pat
         run_study(MethodsStudy(**{**vars(asked), "seeds": (0, 1000)}), told.append)
 
 
+def test_a_larger_batch_falls_and_is_tuned_over_as_many_pairs(tmp_path: Path) -> None:
+    cooldown = ("optim.schedule=cooldown", "optim.cooldown_steps=120")
+    asked = study(tmp_path, overrides=cooldown, learning_rates=(1e-3,), tuning_steps=3)
+    recipe = base_recipe(asked)
+    steps = steps_for_samples(asked, recipe)
+    larger = planned(asked, recipe, "samples", steps)[2].overrides
+    assert (larger["train.num_steps"], larger["optim.cooldown_steps"]) == (150, 30)
+    tuning = tuning_runs(asked, recipe, steps)["openclip-x4"][Choice(1e-3)]
+    assert tuning.overrides["train.num_steps"] == 1, "and not all of the steps"
+
+
 def test_a_rate_that_an_arm_names_is_not_tuned_and_larger_batches_scale_it(tmp_path: Path) -> None:
     asked = study(tmp_path, learning_rates=(1e-3, 2e-3), variants=("own:neuclip:optim.learning_rate=5e-3",))
     recipe = base_recipe(asked)

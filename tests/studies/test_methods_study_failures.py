@@ -229,5 +229,24 @@ def test_what_is_not_planned_is_not_refused_and_a_seed_is_given_once(tmp_path: P
     larger = study(tmp_path, "openclip", larger=("openclip",), overrides=ten)
     with pytest.raises(ConfigError, match="not a multiple of larger_factor"):
         steps_for_samples(larger, base_recipe(larger))
+    for wrong, told in (
+        ({"seeds": ()}, r"seeds = \[\]: nothing would be trained"),
+        ({"jobs": 0}, "jobs = 0: too small"),
+        ({"larger_factor": 0}, "larger_factor = 0: too small"),
+        ({"seconds": -5.0}, "seconds = -5.0: too small"),
+        ({"seconds": float("nan")}, "seconds = nan: too small, or no number"),
+        ({"tuning_steps": -1}, "tuning_steps = -1: too small"),
+        ({"larger": ("opencilp",)}, "larger = 'opencilp': there is no such method"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            run_study(study(tmp_path, **wrong), silent)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"seeds = \[0, 1, 0\]: 0 is given twice"):
         run_study(study(tmp_path, seeds=(0, 1, 0)), silent)
+
+
+def test_the_speed_of_a_run_of_other_settings_sets_no_steps(tmp_path: Path) -> None:
+    assert cli.main(words(study(tmp_path))) == 0
+    larger = ("train.num_steps=8", "train.global_batch_size=32")
+    with pytest.raises(StudyError, match="budget seconds: openclip has no finished run at equal samples"):
+        run_study(study(tmp_path, overrides=larger, budgets=("seconds",)), silent)
+    assert not folder_of(tmp_path, "openclip", "seconds").exists()

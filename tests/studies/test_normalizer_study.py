@@ -103,6 +103,9 @@ def test_chosen_estimators_give_what_they_give_among_all(shards: Path, tmp_path:
         (["--driver", "fastclip-v2"], "driver = 'fastclip-v2': its temperatures are each pair's own"),
         (["--seeds", "0", "0"], "b12-shards3-seed0': this trajectory is asked for twice"),
         (["--shards", "0", "3"], "asked for twice"),
+        (["--seeds"], "seeds = []: no trajectory would be trained"),
+        (["--measure-every", "0"], "measure_every = 0: too small"),
+        (["--threads", "-1"], "threads = -1: too small"),
     ],
 )
 def test_bad_usage(

@@ -34,7 +34,15 @@ def test_known_names(name: str, bf16: float | None, watts: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["NVIDIA GeForce RTX 4090", "NVIDIA A1000", "NVIDIA L40", "NVIDIA H100 MIG 1g.10gb", ""]
+    "name",
+    [
+        "NVIDIA GeForce RTX 4090",
+        "NVIDIA A1000",
+        "NVIDIA L40",
+        "NVIDIA H100 MIG 1g.10gb",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "",
+    ],
 )
 def test_an_unknown_name_has_no_figures(name: str) -> None:
     assert find_gpu(name) is None

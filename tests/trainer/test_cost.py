@@ -228,3 +228,41 @@ def test_a_run_without_scores_is_told_what_it_lacks(
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert report.main([str(tmp_path)]) == 1
     assert remedy in capsys.readouterr().err
+
+
+def test_a_run_on_devices_of_several_peaks_has_no_mfu(
+    shards: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No one of them is what all its time is to be held against."""
+    config = recipe(shards, runs / "run")
+    monkeypatch.setattr("neuclip_scale.cost.device_peak_flops", lambda device, precision: 1e10)
+    StoppedTrainer(config).fit()
+    monkeypatch.setattr("neuclip_scale.cost.device_peak_flops", lambda device, precision: 3e10)
+    cost = Trainer(config).fit()["cost"]
+    assert not {"mfu", "mfu_all_tokens", "peak_flops_per_second"} & cost.keys()
+
+
+def write_summary(folder: Path, top1: float | str = 0.5, **changes: float) -> str:
+    scores = {"task": "zeroshot", "top1": top1, "top5": 0.8, "mean_per_class_recall": 0.5, "majority": 0.2}
+    scores |= {"chance_top1": 0.1, "chance_top5": 0.5, "num_pictures": 30, "num_classes": 10, **changes}
+    folder.mkdir()
+    (folder / "metrics.jsonl").touch()
+    (folder / "summary.json").write_text(json.dumps({"status": "finished", "evaluation": {"set": scores}}))
+    return str(folder)
+
+
+def test_runs_that_do_not_belong_side_by_side_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A set of the same name may be another one; its scores would stand beside the first run's chance and size."""
+    first, torn = write_summary(tmp_path / "first"), write_summary(tmp_path / "torn")
+    (tmp_path / "torn" / "summary.json").write_text('{"status": "fin')
+    for runs, told in (
+        ([first, write_summary(tmp_path / "larger", num_pictures=31)], "on others of the same names"),
+        ([first, write_summary(tmp_path / "easier", chance_top1=0.2)], "on others of the same names"),
+        ([first, write_summary(tmp_path / "diverged", top1="NaN")], "top-1 = NaN"),
+        ([torn], "summary.json: is not whole"),
+    ):
+        assert report.main(runs) == 1
+        assert told in capsys.readouterr().err
+    (tmp_path / "first" / "metrics.jsonl").unlink()
+    assert report.main([first]) == 1
+    assert "metrics.jsonl is missing" in capsys.readouterr().err

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
-from neuclip_scale.config import ConfigError, Recipe, load_recipe
+from neuclip_scale.config import ConfigError, ObjectiveName, Recipe, load_recipe
 from neuclip_scale.objectives.temperature import WITH_RHO
 from neuclip_scale.studies.methods.settings import Budget, MethodsStudy
 
@@ -74,11 +74,24 @@ def _variant(text: str) -> Arm:
     return Arm(label, method, changes=parts)
 
 
-def check_seeds(study: MethodsStudy) -> None:
-    """Raise `ConfigError` for a seed given twice, whose one run would count as two."""
+def check_study(study: MethodsStudy) -> None:
+    """Raise `ConfigError` for settings by which nothing, or something else than was asked for, would be trained."""
     for seed in study.seeds:
-        if study.seeds.count(seed) > 1:
+        if study.seeds.count(seed) > 1:  # its one run would count as two
             raise ConfigError("seeds", list(study.seeds), f"{seed} is given twice", "Give each once.")
+    given = {"methods": study.methods or study.variants, "seeds": study.seeds, "budgets": study.budgets}
+    for name, values in given.items():
+        if not values:
+            raise ConfigError(name, [], "nothing would be trained", "Give one at least, or leave the option out.")
+    least: dict[str, tuple[float, int]] = {"jobs": (study.jobs, 1), "larger_factor": (study.larger_factor, 1)}
+    least |= {"tuning_steps": (study.tuning_steps, 0), "seconds": (study.seconds, 0)}
+    for name, (value, smallest) in least.items():
+        if not smallest <= value < math.inf:
+            raise ConfigError(name, value, "too small, or no number", f"Give {smallest} or more.")
+    known = get_args(ObjectiveName)
+    for method in study.larger:
+        if method not in known:
+            raise ConfigError("larger", method, "there is no such method", f"Choose from {', '.join(known)}.")
 
 
 def base_recipe(study: MethodsStudy) -> Recipe:
@@ -132,7 +145,7 @@ def tuning_runs(study: MethodsStudy, recipe: Recipe, steps: dict[str, int]) -> d
     for arm in arms(study):
         for choice in _choices(study, arm):
             folder = study.output / "runs" / "tuning" / arm.name / choice.label
-            num_steps = study.tuning_steps // arm.factor or steps[arm.name]
+            num_steps = max(1, study.tuning_steps // arm.factor) if study.tuning_steps else steps[arm.name]
             overrides = _overrides(recipe, arm, study.tuning_seed, folder, num_steps, choice)
             found.setdefault(arm.name, {})[choice] = Run(arm, study.tuning_seed, "tuning", folder, overrides)
     return found
@@ -212,4 +225,6 @@ def _overrides(recipe: Recipe, arm: Arm, seed: int, folder: Path, num_steps: int
             "optim.temperature_learning_rate": optim.temperature_learning_rate * growth,
             "optim.warmup_steps": max(1, optim.warmup_steps // arm.factor),
         }
+        if optim.cooldown_steps:
+            values["optim.cooldown_steps"] = max(1, optim.cooldown_steps // arm.factor)
     return values

@@ -17,14 +17,14 @@ from neuclip_scale.studies.methods.plan import (
     Choice,
     Run,
     base_recipe,
-    check_seeds,
+    check_study,
     planned,
     steps_for_samples,
     steps_for_seconds,
     tuning_runs,
 )
 from neuclip_scale.studies.methods.settings import Budget, MethodsStudy
-from neuclip_scale.studies.methods.training import Report, Trainings, command, finished
+from neuclip_scale.studies.methods.training import Report, Trainings, command, finished, unusable
 
 __all__ = ["StudyError", "command", "run_study", "saved_plan"]
 
@@ -46,7 +46,7 @@ def run_study(study: MethodsStudy, report: Report) -> Folders:
     A run that fails does not end the study: the others are run first, and the failures raised together. Raises
     `ConfigError`, `StudyError`, `StudyStoppedError`.
     """
-    check_seeds(study)
+    check_study(study)
     check_launcher(study.launcher)
     recipe = base_recipe(study)
     all_steps = steps_for_samples(study, recipe)
@@ -61,7 +61,7 @@ def run_study(study: MethodsStudy, report: Report) -> Folders:
             if budget not in study.budgets:
                 continue
             if budget == "seconds":
-                summaries = _summaries(planned(study, recipe, "samples", steps, chosen))
+                summaries = _summaries(study, planned(study, recipe, "samples", steps, chosen))
                 steps, plan["seconds"] = steps_for_seconds(study, recipe, summaries, plan)
                 failed |= {name: _no_speed(name) for name in summaries if name not in steps}
             runs = planned(study, recipe, budget, steps, chosen)
@@ -148,10 +148,12 @@ def _at_edge(value: Any, tried: set[Any]) -> bool:
     return len(tried) > 1 and value in (min(tried), max(tried))
 
 
-def _summaries(runs: list[Run]) -> dict[str, list[dict[str, Any]]]:
-    """Summaries of the finished runs at equal samples, by arm; a file that is not whole counts as no run."""
+def _summaries(study: MethodsStudy, runs: list[Run]) -> dict[str, list[dict[str, Any]]]:
+    """Summaries of the finished runs at equal samples, by arm; a file that is not whole counts as no run, and so does a
+    run of other settings, whose speed is another.
+    """
     found: dict[str, list[dict[str, Any]]] = {run.arm.name: [] for run in runs}
     for run in runs:
-        if summary_status(run.folder) == "finished":
+        if summary_status(run.folder) == "finished" and not unusable(study, run):
             found[run.arm.name].append(read_object(run.folder / "summary.json"))
     return found

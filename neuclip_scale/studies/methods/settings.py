@@ -36,7 +36,7 @@ class MethodsStudy:
     tuning_seed: int = 1000
     """Seed of the runs that choose; none of `seeds`, so that no arm is reported on what chose its settings."""
     tuning_steps: int = 0
-    """Steps of these runs; 0 takes those of equal samples."""
+    """Steps of these runs, a fraction of them for a larger batch; 0 takes those of equal samples."""
     budgets: tuple[Budget, ...] = ("samples", "seconds")
     """samples: every run sees as many pairs. seconds: every run trains as long, at the speed it had in the first."""
     seconds: float = 0.0

@@ -71,7 +71,7 @@ class Trainings:
     def _train(self, run: Run, label: str) -> str:
         """Train one run unless it is finished; returns what went wrong, if anything."""
         told = f"{label} {run.arm.name} seed {run.seed}"
-        problem = _unusable(self.study, run)
+        problem = unusable(self.study, run)
         if problem or self.stopped_by:
             return problem
         if finished(run.folder):
@@ -149,7 +149,7 @@ def _all_overrides(study: MethodsStudy, run: Run) -> list[str]:
     return [*study.overrides, *data, *own, *run.arm.changes]
 
 
-def _unusable(study: MethodsStudy, run: Run) -> str:
+def unusable(study: MethodsStudy, run: Run) -> str:
     """Why what stands in the run's folder can neither be kept nor gone on with, and the remedy; empty if it can."""
     try:
         begun = finished(run.folder) is not None or newest_checkpoint(run.folder) > 0

@@ -34,7 +34,7 @@ Report = Callable[[str], None]
 
 def run_study(study: NormalizerStudy, report: Report) -> dict[str, Any]:
     """Run what is missing; returns {"settings", "torch", "threads", "rows", "gradients"}. Raises `ConfigError`."""
-    _check_driver(study.driver)
+    _check(study)
     if study.threads:
         torch.set_num_threads(study.threads)
     chosen = only(estimators(study.sweeps, study.prototypes, study.restart_every), study.estimators)
@@ -132,7 +132,14 @@ def _finished(path: Path, fingerprint: dict[str, Any]) -> dict[str, Any] | None:
     return part
 
 
-def _check_driver(driver: str) -> None:
-    """Refuse an objective whose steps cannot be measured, before any training."""
-    if driver in _UNWATCHABLE:
-        raise ConfigError("driver", driver, _UNWATCHABLE[driver], "Take another, such as openclip.")
+def _check(study: NormalizerStudy) -> None:
+    """Refuse, before any training, what would give no rows."""
+    if study.driver in _UNWATCHABLE:
+        raise ConfigError("driver", study.driver, _UNWATCHABLE[study.driver], "Take another, such as openclip.")
+    for name, values in (("batches", study.batches), ("shards", study.shards), ("seeds", study.seeds)):
+        if not values:
+            raise ConfigError(name, [], "no trajectory would be trained", "Give one at least, or leave the option out.")
+    for name, value, least in (("steps", study.steps, 1), ("measure_every", study.measure_every, 1),
+                               ("threads", study.threads, 0)):  # fmt: skip
+        if value < least:
+            raise ConfigError(name, value, "too small", f"Give {least} or more.")
