@@ -92,6 +92,8 @@ def _bad_usage(arguments: EvaluateArguments) -> str:
     for name, path in (("RUN_OR_MODEL", arguments.model), ("--data", arguments.data)):
         if not path.exists() and not (name == "--data" and arguments.hub):
             return f"{name} {path}: there is no such file or folder."
+    if fault := _ignored(arguments):
+        return fault
     if arguments.suite == "sets":
         for option in ("tasks", "output", "hub", "any_size"):
             if getattr(arguments, option):
@@ -101,6 +103,19 @@ def _bad_usage(arguments: EvaluateArguments) -> str:
     elif not arguments.output and not (arguments.model / "checkpoints").is_dir():
         return f"{arguments.model} is no run folder that could take the results: give --output FOLDER."
     return ""
+
+
+def _ignored(arguments: EvaluateArguments) -> str:
+    """What is asked of a model that says it itself, or has no such thing."""
+    if _is_ours(arguments.model):
+        return "--preset: the run says what its model is. Leave it out." if arguments.preset else ""
+    if arguments.weights != "auto":
+        return f"--weights {arguments.weights}: {arguments.model} is no run folder and no checkpoint. Leave it out."
+    return ""
+
+
+def _is_ours(path: Path) -> bool:
+    return (path / "checkpoints").is_dir() or (path / "checksums.json").is_file()
 
 
 def _evaluate_sets(arguments: EvaluateArguments) -> int:
@@ -173,7 +188,7 @@ def _load(arguments: EvaluateArguments) -> tuple[CLIP, Tokenizer]:
     from neuclip_scale.models.loading import load_pretrained
     from neuclip_scale.models.tokenizer import CLIPTokenizer, build_tokenizer
 
-    if (path / "checkpoints").is_dir() or (path / "checksums.json").is_file():
+    if _is_ours(path):
         model, recipe = load_run_model(path, arguments.weights)
         return model, build_tokenizer(recipe.model)
     try:

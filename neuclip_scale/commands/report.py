@@ -75,8 +75,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _unfit(summary: Mapping[str, Any]) -> str:
+def _unfit(summary: Any) -> str:
     """Why a run has nothing to report, and what to do; empty where it has."""
+    if not isinstance(summary, dict):
+        return "summary.json holds no object. Restore it, or train the run anew."
     if summary.get("status") != "finished":
         return "not a finished run. Train it to its end first."
     if not summary.get("evaluation"):

@@ -21,6 +21,8 @@ _MODES = {
     "WEBP": ("RGB", "RGBA"),
 }
 """Of Pillow, that a format can hold."""
+_COLOURS = {"L": b"GRAY", "LA": b"GRAY", "RGB": b"RGB ", "RGBA": b"RGB ", "P": b"RGB ", "CMYK": b"CMYK"}
+"""What a colour profile says that it is for, by Pillow's modes."""
 _QUALITY = 95
 _MARGIN = 0.1
 """Of a box's longer side: how far the blur reaches beyond the box, and its standard deviation."""
@@ -141,9 +143,12 @@ def _as_one_of(picture: Any, modes: Sequence[str]) -> Any:
 
 
 def _encoded(picture: Any, form: str, quality: int, original: Any) -> bytes:
-    """Bytes of `picture`, with the orientation and colour profile that `original` has."""
+    """Bytes of `picture`, with `original`'s orientation, and its colour profile if that fits the colours still."""
     picture = _as_one_of(picture, _MODES[form])
     kept = {key: original.info[key] for key in ("exif", "icc_profile") if original.info.get(key)}
+    # CMYK, say, may have become RGB. A profile names its colours in bytes 16 to 19 (ICC.1:2022, 7.2).
+    if kept.get("icc_profile", b"")[16:20] != _COLOURS.get(picture.mode):
+        kept.pop("icc_profile", None)
     if form != "PNG":
         kept["quality"] = quality
     stream = io.BytesIO()

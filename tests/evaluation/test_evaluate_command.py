@@ -46,11 +46,13 @@ def test_bad_usage_and_failures(data: Path, weights: Path, tmp_path: Path) -> No
     assert main([str(weights), "--preset", "no-such", "--data", str(data)]) == 2
     assert main([str(weights), "--preset", "demo", "--data", str(data), "--device", "abacus"]) == 2
     assert main([str(weights), "--preset", "demo", "--data", str(data), "--device", "cuda:99"]) == 2
+    assert main([str(weights), "--preset", "demo", "--weights", "ema", "--data", str(data)]) == 2
     assert main([str(weights), "--preset", "ViT-B-32", "--data", str(data)]) == 1
     (tmp_path / "empty").mkdir()
     assert main([str(weights), "--preset", "demo", "--data", str(tmp_path / "empty")]) == 1
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     assert main([str(tmp_path / "run"), "--data", str(data)]) == 1
+    assert main([str(tmp_path / "run"), "--preset", "demo", "--data", str(data)]) == 2
 
 
 def test_curves(tmp_path: Path) -> None:

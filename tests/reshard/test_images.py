@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 from reshard_helpers import outputs, read_tar, run, uid_of, write_tar
 
 from neuclip_scale.reshard import ImageWork, ReshardError
@@ -115,6 +115,23 @@ def test_every_mode_can_be_worked_on(mode: str) -> None:
     data = encoded(noise(40, 30).convert(mode), form)
     for work in (ImageWork(encode="jpg"), ImageWork(encode="webp"), ImageWork(resize=10)):
         assert work.apply("png", data, [(0.1, 0.1, 0.9, 0.9)])[1]
+
+
+def test_a_profile_stays_with_its_own_colours_only() -> None:
+    """A viewer that holds RGB against a profile for inks shows other colours."""
+    of_inks = bytes(16) + b"CMYK" + bytes(108)
+    of_light = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    inks = encoded(noise(40, 30).convert("CMYK"), "JPEG", icc_profile=of_inks)
+    light, grey = (encoded(noise(40, 30, mode), "JPEG", icc_profile=of_light) for mode in ("RGB", "L"))
+
+    def profile(form: str, data: bytes) -> bytes | None:
+        with Image.open(io.BytesIO(ImageWork(encode=form, resize=20).apply("jpg", data, ())[1])) as picture:
+            return picture.info.get("icc_profile")
+
+    assert profile("jpg", inks) == of_inks
+    assert profile("webp", inks) is None
+    assert profile("jpg", light) == profile("webp", light) == of_light
+    assert profile("jpg", grey) is None
 
 
 def shown(data: bytes, mode: str = "RGB") -> np.ndarray:

@@ -220,10 +220,15 @@ def test_runs_of_one_name_are_told_apart_by_their_paths() -> None:
 
 @pytest.mark.parametrize(
     ("summary", "remedy"),
-    [({}, "Train it to its end"), ({"status": "stopped"}, "Train it"), ({"status": "finished"}, "--evaluation.data")],
+    [
+        ({}, "Train it to its end"),
+        ({"status": "stopped"}, "Train it"),
+        ({"status": "finished"}, "--evaluation.data"),
+        ([], "holds no object"),
+    ],
 )
 def test_a_run_without_scores_is_told_what_it_lacks(
-    summary: dict[str, str], remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    summary: dict[str, str] | list[str], remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert report.main([str(tmp_path)]) == 1
