@@ -37,6 +37,8 @@ def test_a_group_of_gpus_takes_what_is_offloaded_to_the_host(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    # A test before this one, in the same process, may have left a group of its own.
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: asked.append(backend))
     for host_tensors in (False, True):
         distributed.initialize("cuda", host_tensors=host_tensors)
