@@ -137,4 +137,4 @@ def _run(module: str, arguments: list[str]) -> int:
         from neuclip_scale.config import ConfigError
 
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        return 2 if isinstance(error, ConfigError) else getattr(error, "exit_status", 1)

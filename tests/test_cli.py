@@ -18,6 +18,7 @@ import neuclip_scale
 from neuclip_scale import cli
 from neuclip_scale.checkpoint import CheckpointError
 from neuclip_scale.config import ConfigError
+from neuclip_scale.data.synthetic import write_synthetic_shards
 
 
 def neuclip(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -105,6 +106,12 @@ def test_errors_for_people_have_no_traceback(
 ) -> None:
     assert command_raising(monkeypatch, error)() == status
     assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_a_predicate_that_cannot_be_understood_is_bad_usage(tmp_path: Path) -> None:
+    write_synthetic_shards(tmp_path / "pool", num_samples=2, samples_per_shard=2, image_size=8, seed=0)
+    given = ["reshard", "-i", str(tmp_path / "pool"), "-o", str(tmp_path / "out"), "-j", "1", "--where", "score >"]
+    assert cli.main(given) == 2
 
 
 def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

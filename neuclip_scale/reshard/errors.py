@@ -16,6 +16,9 @@ class ReshardError(ValueError):
 class UsageError(ReshardError):
     """Arguments that contradict each other or cannot be understood."""
 
+    exit_status = 2
+    """Of the command, also where it is noticed after the arguments were read (a predicate, say)."""
+
 
 class DiskFullError(ReshardError):
     """The disk, quota or file-size limit is used up; what is complete stays, and the same command goes on."""
