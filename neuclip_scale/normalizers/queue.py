@@ -41,7 +41,8 @@ class EmbeddingQueue(nn.Module):
         sum_q w_q exp((x_i . q - s_ii)/tau)   and   sum_q w_q,   q no own pair of i from an earlier epoch
 
     The p-th pair ever pushed stands in slot p mod M, so the union over ranks does not depend on their number. Each rank
-    sums over its slots for all ranks' anchors: work and memory per rank are those of a queue of M/W entries.
+    sums over its slots for all ranks' anchors: work and memory per rank are those of a queue of M/W entries, but for
+    the weights of every age (8 M H bytes).
     """
 
     image: Tensor
