@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
+from neuclip_scale.config import ConfigError
 from neuclip_scale.models.clip import CLIP, SCALARS
 from neuclip_scale.models.timm_library import import_timm
 from neuclip_scale.models.vision import TimmTower
@@ -65,9 +66,18 @@ def lock_tower(model: CLIP, tower: TowerName, unlocked_layers: int) -> None:
     """Let a tower's parameters stay as they are, but for its last `unlocked_layers` layers (the projection is one).
 
     A tower locked whole stays in evaluation mode: its dropout and batch statistics rest too (LiT, arXiv 2111.07991).
+    Raises ConfigError if that leaves nothing locked.
     """
-    for name, layer in parameter_layers(model).items():
-        if layer.tower == tower and layer.number <= layer.last - unlocked_layers:
+    layers = {name: layer for name, layer in parameter_layers(model).items() if layer.tower == tower}
+    last = max(layer.last for layer in layers.values())
+    if unlocked_layers > last:
+        problem = (
+            f"the {tower} tower has {last + 1} layers, embeddings and projection included: all of them would train"
+        )
+        remedy = f"Give at most {last}, or leave out model.lock."
+        raise ConfigError("model.unlocked_layers", unlocked_layers, problem, remedy)
+    for name, layer in layers.items():
+        if layer.number <= last - unlocked_layers:
             model.get_parameter(name).requires_grad_(False)
     if unlocked_layers == 0:
         model.at_rest = tower

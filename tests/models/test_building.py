@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from neuclip_scale.config import Recipe, load_recipe
+from neuclip_scale.config import ConfigError, Recipe, load_recipe
 from neuclip_scale.models.building import build_model, create_model, fill, filled_blocks, plan_model
 from neuclip_scale.models.clip import CLIP
 from neuclip_scale.models.layers import Layer, parameter_layers
@@ -109,3 +109,10 @@ def test_a_locked_tower_rests_and_its_last_layers_can_train() -> None:
     assert {name.split(".")[1] for name in visual} == {"transformer", "ln_post", "proj"}
     assert all("resblocks.3" in name for name in visual if "transformer" in name)
     assert part.visual.training
+    most = build_model(recipe(**{"model.lock": "image", "model.unlocked_layers": 5}))
+    assert {name for name, _ in most.named_parameters()} - trained(most) == {
+        "visual.class_embedding", "visual.positional_embedding", "visual.conv1.weight",
+        "visual.ln_pre.weight", "visual.ln_pre.bias",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match=r"unlocked_layers.*6.*has 6 layers.*at most 5"):
+        build_model(recipe(**{"model.lock": "image", "model.unlocked_layers": 6}))
