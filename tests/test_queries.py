@@ -34,3 +34,14 @@ def test_what_an_engine_refuses_is_told(tmp_path: Path) -> None:
         Engine(EngineOptions(memory_limit="much"), tmp_path / "work")
     with pytest.raises(UsageError, match="give KEY=VALUE"):
         Engine(EngineOptions(spark_conf=("nothing",)), tmp_path / "work")
+
+
+def test_a_text_that_is_no_utf8_is_told_with_its_file_and_what_to_do(tmp_path: Path) -> None:
+    path, texts = tmp_path / "list.parquet", [b"coffee", b"caf\xe9"]
+    pq.write_table(pa.table({"text": pa.array(texts, pa.binary()).view(pa.string())}), path)
+    with Engine(EngineOptions(), tmp_path / "work") as engine:
+        with pytest.raises(QueryError, match=r"list\.parquet.*xE9.*bytes replaced"):
+            engine.rows(engine.parquet([path]))
+        read = pq.read_table(path)["text"].cast(pa.binary()).to_pylist()
+        pq.write_table(pa.table({"text": [text.decode("utf-8", "replace") for text in read]}), path)
+        assert engine.rows(engine.parquet([path])) == [{"text": "coffee"}, {"text": "caf\ufffd"}]

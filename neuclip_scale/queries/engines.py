@@ -116,6 +116,9 @@ class Engine:
                 raise QueryError(f"{self.name}: {first}. Make room there, and run the same command again.") from error
             if "Out of Memory" in first:
                 raise QueryError(f"--memory-limit: {first}. Give more.") from error
+            if "not valid UTF8" in first:
+                remedy = "Write that file again with such bytes replaced (pyarrow reads them, cast to binary)"
+                raise QueryError(f"{self.name}: {first} {remedy}, or without that column.") from error
             raise QueryError(f"{self.name}: {first}. Check the columns, or report this.") from error
 
     def save(self, query: Any, path: Path) -> int:
