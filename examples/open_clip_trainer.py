@@ -4,6 +4,7 @@
         --train-num-samples 12321 --dataset-type webdataset --batch-size 256 --epochs 5
 
 Losses that keep something for every pair (fastclip-v3, ...) need its index, which open_clip's loader does not give.
+Its checkpoints have no place for a loss: with --resume the NPN or the queue begins anew, as at step 0.
 Needs: pip install 'neuclip-scale[open-clip-trainer]'.
 """
 
