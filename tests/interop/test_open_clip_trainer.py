@@ -21,8 +21,8 @@ def test_it_trains(tmp_path: Path) -> None:
     write_synthetic_shards(tmp_path / "shards", num_samples=24, samples_per_shard=12, image_size=40, seed=1)
     arguments = f"""
         --loss neuclip --model ViT-S-32 --train-data {tmp_path}/shards/{{00000..00001}}.tar --train-num-samples 24
-        --dataset-type webdataset --batch-size 8 --epochs 1 --workers 1 --device cpu --precision fp32 --warmup 1 --lr 1e-5
-        --logs {tmp_path}/logs --name run --log-every-n-steps 1
+        --dataset-type webdataset --batch-size 8 --epochs 1 --workers 1 --device cpu --precision fp32 --warmup 1
+        --logs {tmp_path}/logs --name run --log-every-n-steps 1 --lr 1e-5
     """.split()
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *arguments],
