@@ -65,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         try:
             return _main(argv)
         finally:
-            sys.stdout.flush()  # at the interpreter's end nobody could tell whose fault it is
+            if sys.stdout is not None:  # as under `>&-`
+                sys.stdout.flush()  # at the interpreter's end nobody could tell whose fault it is
     except BrokenPipeError:
         if not _nobody_reads():
             raise

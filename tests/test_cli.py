@@ -46,6 +46,12 @@ def test_a_reader_that_leaves_is_no_error(arguments: list[str]) -> None:
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
+def test_no_standard_output_at_all_is_no_error() -> None:
+    command = [sys.executable, "-m", "neuclip_scale", "--help"]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], stderr=subprocess.PIPE, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_connection_that_breaks_is_one(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BrokenPipeError):
         command_raising(monkeypatch, BrokenPipeError())()

@@ -150,12 +150,7 @@ class EmbeddingQueue(nn.Module):
                 # The few horizons as rows of the products: a quarter of the time on a CPU.
                 horizon_rows = weights[columns].T
                 for side, negatives in enumerate((self.text, self.image)):
-                    logits = scaled[side] @ negatives[columns].T
-                    logits.masked_fill_(own, -torch.inf)
-                    # Finite also for an anchor that leaves out the whole tile.
-                    largest = logits.amax(1, keepdim=True).clamp_min_(torch.finfo(logits.dtype).min)
-                    part = (horizon_rows @ logits.sub_(largest).exp_().T).T
-                    part.log_().add_(largest).sub_(offset)
+                    part = _log_sums(scaled[side], negatives[columns], own, horizon_rows).sub_(offset)
                     total[rows, side] = torch.logaddexp(total[rows, side], part) if start else part
                 total[rows, 2] += (horizon_rows @ (~own).to(weights).T).T
         return total
@@ -212,6 +207,15 @@ class EmbeddingQueue(nn.Module):
             for rank, state in enumerate(states):
                 whole[rank :: len(states)] = state[name].to(whole)
             own.copy_(whole[self.rank :: self.world_size])
+
+
+def _log_sums(scaled: Tensor, negatives: Tensor, own: Tensor, horizon_rows: Tensor) -> Tensor:
+    """log sum_q w_q exp(scale x_i . q) of one tile, [rows, H]; its logits [rows, columns] end with it."""
+    logits = scaled @ negatives.T
+    logits.masked_fill_(own, -torch.inf)
+    # Finite also for an anchor that leaves out the whole tile.
+    largest = logits.amax(1, keepdim=True).clamp_min_(torch.finfo(logits.dtype).min)
+    return (horizon_rows @ logits.sub_(largest).exp_().T).T.log_().add_(largest)
 
 
 def join_with_batch(queue: QueueSums, batch_rows: Tensor, global_size: int) -> Tensor:

@@ -74,9 +74,11 @@ def normalizer_items(
         words = 3 if name.startswith("networks.networks.") else 1
         size = words * tensor.nbytes
         sizes[kind] = sizes.get(kind, 0) + math.ceil(size / (1 if name in replicated else world_size))
-    if isinstance(objective, NeuCLIPQueue) and _fused(objective, device):
-        widths = sum(objective.queue.widths)
-        sizes["queue"] += queue_copy_bytes(config, math.ceil(objective.queue.size / world_size), widths)
+    if isinstance(objective, NeuCLIPQueue):
+        sizes["queue"] += FP32 * 2 * objective.queue.size * len(objective.horizon.horizons)  # weights of every age
+        if _fused(objective, device):
+            widths = sum(objective.queue.widths)
+            sizes["queue"] += queue_copy_bytes(config, math.ceil(objective.queue.size / world_size), widths)
     over = f", over {world_size} ranks" if world_size > 1 else ""
     told = {"u table": over, "temperatures": over, "queue": over}
     items = [
@@ -125,7 +127,7 @@ def _queue_sums(config: Recipe, objective: NeuCLIPQueue, world_size: int, device
         sums = queue_sums_bytes(config, owned, len(objective.horizon.horizons), widest)
         return anchors + sums, f"a side's sums over {owned} entries of the queue{beside}"
     rows, wide = min(edge, B), min(edge, owned)
-    tiles = FP32 * (rows * wide + rows * widest) + rows * wide
+    tiles = FP32 * rows * (wide + sum(queue.widths)) + 2 * rows * wide  # anchors of both sides, and masks
     return anchors + tiles, f"tiles of [{rows}, {wide}]{beside}"
 
 

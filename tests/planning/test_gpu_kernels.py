@@ -144,7 +144,8 @@ def test_a_queue_is_multiplied_as_similarities_are_and_takes_no_tiles() -> None:
     )
     items = {item.name: item.device for item in plan_memory(config, W).items}
     in_bf16 = 2 * 2 * size // W * d
-    assert items["queue"] == pytest.approx(2 * in_bf16 + in_bf16 + 8 * size // W, abs=1000)
+    of_ages = 4 * 2 * size * H
+    assert items["queue"] == pytest.approx(2 * in_bf16 + in_bf16 + 8 * size // W + of_ages, abs=1000)
     fp32 = recipe(**sizes, **{"train.global_batch_size": B, "data.num_streams": 8, "train.matmul_precision": "highest"})
     assert {item.name: item.device for item in plan_memory(fp32, W).items}["queue"] == items["queue"] - in_bf16
 
