@@ -26,8 +26,8 @@ from neuclip_scale.audit.reading import Progress, ReadDownload, decode_pictures,
 from neuclip_scale.audit.reasons import REASONS
 from neuclip_scale.audit.request import AuditRequest
 from neuclip_scale.audit.trained import TrainedRun
-from neuclip_scale.comparison.text import printable
 from neuclip_scale.queries.engines import Engine
+from neuclip_scale.untrusted_text import printable
 
 
 class Audit:

@@ -11,8 +11,8 @@ from neuclip_scale.audit.auditing import Audit
 from neuclip_scale.audit.findings import findings_of_download, findings_of_pair
 from neuclip_scale.audit.mattering import effect_of
 from neuclip_scale.audit.membership import CLASSES
-from neuclip_scale.comparison.text import printable
 from neuclip_scale.data.required_audit import FORMAT, digest_of
+from neuclip_scale.untrusted_text import printable
 
 
 def build_document(audit: Audit) -> dict[str, Any]:

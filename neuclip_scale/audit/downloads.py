@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from neuclip_scale.audit.errors import AuditError, UsageError
-from neuclip_scale.comparison.text import printable
 from neuclip_scale.data.manifest import Manifest, ManifestError
 from neuclip_scale.data.shards import storage
+from neuclip_scale.untrusted_text import printable
 
 MAX_STATS_BYTES = 16 << 20
 _STATS = "_stats.json"

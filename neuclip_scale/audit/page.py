@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from neuclip_scale.audit import figures
 from neuclip_scale.audit.findings import percent
-from neuclip_scale.comparison.text import printable
 from neuclip_scale.html import embedded, render
+from neuclip_scale.untrusted_text import printable
 
 
 class Cell(NamedTuple):

@@ -14,12 +14,12 @@ from typing import IO, Any
 from neuclip_scale.audit.downloads import File, below, fingerprint_of
 from neuclip_scale.audit.errors import AuditError
 from neuclip_scale.audit.identity import Identity, url_uids
-from neuclip_scale.comparison.text import printable
 from neuclip_scale.data.shards import storage
 from neuclip_scale.data.shards.storage import StorageError
 from neuclip_scale.files import atomic_file
 from neuclip_scale.queries.engines import Engine
 from neuclip_scale.queries.uids import normal_uids
+from neuclip_scale.untrusted_text import printable
 
 _TEXT_SUFFIXES = (".tsv", ".csv")
 _ROWS_AT_ONCE = 1 << 16

@@ -16,12 +16,12 @@ from neuclip_scale.audit.downloads import MAX_STATS_BYTES, DownloadedShard, File
 from neuclip_scale.audit.identity import Identity, url_uid
 from neuclip_scale.audit.reasons import reason_of
 from neuclip_scale.audit.sample_json import Record, read_record, sayable
-from neuclip_scale.comparison.text import printable
 from neuclip_scale.data.shards import MAX_MEMBER_BYTES, ShardIndex, index_shard
 from neuclip_scale.data.shards.index import HOLDS_NO_SAMPLE
 from neuclip_scale.files import atomic_file, write_json
 from neuclip_scale.queries.uids import normal_uid
 from neuclip_scale.reshard.images import IMAGE_EXTENSIONS
+from neuclip_scale.untrusted_text import printable
 
 ATTEMPT_COLUMNS = ("uid", "url", "key", "status", "error_message", "sha256")
 CONTENT_COLUMNS = ("uid", "own", "key", "fault", "sha256")

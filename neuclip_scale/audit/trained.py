@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from neuclip_scale.audit.errors import AuditError
-from neuclip_scale.comparison.text import printable
 from neuclip_scale.config import ConfigError, Recipe, load_recipe
 from neuclip_scale.data.manifest import Manifest, ManifestError
 from neuclip_scale.data.mixing import create_order
 from neuclip_scale.data.shards import storage
 from neuclip_scale.files import atomic_file
 from neuclip_scale.run_folder import last_metrics, read_object
+from neuclip_scale.untrusted_text import printable
 
 _ROWS_AT_ONCE = 1 << 20
 

@@ -17,12 +17,12 @@ from neuclip_scale.audit.errors import AuditError, UsageError
 from neuclip_scale.audit.mattering import Assumptions, Claim
 from neuclip_scale.audit.request import AuditRequest, EmpiricalOptions, Thresholds
 from neuclip_scale.commands.progress import ProgressLines
-from neuclip_scale.comparison.text import printable
 from neuclip_scale.files import write_json, write_text
 from neuclip_scale.queries.engines import Engine, EngineOptions
 from neuclip_scale.queries.errors import QueryError
 from neuclip_scale.reshard.errors import ReshardError
 from neuclip_scale.reshard.workers import available_cores, worker_pool
+from neuclip_scale.untrusted_text import printable
 
 if TYPE_CHECKING:
     from neuclip_scale.audit.inputs import Inputs

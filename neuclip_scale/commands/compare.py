@@ -15,8 +15,8 @@ from rich.text import Text
 
 from neuclip_scale.comparison import Comparison, compare_runs, read_runs
 from neuclip_scale.comparison.sections import Grid, conclusion, sections, summary_lines
-from neuclip_scale.comparison.text import printable
 from neuclip_scale.files import write_json, write_text
+from neuclip_scale.untrusted_text import printable
 
 MOST_COLUMNS = 12
 """Of a table in the terminal; a column for each of many runs would be a character wide."""

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from neuclip_scale.commands.progress import ProgressLines
-from neuclip_scale.comparison.text import printable
 from neuclip_scale.files import write_json
 from neuclip_scale.queries.engines import EngineOptions
 from neuclip_scale.queries.errors import QueryError
@@ -34,6 +33,7 @@ from neuclip_scale.subset.filters import (
 from neuclip_scale.subset.outcome import Subset
 from neuclip_scale.subset.request import Columns, SubsetRequest
 from neuclip_scale.subset.selecting import select_subset
+from neuclip_scale.untrusted_text import printable
 
 _LAION2B_THRESHOLD = 0.28
 _WITH_ENGLISH = ("basic_filter", "laion2b", "text_based", "image_based", "image_based_intersect_clip_score")

@@ -8,7 +8,7 @@ from typing import Any
 
 from neuclip_scale.comparison.drift import telling_fields
 from neuclip_scale.comparison.run_folder import RunFolder
-from neuclip_scale.comparison.text import show, unique
+from neuclip_scale.untrusted_text import show, unique
 
 
 @dataclass(frozen=True)

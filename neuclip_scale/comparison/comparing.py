@@ -15,8 +15,8 @@ from neuclip_scale.comparison.drift import Drift, recipe_drift
 from neuclip_scale.comparison.history import mixed_runs
 from neuclip_scale.comparison.metrics import MetricComparison, compare_metrics
 from neuclip_scale.comparison.run_folder import RunFolder
-from neuclip_scale.comparison.text import listed, plain
 from neuclip_scale.comparison.versions import code_differences, code_notes, machine_differences
+from neuclip_scale.untrusted_text import listed, plain
 
 FORMAT = 2
 """Version of the layout of compare.json."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from neuclip_scale.comparison.differences import NOT_RECORDED
 from neuclip_scale.comparison.run_folder import RunFolder
-from neuclip_scale.comparison.text import number, show
 from neuclip_scale.config import flat_fields
+from neuclip_scale.untrusted_text import number, show
 
 ENERGY = "energy, Wh"
 """Heading."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from neuclip_scale.comparison.run_folder import RunFolder
-from neuclip_scale.comparison.text import number, show
+from neuclip_scale.untrusted_text import number, show
 
 LENGTH = ("train.num_steps", "train.epochs", "train.global_batch_size")
 """Recipe fields that say how many samples a run sees."""

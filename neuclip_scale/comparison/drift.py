@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 from neuclip_scale.comparison.differences import Difference, differences
 from neuclip_scale.comparison.recipe_file import filled_notes
 from neuclip_scale.comparison.run_folder import RunFolder
-from neuclip_scale.comparison.text import listed
 from neuclip_scale.config import NEUTRAL, PLACES
+from neuclip_scale.untrusted_text import listed
 
 Kind = Literal["method", "seed", "by_design", "neutral", "other"]
 

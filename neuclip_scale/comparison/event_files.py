@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from neuclip_scale.comparison.text import number, printable
+from neuclip_scale.untrusted_text import number, printable
 
 _PREFIX = "eval/"
 

@@ -7,10 +7,10 @@ from itertools import pairwise
 
 from neuclip_scale.comparison.differences import differences
 from neuclip_scale.comparison.run_folder import RunFolder
-from neuclip_scale.comparison.text import listed, plain, printable, show
 from neuclip_scale.comparison.versions import code_facts
 from neuclip_scale.config import changes_training
 from neuclip_scale.telemetry.starts import Start, read_starts
+from neuclip_scale.untrusted_text import listed, plain, printable, show
 
 
 def mixed_runs(runs: Sequence[RunFolder]) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from neuclip_scale.comparison.text import listed, plain, printable
 from neuclip_scale.config import ConfigError, flat_fields, load_recipe, recipe_fields
+from neuclip_scale.untrusted_text import listed, plain, printable
 
 _MAX_DEPTH = 20
 

@@ -11,8 +11,8 @@ from typing import Any
 from neuclip_scale.comparison.event_files import read_event_scores
 from neuclip_scale.comparison.recipe_file import RecipeFile, read_recipe
 from neuclip_scale.comparison.steps import Steps, read_evaluations, read_steps
-from neuclip_scale.comparison.text import plain, printable, show, unique
 from neuclip_scale.data.manifest import Manifest, ManifestError
+from neuclip_scale.untrusted_text import plain, printable, show, unique
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from neuclip_scale.comparison.run_folder import RunFolder
-from neuclip_scale.comparison.text import listed, number, show
 from neuclip_scale.evaluation.measures import Measure, measures, set_sizes
+from neuclip_scale.untrusted_text import listed, number, show
 
 
 class Metric(NamedTuple):

@@ -11,8 +11,8 @@ from neuclip_scale.comparison.cost import ENERGY, RunCosts, cost_text
 from neuclip_scale.comparison.differences import NOT_RECORDED, Difference
 from neuclip_scale.comparison.metrics import MetricRow, PairedDifference
 from neuclip_scale.comparison.run_folder import RunFolder
-from neuclip_scale.comparison.text import listed, number, printable, show
 from neuclip_scale.evaluation.statistics import Estimate, sign_flip_name
+from neuclip_scale.untrusted_text import listed, number, printable, show
 
 
 @dataclass(frozen=True)

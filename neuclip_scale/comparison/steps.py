@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from neuclip_scale.comparison.text import number, plain, printable
+from neuclip_scale.untrusted_text import number, plain, printable
 
 
 class Step(NamedTuple):

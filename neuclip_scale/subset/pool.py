@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from neuclip_scale.comparison.text import printable
 from neuclip_scale.data.shards import storage
 from neuclip_scale.data.shards.storage import StorageError
 from neuclip_scale.subset.errors import DamagedFileError, SubsetError
+from neuclip_scale.untrusted_text import printable
 
 ROWS_OF_A_SLICE = 1 << 21
 

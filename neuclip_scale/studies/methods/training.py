@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from neuclip_scale.comparison.recipe_file import read_recipe
-from neuclip_scale.comparison.text import plain
 from neuclip_scale.config import PLACES, load_recipe, recipe_fields
 from neuclip_scale.run_folder import newest_checkpoint
 from neuclip_scale.studies.methods.plan import Run
 from neuclip_scale.studies.methods.settings import MethodsStudy
+from neuclip_scale.untrusted_text import plain
 
 Report = Callable[[str], None]
 

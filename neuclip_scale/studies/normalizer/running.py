@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from neuclip_scale.comparison.text import listed
 from neuclip_scale.config import ConfigError, load_recipe, recipe_fields
 from neuclip_scale.data.run_manifest import run_manifest
 from neuclip_scale.data.shards import expand_shards, split_sources
@@ -18,6 +17,7 @@ from neuclip_scale.studies.normalizer.estimators import Options, estimators, onl
 from neuclip_scale.studies.normalizer.gradients import GradientProbe
 from neuclip_scale.studies.normalizer.settings import NormalizerStudy
 from neuclip_scale.studies.normalizer.watching import Trajectory, overrides, watch
+from neuclip_scale.untrusted_text import listed
 
 PLACES = ("name", "run_dir", "data.train")
 """Fields of a recipe that say where and not what; the data are known by their manifest."""

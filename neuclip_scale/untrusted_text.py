@@ -1,4 +1,4 @@
-"""Values of run folders made safe to print, to compare and to write: nothing in them is trusted."""
+"""What files of others say, made safe to print, to compare and to write: nothing in it is trusted."""
 
 from __future__ import annotations
 
