@@ -15,6 +15,7 @@ from neuclip_scale.config import ConfigError, ObjectiveName
 from neuclip_scale.files import write_json
 from neuclip_scale.reproduce.building import build_stages, chosen
 from neuclip_scale.reproduce.costs import estimate
+from neuclip_scale.reproduce.errors import TrainingsFailedError
 from neuclip_scale.reproduce.experiment import changed, experiment_names, load_experiment
 from neuclip_scale.reproduce.request import Request
 from neuclip_scale.reproduce.running import Runner
@@ -83,6 +84,8 @@ def main(argv: list[str]) -> int:
     request = _request(arguments)
     stages = build_stages(request)
     names = chosen(stages, arguments.only, arguments.until)
+    if arguments.json and ("report" not in names or arguments.show or arguments.dry_run):
+        raise ConfigError("--json", arguments.json, "no report is made by this", "Leave it out.")
     runner = Runner(stages, request.places, lambda text: print(text, file=sys.stderr, flush=True))
     if arguments.show:
         return _show(arguments, request, [runner.stages[name] for name in names], runner)
@@ -90,9 +93,15 @@ def main(argv: list[str]) -> int:
         _print_plan(request, runner, names, arguments.gpu)
         return 0
     signal.signal(signal.SIGTERM, _end)
-    runner.run(names, request.experiment.jobs)
+    failed: TrainingsFailedError | None = None
+    try:
+        runner.run(names, request.experiment.jobs)
+    except TrainingsFailedError as error:
+        failed = error
     if "report" in names:
         _tell_report(request, arguments.json)
+    if failed:
+        raise failed
     return 0
 
 

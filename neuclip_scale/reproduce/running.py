@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from neuclip_scale.files import json_ready, write_json
-from neuclip_scale.reproduce.errors import ReproduceError
+from neuclip_scale.reproduce.errors import ReproduceError, TrainingsFailedError
 from neuclip_scale.reproduce.places import Places
 from neuclip_scale.reproduce.stages import Stage
 from neuclip_scale.reshard.workers import available_cores
@@ -64,8 +64,8 @@ class Runner:
     def run(self, names: Sequence[str], jobs: int) -> None:
         """Do what is not done of `names`; trainings side by side, `jobs` at a time.
 
-        A training or an evaluation that fails stops no other, nor the report; `ReproduceError` is raised at the end
-        with all that failed, and at once where another stage does.
+        A training or an evaluation that fails stops no other, nor the report; `TrainingsFailedError` is raised at the
+        end with all that failed, and `ReproduceError` at once where another stage does.
         """
         failed: list[str] = []
         for kind, group in groupby([self.stages[name] for name in names], key=lambda stage: stage.kind):
@@ -80,7 +80,7 @@ class Runner:
                 for stage in group:
                     self._one(stage, 1)
         if failed:
-            raise ReproduceError("; ".join(failed))
+            raise TrainingsFailedError("; ".join(failed))
 
     def _is_trained(self, evaluation: Stage) -> bool:
         try:

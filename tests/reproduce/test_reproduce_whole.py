@@ -98,3 +98,24 @@ def test_the_report_says_what_was_measured(finished: Path) -> None:
         assert f"| {name} |" in text
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (finished / "report" / picture).stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_trainings_that_fail_leave_a_report_of_the_others(finished: Path, tmp_path: Path) -> None:
+    given = arguments(finished.parent / "demo", finished, "--launcher", "false", "--json", tmp_path / "copy.json")
+    given[given.index("--seeds") + 2 : given.index("--seeds") + 2] = ["1"]
+    failed = start(*given)
+    said = failed.communicate(timeout=200)[0]
+    assert failed.returncode == 1, said
+    assert "train/neuclip-seed1: exit status 1" in said.splitlines()[-1]
+    copy = read_object(tmp_path / "copy.json")
+    assert copy == report(finished)
+    assert copy["methods"]["neuclip"]["retrieval image→text R@5"]["mean"] > 0, "of seed 0"
+    assert str(finished / "report/index.html") in said
+
+
+def test_a_copy_of_a_report_that_is_not_made_is_refused(tmp_path: Path) -> None:
+    refused = start(*arguments(tmp_path, tmp_path / "out", "--until", "audit", "--json", tmp_path / "copy.json"))
+    assert "--json" in refused.communicate(timeout=100)[0]
+    assert refused.returncode == 2
+    assert not (tmp_path / "out").exists()

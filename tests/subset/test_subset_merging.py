@@ -7,10 +7,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuclip_scale.subset.merging import digest_of, merge, sorted_rows
+from neuclip_scale.subset import merging
+from neuclip_scale.subset.merging import digest_of, merge, rows_of_buckets, sorted_rows
 
 HALVES = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 2**63, 2**64 - 1]))
 LISTS = st.lists(st.lists(st.tuples(HALVES, HALVES), max_size=40), max_size=5)
@@ -40,3 +42,24 @@ def test_joined_lists_are_one_sorted_list(lists: list[list[tuple[int, int]]], ro
         (folder / "cut.npy").write_bytes(written[:-1])
         assert digest_of(folder / "cut.npy") is None or not flat
     assert digest_of(Path("/nothing.npy")) is None
+
+
+def test_billions_of_rows_are_few_buckets() -> None:
+    assert rows_of_buckets(0) == rows_of_buckets(1000) == 1 << 20
+    num_rows = 12_800_000_000
+    assert -(-num_rows // rows_of_buckets(num_rows)) <= 512
+    assert 70 * rows_of_buckets(num_rows) < 2e9, "bytes that joining a bucket takes"
+
+
+def test_each_list_is_opened_once_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "_LEAST_ROWS_OF_A_BUCKET", 16)
+    monkeypatch.setattr(merging, "_MOST_BUCKETS", 4)
+    opened = []
+    read = np.fromfile
+    monkeypatch.setattr(np, "fromfile", lambda path, **options: opened.append(path) or read(path, **options))
+    parts = [tmp_path / f"{number}.uids" for number in range(3)]
+    generator = np.random.default_rng(0)
+    for part in parts:
+        part.write_bytes(sorted_rows([generator.integers(0, 2**64, (500, 2), dtype=np.uint64)]).tobytes())
+    assert merge(parts, tmp_path / "all.npy").num_uids == 1500
+    assert 3 <= max(opened.count(part) for part in parts) <= 5
