@@ -38,6 +38,7 @@ def build_document(audit: Audit) -> dict[str, Any]:
         "identity": inputs.identity,
         "columns": list(inputs.published.columns),
         "has_text": bool(inputs.published.text),
+        "has_uids": bool(inputs.published.uid),
         "classes": CLASSES,
         "thresholds": asdict(request.thresholds),
         "status": int(any(finding.is_discrepancy for finding in findings)),

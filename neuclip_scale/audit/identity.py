@@ -6,6 +6,8 @@ import hashlib
 from typing import Any, Literal
 
 Identity = Literal["uid", "url"]
+LISTED_UID = "neuclip_listed_uid"
+"""Column with the list's own uids, where urls tell samples apart; a name that no published list uses."""
 
 
 def url_uid(url: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from neuclip_scale.audit import addresses
 from neuclip_scale.audit.fates import is_there
+from neuclip_scale.audit.identity import LISTED_UID
 from neuclip_scale.audit.inputs import Inputs
 from neuclip_scale.audit.reasons import REASONS
 from neuclip_scale.queries.engines import Engine
@@ -148,16 +149,22 @@ class Membership:
         return self.table.filter(self._wanted & self.usable(i)).select("uid")
 
     def retry(self, published: Any, i: int) -> Any:
-        """The list's rows of missing samples that may come when asked for once more, with `reason`."""
+        """The list's rows of missing samples that may come when asked for once more, with `reason` and the list's own
+        uids: what is fetched is to be known by them."""
         passing = [name for name, reason in REASONS.items() if reason.is_passing]
         missing = self.table.filter(self.conditions(i)["missing"] & self.table[f"reason_{i}"].isin(passing))
         if "reason" in published.columns:
             published = published.rename(listed_reason="reason")
-        return published.inner_join(missing.select("uid", reason=missing[f"reason_{i}"]), "uid")
+        rows = published.inner_join(missing.select("uid", reason=missing[f"reason_{i}"]), "uid")
+        if LISTED_UID in rows.columns:
+            rows = rows.mutate(uid=rows[LISTED_UID].fill_null(rows.uid)).drop(LISTED_UID)
+        return rows
 
     def judged(self, published: Any, i: int) -> Any:
         """The list's rows of wanted samples, with `DOMAIN` and `TLD`, and in `KEPT` whether download i has each."""
         wanted = self.table.filter(self._wanted)
+        if LISTED_UID in published.columns:
+            published = published.drop(LISTED_UID)
         rows = published.inner_join(wanted.select("uid", **{KEPT: ~self.conditions(i)["missing"]}), "uid")
         if "url" not in rows.columns:
             return rows

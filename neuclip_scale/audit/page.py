@@ -291,7 +291,7 @@ def _lists(document: Mapping[str, Any]) -> Section:
     code = []
     for name in (name for name in document["lists"] if name.rpartition("/")[2] == "retry" and document["lists"][name]):
         caption = " --caption_col text" if "text" in document["columns"] or document["has_text"] else ""
-        saved = " --save_additional_columns '[\"uid\"]'" if document["identity"] == "uid" else ""
+        saved = " --save_additional_columns '[\"uid\"]'" if document["has_uids"] else ""
         code.append(
             f"img2dataset --url_list lists/{name}.parquet --input_format parquet --url_col url{caption}{saved} "
             f"\\\n    --output_format webdataset --output_folder again/{name}"

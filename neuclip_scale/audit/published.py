@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from neuclip_scale.audit.downloads import File, below, fingerprint_of
 from neuclip_scale.audit.errors import AuditError
-from neuclip_scale.audit.identity import Identity, url_uids
+from neuclip_scale.audit.identity import LISTED_UID, Identity, url_uids
 from neuclip_scale.data.shards import storage
 from neuclip_scale.data.shards.storage import StorageError
 from neuclip_scale.files import atomic_file
@@ -41,15 +41,20 @@ class PublishedList:
     """Of names, sizes and times of the files."""
 
     def table(self, engine: Engine, identity: Identity) -> Any:
-        """An Ibis table with `uid`, normal, and `url` and `text` where they are known, beside all other columns."""
+        """An Ibis table with `uid`, normal, and `url` and `text` where they are known, beside all other columns.
+
+        Where urls tell samples apart `uid` is made of them, and the list's own, if it has any, is `LISTED_UID`.
+        """
         # A column without fractions or with nulls is often written with another type.
         table = engine.parquet(self.files, types_differ=len(self.files) > 1)
         names = {self.uid: "uid", self.url: "url", self.text: "text"}
         table = table.rename({new: old for old, new in names.items() if old and old != new})
         texts = {name: table[name].cast("string") for name in ("url", "text") if name in table.columns}
         table = table.mutate(**texts)
-        uid = url_uids(table.url) if identity == "url" else normal_uids(table.uid.cast("string"))
-        return table.mutate(uid=uid)
+        if identity == "uid":
+            return table.mutate(uid=normal_uids(table.uid.cast("string")))
+        own = {LISTED_UID: table.uid.cast("string")} if self.uid else {}
+        return table.mutate(uid=url_uids(table.url), **own)
 
 
 def one_row_each(table: Any) -> Any:

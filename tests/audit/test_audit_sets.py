@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections import Counter
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from audit_worlds import ERRORS, Shard, read_uids, uid_of, write_download, write_published
+from audit_worlds import ERRORS, Shard, read_uids, uid_of, url_of, write_download, write_published
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -171,3 +173,20 @@ def test_without_uids_urls_tell_samples_apart(tmp_path: Path) -> None:
         "lost_from_tars": 2,
         "never_attempted": 2,
     }
+
+
+def test_what_is_asked_for_again_keeps_the_uid_of_the_list(tmp_path: Path) -> None:
+    write_published(tmp_path / "list.parquet", list(range(10)))
+    attempts: list[tuple[int, str | None]] = [(n, "timed out" if n > 6 else None) for n in range(10)]
+    write_download(tmp_path / "d", [Shard(attempts, [(n, None) for n in range(7)])])
+    arguments = ["--manifest", tmp_path / "list.parquet", "--download", tmp_path / "d", "--output", tmp_path / "out"]
+    assert main([*map(str, arguments), "--identity", "url", "-j", "1"]) == 1
+    rows = pq.read_table(tmp_path / "out/lists/retry.parquet").to_pylist()
+    assert sorted(rows, key=lambda row: row["score"]) == [
+        {"uid": uid_of(n), "url": url_of(n), "text": f"caption {n}", "score": n / 10, "reason": "timeout"}
+        for n in (7, 8, 9)
+    ]
+    page = (tmp_path / "out/audit.html").read_text()
+    assert "--save_additional_columns" in page
+    missing = read_uids(tmp_path / "out/lists/missing")
+    assert set(missing) == {hashlib.md5(url_of(n).encode()).hexdigest() for n in (7, 8, 9)}
