@@ -75,7 +75,7 @@ preflight() {
     "${neuclip[@]}" job end "$run_dir" --status 1 --tries "${NEUCLIP_TRIES:-3}" >/dev/null
     bad=$(<"$folder/bad")
     if [[ ${NEUCLIP_EXCLUDE_BAD:-0} == 1 && -n $bad ]]; then exclude "$bad"; fi
-    fail 1 "preflight: ${bad:-the network} is not fit, as said above (NEUCLIP_EXCLUDE_BAD=1 requeues without bad nodes, \
+    fail 1 "preflight: ${bad:-no node in particular, but the job} is not fit, as said above (NEUCLIP_EXCLUDE_BAD=1 requeues without bad nodes, \
 NEUCLIP_PREFLIGHT=0 does not look)"
 }
 

@@ -9,6 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from neuclip_scale.commands.numbers import amount, positive
 from neuclip_scale.config import ConfigError, Recipe, check_places, check_recipe, load_recipe
 
 EXIT_CODES = """What a script wants is printed on standard output, what people want on standard error.
@@ -20,8 +21,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("neuclip job", description="Steps of a Slurm job.", epilog=EXIT_CODES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="check|begin|end|logs")
     check = commands.add_parser("check", help="can a recipe be run on so many ranks? prints its run_dir and data.train")
-    check.add_argument("--world-size", type=_positive, required=True, help="ranks of the run, one for each GPU")
-    check.add_argument("--gpu-memory-gib", type=float, default=0.0, help="refuse what needs more; 0: any")
+    check.add_argument("--world-size", type=positive, required=True, help="ranks of the run, one for each GPU")
+    check.add_argument("--gpu-memory-gib", type=amount, default=0.0, help="refuse what needs more; 0: any")
     check.add_argument("train", nargs=argparse.REMAINDER, help="RECIPE and overrides, as `neuclip train` takes them")
     begin = commands.add_parser("begin", help="note an attempt; prints go, finished or stop")
     begin.add_argument("--submission", required=True, help="what was submitted as one: a job, or a chain of jobs")
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> int:
     end.add_argument("--status", type=int, required=True, help="exit status of the training")
     for each in (begin, end):
         each.add_argument("run_dir", type=Path)
-        each.add_argument("--tries", type=_positive, default=3, help="failures without progress before giving up")
+        each.add_argument("--tries", type=positive, default=3, help="failures without progress before giving up")
     logs = commands.add_parser("logs", help="copy `srun --label`'s output, and append it to one file for each rank")
     logs.add_argument("folder", type=Path)
     logs.add_argument("--header", default="", help="first line of what is appended")
@@ -48,13 +49,6 @@ def main(argv: list[str]) -> int:
     print(f"{arguments.run_dir}: {why}.", file=sys.stderr)
     print(decision)
     return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: give 1 or more")
-    return value
 
 
 def _check(train: list[str], world_size: int, gpu_memory_gib: float) -> int:
