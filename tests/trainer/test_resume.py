@@ -247,3 +247,4 @@ def test_a_path_without_a_checkpoint_is_an_error(shards: Path, runs: Path) -> No
     status, text = neuclip(arguments(shards, runs / "run", resume=str(runs / "no")), runs / "output.txt")
     assert status == 1
     assert text == f"error: {runs}/no/checksums.json is missing. Give a folder like RUN/checkpoints/step_000001000.\n"
+    assert not (runs / "run" / "manifest.json").exists()  # told before the data are looked at, which can take hours
