@@ -112,6 +112,12 @@ def test_shards_that_are_not_there_are_an_error(capsys: pytest.CaptureFixture[st
     assert str(tmp_path / "none") in line
 
 
+@pytest.mark.parametrize("name", ["none", "none/{00..03}.tar", "none.json"])
+def test_data_that_name_nothing_are_bad_usage(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
+    options = ["--run-dir", str(tmp_path / "run"), "--data.train", str(tmp_path / name), "--evaluation.data", ""]
+    assert run(capsys, "demo", *options)[0] == 2
+
+
 def test_both_ways_of_writing_a_field() -> None:
     assignments = [
         "train.num_steps=7",
