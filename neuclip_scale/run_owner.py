@@ -36,8 +36,9 @@ def check_trained_by_no_other(run_dir: Path, patience: float = 2.5 * BEAT_SECOND
     here = first is not None and first.host == socket.gethostname()
     if first is None or first.state != "running" or (here and first.pid == os.getpid()):
         return
-    job = os.environ.get("SLURM_JOB_ID", "")
-    if first.job and first.job == job:  # an earlier attempt of it, which `begin_attempt` has looked after
+    # An earlier attempt of this job is not waited for: `begin_attempt` has looked after it. On this host it can be
+    # another run of the same interactive allocation.
+    if not here and first.job and first.job == os.environ.get("SLURM_JOB_ID", ""):
         return
     if _lives_here(first) if here else beats_on(run_dir, first, patience):
         raise ConfigError(

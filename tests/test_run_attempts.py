@@ -210,13 +210,18 @@ def beat_of(pid: int, host: str, at: float, **more: Any) -> Beat:
     return Beat(time=at, rank=0, host=host, pid=pid, step=7, step_seconds=0.0, section="", place=0, **more)
 
 
-def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
+def test_one_process_trains_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On this host the other lives while its process does, whenever it beat last."""
     check_run_dir(tmp_path / "new" / "run")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         host, later = socket.gethostname(), time.time() + 1
         write_beat(tmp_path, beat_of(other.pid, host, later))
         with pytest.raises(ConfigError, match=rf"process {other.pid} on {host} trains it now, at step 7. Wait"):
+            check_run_dir(tmp_path)
+        # In an interactive allocation two runs are of one job.
+        write_beat(tmp_path, beat_of(other.pid, host, later, job="8"))
+        monkeypatch.setenv("SLURM_JOB_ID", "8")
+        with pytest.raises(ConfigError, match="trains it now"):
             check_run_dir(tmp_path)
         write_beat(tmp_path, beat_of(other.pid, host, later, state="ended"))
         check_run_dir(tmp_path)
