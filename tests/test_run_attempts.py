@@ -88,6 +88,20 @@ def test_attempts_that_never_told_their_end_are_lost(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_two_jobs_that_began_before_either_beat_each_note_their_own_end(tmp_path: Path) -> None:
+    assert begin_attempt(tmp_path, "7", "7.0", 1)[0] == "go"
+    assert begin_attempt(tmp_path, "8", "8.0", 1)[0] == "go"
+    log_steps(tmp_path, 3)
+    assert end_attempt(tmp_path, 2, 1, "8.0")[0] == "stop"  # it is told of the other
+    log_steps(tmp_path, 5)
+    assert end_attempt(tmp_path, 1, 1, "7.0")[0] == "again"
+    assert [(one.job, one.outcome, one.reached, one.progressed) for one in read_attempts(tmp_path)] == [
+        ("7.0", "failed", 5, True), ("8.0", "refused", 3, True)
+    ]  # fmt: skip
+    with pytest.raises(AttemptsError, match="has no attempt that runs"):
+        end_attempt(tmp_path, 1, 1, "7.0")
+
+
 def beat(run_dir: Path, job: str, state: Any = "running", age: float = 0.0) -> None:
     now = time.time() - age
     given = {"host": "n1", "pid": 1, "step": 1, "step_seconds": 1.0, "section": "", "place": 0}

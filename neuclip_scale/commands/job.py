@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
     begin.add_argument("--job", required=True, help="id of this job")
     end = commands.add_parser("end", help="note how it ended; prints finished, again or stop")
     end.add_argument("--status", type=int, required=True, help="exit status of the training")
+    end.add_argument("--job", default="", help="what `begin` was given; without it the last attempt is meant")
     for each in (begin, end):
         each.add_argument("run_dir", type=Path)
         each.add_argument("--tries", type=positive, default=3, help="failures without progress before giving up")
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
     if arguments.command == "begin":
         decision, why = begin_attempt(arguments.run_dir, arguments.submission, arguments.job, arguments.tries)
     else:
-        decision, why = end_attempt(arguments.run_dir, arguments.status, arguments.tries)
+        decision, why = end_attempt(arguments.run_dir, arguments.status, arguments.tries, arguments.job)
     print(f"{arguments.run_dir}: {why}.", file=sys.stderr)
     print(decision)
     return 0
