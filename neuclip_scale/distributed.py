@@ -7,6 +7,7 @@ Functions that communicate say so; they must be called by every rank.
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -316,15 +317,27 @@ def on_main(action: Callable[[], T], *, with_all: bool = False) -> T:
     if world_size() == 1:
         return action()
     outcome: list[Any] = [None, None]
+    own: Exception | None = None
     if is_main() or with_all:
         try:
             outcome[0] = action()
         except Exception as error:  # must reach the other ranks, or they wait for ever
-            outcome[1] = error
+            outcome[1], own = _that_travels(error), error
     dist.broadcast_object_list(outcome, src=0)
+    if is_main() and own is not None:
+        raise own
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]  # type: ignore[no-any-return]
+
+
+def _that_travels(error: Exception) -> Exception:
+    """`error` if pickle gives it back, else its words: those of other libraries may hold sockets, or lack arguments."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def gather_objects(value: T) -> list[T]:

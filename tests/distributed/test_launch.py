@@ -93,6 +93,31 @@ def on_every_rank() -> tuple[str, str]:
     return result, "no error"
 
 
+class LibraryError(Exception):
+    """Pickle makes it anew from its message alone, which fails."""
+
+    def __init__(self, code: int, words: str) -> None:
+        super().__init__(f"{words}, code {code}")
+        self.held = lambda: code
+
+
+def odd_error_on_every_rank() -> str:
+    def refuse() -> None:
+        raise LibraryError(7, "no such bucket")
+
+    try:
+        distributed.on_main(refuse)
+    except Exception as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.distributed
+def test_an_error_that_pickle_cannot_send_reaches_every_rank_in_words() -> None:
+    words = "no such bucket, code 7"
+    assert run_ranks(2, odd_error_on_every_rank) == [words, f"LibraryError: {words}"]
+
+
 @pytest.mark.distributed
 def test_results_and_errors_of_rank_0_reach_every_rank() -> None:
     expected = ("from rank 0", "data.train = 'x': is wrong. Mend it.")
