@@ -295,6 +295,9 @@ def test_a_check_before_the_queue_tells_what_would_end_the_run_on_its_nodes(
     (tmp_path / "run/checkpoints/step_000000005").mkdir(parents=True)
     (tmp_path / "run/config.yaml").write_text(dump_recipe(load_recipe("demo", {})))
     assert check()[0] == 0
+    status, said = check("resume=other/checkpoints/step_000000005")
+    assert status == 2
+    assert f"never come further. Copy that folder into {tmp_path}/run/checkpoints, without later ones" in said
     status, said = check("objective.name=openclip")
     assert status == 2
     assert "objective.name ('neuclip' there, 'openclip' here)" in said

@@ -81,6 +81,10 @@ def _check_start(recipe: Recipe) -> None:
             "engine.name", "deepspeed", "DeepSpeed is not installed", "pip install 'neuclip-scale[deepspeed]'"
         )
     run_dir = Path(recipe.run_dir)
+    if recipe.resume not in ("auto", "never"):
+        problem = "a job that is queued again would begin there once more, and never come further"
+        remedy = f"Copy that folder into {run_dir / 'checkpoints'}, without later ones beside it, and leave resume out."
+        raise ConfigError("resume", recipe.resume, problem, remedy)
     there = next(path for path in (run_dir, *run_dir.resolve().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError("run_dir", recipe.run_dir, f"{there} cannot be written to", "Give another folder.")
