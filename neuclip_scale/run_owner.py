@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from neuclip_scale.config import ConfigError
-from neuclip_scale.heartbeat import BEAT_SECONDS, SILENT_SECONDS, Beat, read_beat
+from neuclip_scale.heartbeat import BEAT_SECONDS, SILENT_SECONDS, Beat, beat_path, read_beat
 
 
 def check_run_dir(run_dir: Path) -> None:
@@ -58,10 +58,16 @@ def _lives_here(beat: Beat) -> bool:
         return False
 
 
+def _age(run_dir: Path) -> float:
+    """Seconds since rank 0 beat, by the clock of the storage: that of its host may be minutes off this one's."""
+    with tempfile.TemporaryFile(dir=run_dir) as now:
+        return os.fstat(now.fileno()).st_mtime - beat_path(run_dir, 0).stat().st_mtime
+
+
 def beats_on(run_dir: Path, first: Beat, patience: float) -> Beat | None:
     """Rank 0's next beat, if it comes in time and says that it runs on."""
-    deadline = time.time() + (patience if abs(time.time() - first.time) < SILENT_SECONDS else 0)
-    while time.time() < deadline:
+    deadline = time.monotonic() + (patience if _age(run_dir) < SILENT_SECONDS else 0)
+    while time.monotonic() < deadline:
         time.sleep(min(1.0, patience / 4))
         now = read_beat(run_dir, 0)
         if now is not None and now.time != first.time:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from neuclip_scale import cli
 from neuclip_scale.config import ConfigError, dump_recipe, load_recipe
-from neuclip_scale.heartbeat import Beat, write_beat
+from neuclip_scale.heartbeat import Beat, beat_path, write_beat
 from neuclip_scale.run_attempts import (
     AttemptsError,
     begin_attempt,
@@ -106,6 +106,7 @@ def beat(run_dir: Path, job: str, state: Any = "running", age: float = 0.0) -> N
     now = time.time() - age
     given = {"host": "n1", "pid": 1, "step": 1, "step_seconds": 1.0, "section": "", "place": 0}
     write_beat(run_dir, Beat(time=now, rank=0, state=state, job=job, **given))
+    os.utime(beat_path(run_dir, 0), (now, now))
 
 
 def test_a_run_that_another_job_trains_is_left_alone(tmp_path: Path) -> None:
@@ -249,14 +250,15 @@ def test_one_process_trains_in_a_folder(tmp_path: Path, monkeypatch: pytest.Monk
     check_run_dir(tmp_path)
 
 
-def test_a_run_of_another_host_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_beat(tmp_path, beat_of(1, "elsewhere", time.time(), job="8"))
+@pytest.mark.parametrize("ahead", [0, 3600, -3600])  # seconds of the other host's clock
+def test_a_run_of_another_host_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    write_beat(tmp_path, beat_of(1, "elsewhere", time.time() + ahead, job="8"))
     check_trained_by_no_other(tmp_path, 0.2)
     stop = Event()
 
     def go_on() -> None:
         while not stop.wait(0.02):
-            write_beat(tmp_path, beat_of(1, "elsewhere", time.time(), job="8"))
+            write_beat(tmp_path, beat_of(1, "elsewhere", time.time() + ahead, job="8"))
 
     beating = Thread(target=go_on)
     beating.start()
