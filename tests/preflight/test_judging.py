@@ -172,8 +172,10 @@ def test_memory_errors_in_nvidia_smis_table(row: str, told: str) -> None:
     ],
 )
 def test_numbers_by_which_every_node_or_none_would_be_fit_are_refused(
-    option: str, value: str, told: str, capsys: pytest.CaptureFixture[str]
+    option: str, value: str, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(os, "_exit", sys.exit)  # with which a judge ends
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
     with pytest.raises(SystemExit) as ended:
         cli.main(["preflight", "judge", "--nodes", "n1", "n2", "--ranks-per-node", "8", f"{option}={value}"])
     assert ended.value.code == 2
