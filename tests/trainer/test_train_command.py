@@ -81,6 +81,10 @@ def test_an_unknown_recipe_names_the_known(capsys: pytest.CaptureFixture[str]) -
             ["--evaluation.data", "{folder}/none", "--run-dir", "{folder}/run", "--data.train", "{shards}"],
             "/none': '{folder}/none' holds no evaluation set",
         ),
+        (
+            ["--json", "{folder}", "--run-dir", "x", "--data.train", "{shards}"],
+            "error: --json = '{folder}': is a folder.",
+        ),
         (["--data.train", "{shards}"], "error: run_dir = '': the run has no folder. Give --run-dir DIR."),
         (["data.train=''", "--run-dir", "x"], "error: data.train = '': there is no training data. Give --data.train"),
     ],
