@@ -66,6 +66,9 @@ train() {
     local given=() only_check=0 nodes=${SLURM_JOB_NUM_NODES:-}
     while [[ $1 != -- ]]; do given+=("$1") && shift; done
     shift
+    for argument in "$@"; do
+        case $argument in -h | --help) exec "${neuclip[@]}" train "$recipe" --help ;; esac
+    done
     while [[ ${1:-} == --check || ${1:-} == --nodes ]]; do
         if [[ $1 == --check ]]; then only_check=1 && shift && continue; fi
         [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail 2 "--nodes '${2:-}': give a number, 1 or more"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from slurm_runs import SCRIPTS, demo_scale, environment, output, sbatch
+from slurm_runs import SCRIPTS, demo_scale, environment, output, program, sbatch
 
 from neuclip_scale.data.synthetic import write_synthetic_shards
 
@@ -49,3 +50,13 @@ def test_a_preemption_before_the_first_step_is_no_failure(cluster: Cluster, tmp_
     assert cluster.wait(urgent) == {urgent: "COMPLETED"}
     assert cluster.wait(job) == {job: "COMPLETED"}, output(tmp_path, job)
     assert outcomes(tmp_path / "run") == ["stopped", "finished"]
+
+
+def test_help_of_a_script_submits_nothing(tmp_path: Path) -> None:
+    command = [SCRIPTS / "train_xl.sh", "--nodes", "2", "--help"]
+    variables = {"NEUCLIP": program(tmp_path), "PATH": "/usr/bin:/bin", "NEUCLIP_SITE": str(tmp_path / "none")}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--train.global-batch-size INT" in done.stdout
+    assert "submitted" not in done.stdout
+    assert not list(tmp_path.glob("runs*"))
