@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 
 from neuclip_scale import __version__
@@ -70,8 +71,29 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         if not _nobody_reads():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in _OF_A_PLACE or error.filename or not _output_fails():
+            raise
+        _drop_output()
+        with suppress(OSError):
+            print(f"error: standard output: {error.strerror}. Send it elsewhere, or mend its place.", file=sys.stderr)
+        return 1
+
+
+def _drop_output() -> None:
+    """What standard output still holds, or the interpreter would try to write it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _output_fails() -> bool:
+    """Whether nothing can be written to standard output, as on a full disk; costs an empty line."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False
 
 
 def _nobody_reads() -> bool:

@@ -7,6 +7,7 @@ Functions that communicate say so; they must be called by every rank.
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -46,10 +47,11 @@ def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
     if "RANK" in environ and "WORLD_SIZE" in environ:
         rank, world = int(environ["RANK"]), int(environ["WORLD_SIZE"])
         return Launch(rank, world, int(environ.get("LOCAL_RANK", 0)), "torchrun")
-    # SLURM_STEP_ID is set inside srun only: a batch script's own shell sees SLURM_NTASKS but is one process.
-    if "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ and int(environ.get("SLURM_NTASKS", "1")) > 1:
-        local = int(environ.get("SLURM_LOCALID", 0))
-        return Launch(int(environ["SLURM_PROCID"]), int(environ["SLURM_NTASKS"]), local, "srun")
+    # SLURM_STEP_ID is set inside srun only: a batch script's own shell sees SLURM_NTASKS but is one process. So is the
+    # shell of salloc where it is a step, with the job's SLURM_NTASKS.
+    tasks = int(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS", "1"))
+    if "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ and tasks > 1:
+        return Launch(int(environ["SLURM_PROCID"]), tasks, int(environ.get("SLURM_LOCALID", 0)), "srun")
     return Launch(0, 1, 0, "single")
 
 
@@ -108,17 +110,18 @@ def _backend(device: torch.device, *, host_tensors: bool) -> str:
 
 
 def _export_rendezvous(launch: Launch) -> None:
-    """Give torch the address of the first node of this Slurm job; a port derived from the job keeps jobs apart."""
+    """Give torch the address of the first node of this step of a Slurm job, and a port that keeps steps apart."""
     if "MASTER_ADDR" not in os.environ:
-        hosts = subprocess.run(
-            ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]
+        try:
+            hosts = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:  # as in a container
+            problem = f"is not set, and scontrol does not tell the first of the nodes {nodes} ({error})"
+            raise ConfigError("MASTER_ADDR", "", problem, "Export the first node's name before srun.") from error
         os.environ["MASTER_ADDR"] = hosts.stdout.split()[0]
     # Below 32768, where Linux begins to give ports to outgoing connections.
-    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 12000))
+    job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_STEP_ID"])
+    os.environ.setdefault("MASTER_PORT", str(20000 + (31 * job + step) % 12000))
     os.environ.update(RANK=str(launch.rank), WORLD_SIZE=str(launch.world_size), LOCAL_RANK=str(launch.local_rank))
 
 
@@ -314,15 +317,27 @@ def on_main(action: Callable[[], T], *, with_all: bool = False) -> T:
     if world_size() == 1:
         return action()
     outcome: list[Any] = [None, None]
+    own: Exception | None = None
     if is_main() or with_all:
         try:
             outcome[0] = action()
         except Exception as error:  # must reach the other ranks, or they wait for ever
-            outcome[1] = error
+            outcome[1], own = _that_travels(error), error
     dist.broadcast_object_list(outcome, src=0)
+    if is_main() and own is not None:
+        raise own
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]  # type: ignore[no-any-return]
+
+
+def _that_travels(error: Exception) -> Exception:
+    """`error` if pickle gives it back, else its words: those of other libraries may hold sockets, or lack arguments."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def gather_objects(value: T) -> list[T]:

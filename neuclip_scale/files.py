@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -44,6 +44,16 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[io.BufferedWriter]:
         partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def append_whole(file: BinaryIO, line: bytes) -> None:
+    """Write all of `line` to a file that was opened by its path without a buffer; raises OSError.
+
+    On a disk that gets full the system takes a part of it, and says so when it is asked for the rest.
+    """
+    with naming(file.name):
+        while line:
+            line = line[file.write(line) :]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -94,13 +94,18 @@ def _trained_elsewhere(run_dir: Path, job: str, patience: float) -> str:
     return now.job if now else ""
 
 
-def end_attempt(run_dir: Path, status: int, tries: int) -> tuple[Decision, str]:
-    """Note how the attempt that runs has ended; returns finished, again or stop, and why in words."""
+def end_attempt(run_dir: Path, status: int, tries: int, job: str = "") -> tuple[Decision, str]:
+    """Note how the attempt of `job` has ended, without it the last; returns finished, again or stop, and why in words.
+
+    Another job may have begun meanwhile, and taken an attempt that did not beat yet for lost.
+    """
     attempts = read_attempts(run_dir)
-    if not attempts or attempts[-1].outcome != "running":
+    job = job or (attempts[-1].job if attempts else "")
+    number = max((number for number, attempt in enumerate(attempts) if attempt.job == job), default=-1)
+    if number < 0 or attempts[number].outcome not in ("running", "lost"):
         raise AttemptsError(f"{run_dir / ATTEMPTS_FILE} has no attempt that runs. `neuclip job begin` notes one.")
-    last = _closed(attempts[-1], run_dir, _outcome(run_dir, attempts[-1], status), status)
-    attempts[-1] = last
+    ended = attempts[number]
+    last = attempts[number] = _closed(ended, run_dir, _outcome(run_dir, ended, status), status)
     _write(run_dir, attempts)
     if last.outcome == "finished":
         return "finished", "the run has finished"
@@ -124,7 +129,7 @@ def _closed(attempt: Attempt, run_dir: Path, outcome: Outcome, status: int) -> A
         ended=time.time(),
         status=status,
         reached=reached,
-        progressed=reached > attempt.reached,
+        progressed=attempt.progressed or reached > attempt.reached,
     )
 
 

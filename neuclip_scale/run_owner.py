@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from neuclip_scale.config import ConfigError
-from neuclip_scale.heartbeat import BEAT_SECONDS, SILENT_SECONDS, Beat, read_beat
+from neuclip_scale.heartbeat import BEAT_SECONDS, SILENT_SECONDS, Beat, beat_path, read_beat
 
 
 def check_run_dir(run_dir: Path) -> None:
@@ -36,8 +36,9 @@ def check_trained_by_no_other(run_dir: Path, patience: float = 2.5 * BEAT_SECOND
     here = first is not None and first.host == socket.gethostname()
     if first is None or first.state != "running" or (here and first.pid == os.getpid()):
         return
-    job = os.environ.get("SLURM_JOB_ID", "")
-    if first.job and first.job == job:  # an earlier attempt of it, which `begin_attempt` has looked after
+    # An earlier attempt of this job is not waited for: `begin_attempt` has looked after it. On this host it can be
+    # another run of the same interactive allocation.
+    if not here and first.job and first.job == os.environ.get("SLURM_JOB_ID", ""):
         return
     if _lives_here(first) if here else beats_on(run_dir, first, patience):
         raise ConfigError(
@@ -57,10 +58,16 @@ def _lives_here(beat: Beat) -> bool:
         return False
 
 
+def _age(run_dir: Path) -> float:
+    """Seconds since rank 0 beat, by the clock of the storage: that of its host may be minutes off this one's."""
+    with tempfile.TemporaryFile(dir=run_dir) as now:
+        return os.fstat(now.fileno()).st_mtime - beat_path(run_dir, 0).stat().st_mtime
+
+
 def beats_on(run_dir: Path, first: Beat, patience: float) -> Beat | None:
     """Rank 0's next beat, if it comes in time and says that it runs on."""
-    deadline = time.time() + (patience if abs(time.time() - first.time) < SILENT_SECONDS else 0)
-    while time.time() < deadline:
+    deadline = time.monotonic() + (patience if _age(run_dir) < SILENT_SECONDS else 0)
+    while time.monotonic() < deadline:
         time.sleep(min(1.0, patience / 4))
         now = read_beat(run_dir, 0)
         if now is not None and now.time != first.time:

@@ -65,9 +65,13 @@ class RunState:
         return f"{where}: {', '.join(told)}. `neuclip compare` will say so." if told else ""
 
     def find_start(self) -> Path | None:
-        """The checkpoint that `resume` asks for, or None for a fresh run (collective)."""
+        """The checkpoint that `resume` asks for, or None for a fresh run (collective).
+
+        Raises CheckpointError, ConfigError. The files of one that was given by its path are verified as it is loaded.
+        """
         resume = self.config.resume
         if resume not in ("auto", "never"):
+            distributed.on_main(lambda: checkpoint.read_checksums(Path(resume)))
             return Path(resume)
         return distributed.on_main(lambda: self._newest(refuse=resume == "never"))
 

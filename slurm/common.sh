@@ -52,7 +52,11 @@ train_arguments() {
 }
 
 check() { # NODES: exits with 2 and the remedy if the run cannot be; sets run_dir and data
-    local said
+    local said name
+    for name in TASKS_PER_NODE TRIES CHAIN RANK_WAIT PREFLIGHT_SECONDS; do # srun takes a wait of 0 for one without end
+        name=NEUCLIP_$name
+        [[ ${!name:-1} =~ ^[1-9][0-9]*$ ]] || fail 2 "$name '${!name}': give a number, 1 or more"
+    done
     tasks=${NEUCLIP_TASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}
     world_size=$(($1 * tasks))
     said=$("${neuclip[@]}" job check --world-size "$world_size" --gpu-memory-gib "${NEUCLIP_GPU_MEMORY_GIB:-0}" \
@@ -66,6 +70,9 @@ train() {
     local given=() only_check=0 nodes=${SLURM_JOB_NUM_NODES:-}
     while [[ $1 != -- ]]; do given+=("$1") && shift; done
     shift
+    for argument in "$@"; do
+        case $argument in -h | --help) exec "${neuclip[@]}" train "$recipe" --help ;; esac
+    done
     while [[ ${1:-} == --check || ${1:-} == --nodes ]]; do
         if [[ $1 == --check ]]; then only_check=1 && shift && continue; fi
         [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail 2 "--nodes '${2:-}': give a number, 1 or more"
@@ -90,7 +97,6 @@ submit_chain() { # NODES SCRIPT ARGUMENTS...: one job, or NEUCLIP_CHAIN jobs, ea
     if [[ -n ${NEUCLIP_TASKS_PER_NODE:-} ]]; then
         options+=("--ntasks-per-node=$NEUCLIP_TASKS_PER_NODE" "--gpus-per-node=$NEUCLIP_TASKS_PER_NODE")
     fi
-    [[ $length =~ ^[1-9][0-9]*$ ]] || fail 2 "NEUCLIP_CHAIN '$length': give a number, 1 or more"
     shift
     if ((length > 1)); then
         NEUCLIP_SUBMISSION=chain-$(date +%s)-$$

@@ -6,9 +6,15 @@ run_job() {
     trap 'exit 143' TERM
     trap 'early=USR1 interrupted=1' USR1
     check "$SLURM_JOB_NUM_NODES"
-    export NEUCLIP_SUBMISSION=${NEUCLIP_SUBMISSION:-$SLURM_JOB_ID}
-    attempt=$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
-    rendezvous
+    # Of a queued job each start is an attempt. In an interactive allocation each call is one, and a submission by itself.
+    local number=${SLURM_RESTART_COUNT:-0} submission=$SLURM_JOB_ID
+    if [[ $(scontrol show job -o "$SLURM_JOB_ID") != *" BatchFlag=1 "* ]]; then
+        number=$(date +%s%3N)
+        submission=$SLURM_JOB_ID.$number NEUCLIP_REQUEUE=0
+    fi
+    export NEUCLIP_SUBMISSION=${NEUCLIP_SUBMISSION:-$submission}
+    attempt=$SLURM_JOB_ID.$number
+    rendezvous "$number"
     # Over all ranks.
     on_all=(srun "--ntasks=$world_size" "--ntasks-per-node=$tasks" --label --kill-on-bad-exit=0)
     on_all+=(${NEUCLIP_SRUN_OPTIONS[@]+"${NEUCLIP_SRUN_OPTIONS[@]}"})
@@ -20,10 +26,12 @@ run_job() {
         finished) exit 0 ;;
         stop) exit 1 ;;
     esac
+    # Slurm's TERM before a step is no failure of the run.
+    trap 'note_end 75; exit 143' TERM
     preflight
     start_training
     wait_for_training
-    decision=$("${neuclip[@]}" job end "$run_dir" --status "$status" --tries "${NEUCLIP_TRIES:-3}")
+    note_end "$status"
     case $decision in
         finished) exit 0 ;;
         again) again ;;
@@ -31,12 +39,16 @@ run_job() {
     exit $((status ? status : 1))
 }
 
-# The ranks meet at the first node, at a port of this job, below those of outgoing connections.
-rendezvous() {
+note_end() { # STATUS: what comes next is left in $decision
+    decision=$("${neuclip[@]}" job end "$run_dir" --job "$attempt" --status "$1" --tries "${NEUCLIP_TRIES:-3}")
+}
+
+# The ranks meet at the first node, at a port of this attempt, below those of outgoing connections.
+rendezvous() { # NUMBER of the attempt
     local nodes
     nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
     export MASTER_ADDR=${nodes%%$'\n'*}
-    export MASTER_PORT=$((20000 + (SLURM_JOB_ID * 2 + ${SLURM_RESTART_COUNT:-0}) % 12000))
+    export MASTER_PORT=$((20000 + (SLURM_JOB_ID * 2 + $1) % 12000))
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
     # srun does not take this one over from sbatch by itself.
     if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
@@ -72,10 +84,11 @@ preflight() {
     if ((patience == 0)); then kill_steps; fi
     await "$probing"
     if ((verdict == 0)); then return; fi
-    "${neuclip[@]}" job end "$run_dir" --status 1 --tries "${NEUCLIP_TRIES:-3}" >/dev/null
+    note_end 1
+    trap 'exit 143' TERM
     bad=$(<"$folder/bad")
     if [[ ${NEUCLIP_EXCLUDE_BAD:-0} == 1 && -n $bad ]]; then exclude "$bad"; fi
-    fail 1 "preflight: ${bad:-the network} is not fit, as said above (NEUCLIP_EXCLUDE_BAD=1 requeues without bad nodes, \
+    fail 1 "preflight: ${bad:-no node in particular, but the job} is not fit, as said above (NEUCLIP_EXCLUDE_BAD=1 requeues without bad nodes, \
 NEUCLIP_PREFLIGHT=0 does not look)"
 }
 
@@ -128,13 +141,15 @@ start_training() {
 # Slurm sends USR1 to this shell alone, some time before the limit, and TERM to the ranks as well.
 wait_for_training() {
     trap 'interrupted=1; kill -USR1 "$training" 2>/dev/null || true' USR1
-    trap 'interrupted=1' TERM
+    local terminated=
+    trap 'interrupted=1 terminated=1' TERM
     if [[ -n $early ]]; then kill -USR1 "$training"; fi
     await "$training"
     local training_status=$status
     exec {pipe}>&-
     await "$splitter"
     status=$training_status
+    if [[ -n $terminated && $status == 143 ]]; then status=75; fi # TERM came before the ranks could note it
     trap - USR1 TERM
 }
 

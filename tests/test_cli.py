@@ -52,6 +52,16 @@ def test_no_standard_output_at_all_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_below_standard_output_is_told_in_one_line(unbuffered: str) -> None:
+    command = [sys.executable, "-m", "neuclip_scale", "--help"]
+    environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environ, timeout=120)
+    told = b"error: standard output: No space left on device. Send it elsewhere, or mend its place.\n"
+    assert (done.returncode, done.stderr) == (1, told)
+
+
 def test_a_connection_that_breaks_is_one(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BrokenPipeError):
         command_raising(monkeypatch, BrokenPipeError())()

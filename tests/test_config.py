@@ -13,6 +13,7 @@ import yaml
 from neuclip_scale.config import (
     ConfigError,
     Recipe,
+    check_places,
     check_recipe,
     dump_recipe,
     load_recipe,
@@ -239,6 +240,11 @@ def test_batch_sizes() -> None:
         ({"model__dropout": 1.5}, 1, "model.dropout", "from 0 to 1"),
         ({"optim__learning_rate": 0}, 1, "optim.learning_rate", "positive number"),
         ({"optim__learning_rate": float("nan")}, 1, "optim.learning_rate", "positive number"),
+        ({"data__weights": [1.0, float("nan")]}, 1, "data.weights[1]", "positive number"),
+        ({"data__weights": [1.0, float("inf")]}, 1, "data.weights[1]", "positive number"),
+        ({"objective__bias_init": float("nan")}, 1, "objective.bias_init", "Give a number"),
+        ({"objective__amortized": {"rho": [8.5, float("nan")]}}, 1, "objective.amortized.rho[1]", "Give a number"),
+        ({"optim__temperature_drop_at": float("nan")}, 1, "optim.temperature_drop_at", "zero or a positive number"),
         ({"data__max_image_pixels": 100_000_000}, 1, "data.max_image_pixels", "Give 89478485 at most"),
         ({"data__num_workers": -1}, 1, "data.num_workers", "zero or a positive number"),
         ({"objective__npn__num_prototypes": 0}, 1, "objective.npn.num_prototypes", "positive number"),
@@ -287,6 +293,13 @@ def test_what_is_said_at_the_start(overrides: dict[str, Any], told: list[str]) -
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 def test_the_default_runs_on_every_divisor_of_its_streams(world_size: int) -> None:
     check_recipe(recipe(), world_size)
+
+
+@pytest.mark.parametrize("field", ["run_dir", "data.train"])
+def test_a_home_folder_that_no_shell_has_put_in_is_refused(field: str) -> None:
+    given = load_recipe("demo", {"run_dir": "run", "data.train": "data"} | {field: "~/here"})
+    with pytest.raises(ConfigError, match=rf"{field} = '~/here': would be a folder called ~. .*HOME"):
+        check_places(given)
 
 
 def test_a_seed_of_nanoseconds_is_refused() -> None:

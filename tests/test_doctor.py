@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import shutil
 import subprocess
@@ -113,3 +114,22 @@ def test_a_backend_that_fails_says_why() -> None:
 
 def test_workers_deliver() -> None:
     worker_memory(60.0)
+
+
+def test_memory_is_what_the_limits_of_a_container_and_of_slurm_leave(tmp_path: Path) -> None:
+    def group(name: str, limit: str, current: int, cached: int) -> None:
+        folder = tmp_path / "cgroup" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{current}\n")
+        (folder / "memory.stat").write_text(f"anon {current - cached}\ninactive_file {cached}\n")
+
+    root, step = tmp_path / "cgroup", "slurmstepd.scope/job_7/step_0"
+    assert doctor.memory_left(root, "") == math.inf
+    group(step, "max", 100, 0)
+    group("slurmstepd.scope/job_7", "1000", 900, 700)  # files that were read fill what nobody else wants
+    assert doctor.memory_left(root, f"4:memory:/old\n0::/{step}\n") == 800
+    for name, text in {"memory.max": "500", "memory.current": "450", "memory.stat": "inactive_file 50"}.items():
+        (root / name).write_text(text)
+    assert doctor.memory_left(root, f"0::/{step}\n") == 100
+    assert doctor.memory_left(root, "0::/\n") == 100

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from neuclip_scale import cli
 from neuclip_scale.config import ConfigError, dump_recipe, load_recipe
-from neuclip_scale.heartbeat import Beat, write_beat
+from neuclip_scale.heartbeat import Beat, beat_path, write_beat
 from neuclip_scale.run_attempts import (
     AttemptsError,
     begin_attempt,
@@ -88,10 +88,25 @@ def test_attempts_that_never_told_their_end_are_lost(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_two_jobs_that_began_before_either_beat_each_note_their_own_end(tmp_path: Path) -> None:
+    assert begin_attempt(tmp_path, "7", "7.0", 1)[0] == "go"
+    assert begin_attempt(tmp_path, "8", "8.0", 1)[0] == "go"
+    log_steps(tmp_path, 3)
+    assert end_attempt(tmp_path, 2, 1, "8.0")[0] == "stop"  # it is told of the other
+    log_steps(tmp_path, 5)
+    assert end_attempt(tmp_path, 1, 1, "7.0")[0] == "again"
+    assert [(one.job, one.outcome, one.reached, one.progressed) for one in read_attempts(tmp_path)] == [
+        ("7.0", "failed", 5, True), ("8.0", "refused", 3, True)
+    ]  # fmt: skip
+    with pytest.raises(AttemptsError, match="has no attempt that runs"):
+        end_attempt(tmp_path, 1, 1, "7.0")
+
+
 def beat(run_dir: Path, job: str, state: Any = "running", age: float = 0.0) -> None:
     now = time.time() - age
     given = {"host": "n1", "pid": 1, "step": 1, "step_seconds": 1.0, "section": "", "place": 0}
     write_beat(run_dir, Beat(time=now, rank=0, state=state, job=job, **given))
+    os.utime(beat_path(run_dir, 0), (now, now))
 
 
 def test_a_run_that_another_job_trains_is_left_alone(tmp_path: Path) -> None:
@@ -210,13 +225,18 @@ def beat_of(pid: int, host: str, at: float, **more: Any) -> Beat:
     return Beat(time=at, rank=0, host=host, pid=pid, step=7, step_seconds=0.0, section="", place=0, **more)
 
 
-def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
+def test_one_process_trains_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On this host the other lives while its process does, whenever it beat last."""
     check_run_dir(tmp_path / "new" / "run")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         host, later = socket.gethostname(), time.time() + 1
         write_beat(tmp_path, beat_of(other.pid, host, later))
         with pytest.raises(ConfigError, match=rf"process {other.pid} on {host} trains it now, at step 7. Wait"):
+            check_run_dir(tmp_path)
+        # In an interactive allocation two runs are of one job.
+        write_beat(tmp_path, beat_of(other.pid, host, later, job="8"))
+        monkeypatch.setenv("SLURM_JOB_ID", "8")
+        with pytest.raises(ConfigError, match="trains it now"):
             check_run_dir(tmp_path)
         write_beat(tmp_path, beat_of(other.pid, host, later, state="ended"))
         check_run_dir(tmp_path)
@@ -230,14 +250,15 @@ def test_one_process_trains_in_a_folder(tmp_path: Path) -> None:
     check_run_dir(tmp_path)
 
 
-def test_a_run_of_another_host_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_beat(tmp_path, beat_of(1, "elsewhere", time.time(), job="8"))
+@pytest.mark.parametrize("ahead", [0, 3600, -3600])  # seconds of the other host's clock
+def test_a_run_of_another_host_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    write_beat(tmp_path, beat_of(1, "elsewhere", time.time() + ahead, job="8"))
     check_trained_by_no_other(tmp_path, 0.2)
     stop = Event()
 
     def go_on() -> None:
         while not stop.wait(0.02):
-            write_beat(tmp_path, beat_of(1, "elsewhere", time.time(), job="8"))
+            write_beat(tmp_path, beat_of(1, "elsewhere", time.time() + ahead, job="8"))
 
     beating = Thread(target=go_on)
     beating.start()
@@ -276,6 +297,9 @@ def test_a_check_before_the_queue_tells_what_would_end_the_run_on_its_nodes(
     (tmp_path / "run/checkpoints/step_000000005").mkdir(parents=True)
     (tmp_path / "run/config.yaml").write_text(dump_recipe(load_recipe("demo", {})))
     assert check()[0] == 0
+    status, said = check("resume=other/checkpoints/step_000000005")
+    assert status == 2
+    assert f"never come further. Copy that folder into {tmp_path}/run/checkpoints, without later ones" in said
     status, said = check("objective.name=openclip")
     assert status == 2
     assert "objective.name ('neuclip' there, 'openclip' here)" in said

@@ -6,9 +6,12 @@ import io
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from neuclip_scale.files import atomic_file, write_json
+from neuclip_scale.run_folder import last_metrics
 from neuclip_scale.telemetry import (
     RunLogger,
     ThroughputMeter,
@@ -58,6 +62,47 @@ def test_every_step_has_a_line(tmp_path: Path) -> None:
     assert last["samples_per_second_per_gpu"] == pytest.approx(64)
     assert last["batch_digest"] == "ab12"
     assert last["peak_memory_bytes"] > 2**20
+
+
+@pytest.fixture
+def limit_files() -> Iterator[Callable[[int], None]]:
+    """Sets the size in bytes at which this process's files are as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_with_the_file_and_leaves_whole_lines(
+    tmp_path: Path, limit_files: Callable[[int], None]
+) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    run(tmp_path, range(1, 3), note="x" * 2000)
+    limit_files(metrics.stat().st_size + 2000)  # the other files are smaller
+    with pytest.raises(OSError, match="too large") as caught:
+        run(tmp_path, range(3, 4), resume_step=2, note="x" * 2000)
+    assert caught.value.filename == str(metrics)
+    assert [record["step"] for record in last_metrics(tmp_path, 9)] == [1, 2]
+    limit_files(resource.RLIM_INFINITY)
+    run(tmp_path, range(3, 5), resume_step=2)
+    assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_full_disk_is_told_with_the_file_of_scores_and_curves(
+    tmp_path: Path, limit_files: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # TensorBoard's own thread fails, too
+    scores, curves = tmp_path / "evaluations.jsonl", tmp_path / "tensorboard"
+    logger = RunLogger(tmp_path, 0, 10, 64, 4, console=Console(file=io.StringIO()))
+    logger.log_evaluation(1, {"birds": "x" * 9000})  # more than the other files have
+    limit_files(scores.stat().st_size + 10)
+    with pytest.raises(OSError, match="too large") as caught:
+        logger.log_evaluation(2, {"birds": "x"})
+    assert caught.value.filename == str(scores)
+    limit_files(next(curves.iterdir()).stat().st_size)
+    logger._tensorboard.add_scalar("birds", 0.5, 2)
+    with pytest.raises(OSError, match="too large") as caught:
+        logger.close()
+    assert caught.value.filename == str(curves)
 
 
 def test_tensorboard_names_and_steps(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from neuclip_scale.checkpoint.reading import (
     latest_checkpoint,
     load_all_ranks,
     load_checkpoint,
+    read_checksums,
     verify_checkpoint,
 )
 from neuclip_scale.checkpoint.rng import capture_rng, restore_rng
@@ -42,6 +43,7 @@ __all__ = [
     "load_checkpoint",
     "load_parameters",
     "load_run_model",
+    "read_checksums",
     "restore_rng",
     "save_checkpoint",
     "saved_recipe",

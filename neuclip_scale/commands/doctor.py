@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import os
 import platform
 import resource
@@ -233,16 +234,30 @@ def check_cpus() -> Finding:
 
 
 def check_memory() -> Finding:
-    available = psutil.virtual_memory().available
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text("utf-8").strip() if limit.exists() else "max"
-    if text != "max":  # a container's limit, which the machine's figures do not show
-        used = int(limit.with_name("memory.current").read_text("utf-8"))
-        available = min(available, int(text) - used)
+    groups = Path("/proc/self/cgroup")
+    own = groups.read_text("utf-8") if groups.exists() else ""
+    available = min(psutil.virtual_memory().available, memory_left(Path("/sys/fs/cgroup"), own))
     detail = f"{available / GIB:.1f} GiB available"
     if available < 2 * GIB:
         return Finding("problem", detail, "Even the demo needs 2 GiB: end other programs or raise the job's memory.")
     return Finding("ok" if available >= 8 * GIB else "warning", detail, "" if available >= 8 * GIB else _MEMORY)
+
+
+def memory_left(root: Path, groups: str) -> float:
+    """Bytes below the limits of a container or of Slurm, which the machine's figures do not show; infinite without.
+
+    `groups` is /proc/self/cgroup of a kernel with cgroups of version 2, `root` where these lie.
+    """
+    own = next((line.removeprefix("0::/") for line in groups.splitlines() if line.startswith("0::/")), "")
+    left = math.inf
+    for place in (root / own, *(root / own).parents):
+        limit = place / "memory.max"
+        if root in (place, *place.parents) and limit.exists() and limit.read_text("utf-8").strip() != "max":
+            counts = dict(line.split() for line in (place / "memory.stat").read_text("utf-8").splitlines())
+            # Files that were read and are still kept count as used, and are let go as soon as memory is wanted.
+            used = int((place / "memory.current").read_text("utf-8")) - int(counts.get("inactive_file", 0))
+            left = min(left, int(limit.read_text("utf-8")) - used)
+    return left
 
 
 def check_disk() -> Finding:

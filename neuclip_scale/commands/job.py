@@ -9,6 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from neuclip_scale.commands.numbers import amount, positive
 from neuclip_scale.config import ConfigError, Recipe, check_places, check_recipe, load_recipe
 
 EXIT_CODES = """What a script wants is printed on standard output, what people want on standard error.
@@ -20,17 +21,18 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("neuclip job", description="Steps of a Slurm job.", epilog=EXIT_CODES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="check|begin|end|logs")
     check = commands.add_parser("check", help="can a recipe be run on so many ranks? prints its run_dir and data.train")
-    check.add_argument("--world-size", type=_positive, required=True, help="ranks of the run, one for each GPU")
-    check.add_argument("--gpu-memory-gib", type=float, default=0.0, help="refuse what needs more; 0: any")
+    check.add_argument("--world-size", type=positive, required=True, help="ranks of the run, one for each GPU")
+    check.add_argument("--gpu-memory-gib", type=amount, default=0.0, help="refuse what needs more; 0: any")
     check.add_argument("train", nargs=argparse.REMAINDER, help="RECIPE and overrides, as `neuclip train` takes them")
     begin = commands.add_parser("begin", help="note an attempt; prints go, finished or stop")
     begin.add_argument("--submission", required=True, help="what was submitted as one: a job, or a chain of jobs")
     begin.add_argument("--job", required=True, help="id of this job")
     end = commands.add_parser("end", help="note how it ended; prints finished, again or stop")
     end.add_argument("--status", type=int, required=True, help="exit status of the training")
+    end.add_argument("--job", default="", help="what `begin` was given; without it the last attempt is meant")
     for each in (begin, end):
         each.add_argument("run_dir", type=Path)
-        each.add_argument("--tries", type=_positive, default=3, help="failures without progress before giving up")
+        each.add_argument("--tries", type=positive, default=3, help="failures without progress before giving up")
     logs = commands.add_parser("logs", help="copy `srun --label`'s output, and append it to one file for each rank")
     logs.add_argument("folder", type=Path)
     logs.add_argument("--header", default="", help="first line of what is appended")
@@ -44,17 +46,10 @@ def main(argv: list[str]) -> int:
     if arguments.command == "begin":
         decision, why = begin_attempt(arguments.run_dir, arguments.submission, arguments.job, arguments.tries)
     else:
-        decision, why = end_attempt(arguments.run_dir, arguments.status, arguments.tries)
+        decision, why = end_attempt(arguments.run_dir, arguments.status, arguments.tries, arguments.job)
     print(f"{arguments.run_dir}: {why}.", file=sys.stderr)
     print(decision)
     return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: give 1 or more")
-    return value
 
 
 def _check(train: list[str], world_size: int, gpu_memory_gib: float) -> int:
@@ -86,6 +81,10 @@ def _check_start(recipe: Recipe) -> None:
             "engine.name", "deepspeed", "DeepSpeed is not installed", "pip install 'neuclip-scale[deepspeed]'"
         )
     run_dir = Path(recipe.run_dir)
+    if recipe.resume not in ("auto", "never"):
+        problem = "a job that is queued again would begin there once more, and never come further"
+        remedy = f"Copy that folder into {run_dir / 'checkpoints'}, without later ones beside it, and leave resume out."
+        raise ConfigError("resume", recipe.resume, problem, remedy)
     there = next(path for path in (run_dir, *run_dir.resolve().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError("run_dir", recipe.run_dir, f"{there} cannot be written to", "Give another folder.")

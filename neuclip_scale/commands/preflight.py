@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from neuclip_scale.commands.numbers import amount, positive
 from neuclip_scale.files import write_json
 
 
@@ -23,15 +24,15 @@ def main(argv: list[str]) -> int:
     probe.add_argument("--folder", type=Path, required=True, help="a new folder on the storage that all nodes share")
     probe.add_argument("--data", default="", help="what data.train will be; empty: the data are not looked at")
     probe.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    probe.add_argument("--floor", type=float, default=0.0, help="GB/s of the all-reduce below which nodes are compared")
-    probe.add_argument("--patience", type=float, default=30.0, help="seconds to wait for other nodes")
+    probe.add_argument("--floor", type=amount, default=0.0, help="GB/s of the all-reduce; below, nodes are compared")
+    probe.add_argument("--patience", type=amount, default=30.0, help="seconds to wait for other nodes")
     judging = commands.add_parser("judge", help="read the ranks' lines; prints the bad nodes, joined by commas")
     judging.add_argument("--nodes", nargs="+", required=True, help="all nodes, in the order of their ranks")
     for each in (probe, judging):
-        each.add_argument("--ranks-per-node", type=int, required=True)
-    judging.add_argument("--floor", type=float, default=0.0, help="GB/s (bus bandwidth) that an all-reduce must reach")
-    judging.add_argument("--max-clock-offset", type=float, default=2.0, help="seconds")
-    judging.add_argument("--seconds", type=float, default=110.0, help="until who has not answered is bad")
+        each.add_argument("--ranks-per-node", type=positive, required=True)
+    judging.add_argument("--floor", type=amount, default=0.0, help="GB/s (bus bandwidth) that an all-reduce must reach")
+    judging.add_argument("--max-clock-offset", type=amount, default=2.0, help="seconds")
+    judging.add_argument("--seconds", type=amount, default=110.0, help="until who has not answered is bad")
     judging.add_argument("--json", metavar="PATH", type=Path, help="also write the result to this file")
     arguments = parser.parse_args(argv)
     if arguments.command == "judge":

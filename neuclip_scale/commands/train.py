@@ -13,7 +13,7 @@ from pathlib import Path
 import tyro
 
 from neuclip_scale.commands.scores import demo_caveat, print_scores
-from neuclip_scale.config import Recipe, load_recipe, recipe_names
+from neuclip_scale.config import ConfigError, Recipe, load_recipe, recipe_names
 
 USAGE = """usage: neuclip train RECIPE --run-dir DIR [--section.field VALUE | section.field=VALUE ...]
 
@@ -32,6 +32,8 @@ def main(argv: list[str]) -> int:
         return 0 if asked else 2
     config, json_path = read_arguments(argv)
     if json_path:  # now, and not after days of training
+        if Path(json_path).is_dir():
+            raise ConfigError("--json", json_path, "is a folder", "Give a file.")
         Path(json_path).parent.mkdir(parents=True, exist_ok=True)
     use_huge_pages()
     # torch and the models take seconds to import: not before the arguments are known to be good.

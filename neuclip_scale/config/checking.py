@@ -74,6 +74,9 @@ def check_places(recipe: Recipe) -> None:
     """Raise `ConfigError` for a run without a folder or without data."""
     if not recipe.run_dir:
         raise ConfigError("run_dir", "", "the run has no folder", "Give --run-dir DIR.")
+    for name, place in {"run_dir": recipe.run_dir, "data.train": recipe.data.train}.items():
+        if place.startswith("~"):  # a shell leaves it alone after `name=` and inside quotes
+            raise ConfigError(name, place, "would be a folder called ~", "Write the whole path, or $HOME.")
     if not recipe.data.train:
         raise ConfigError("data.train", "", "there is no training data", "Give --data.train SHARDS.")
 
@@ -125,7 +128,6 @@ def _check_ranges(recipe: Recipe) -> None:
         "data.max_image_pixels": recipe.data.max_image_pixels,
         "data.cache_gib": recipe.data.cache_gib,
         "data.stall_warning_seconds": recipe.data.stall_warning_seconds,
-        "data.weights": min(recipe.data.weights, default=1.0),
         "train.global_batch_size": recipe.train.global_batch_size,
         "train.log_every_steps": recipe.train.log_every_steps,
         "objective.temperature_init": recipe.objective.initial_temperature,
@@ -151,6 +153,7 @@ def _check_ranges(recipe: Recipe) -> None:
         "objective.exact_refresh_every": recipe.objective.exact_refresh_every,
         "engine.fsdp.replicas": recipe.engine.fsdp.replicas,
         "evaluation.at_samples": min(recipe.evaluation.at_samples, default=1),
+        **{f"data.weights[{i}]": weight for i, weight in enumerate(recipe.data.weights)},
     }
     not_negative = {
         "data.num_workers": recipe.data.num_workers,
@@ -170,6 +173,7 @@ def _check_ranges(recipe: Recipe) -> None:
         "model.unlocked_layers": recipe.model.unlocked_layers,
         "optim.warmup_steps": recipe.optim.warmup_steps,
         "optim.temperature_learning_rate": recipe.optim.temperature_learning_rate,
+        "optim.temperature_drop_at": recipe.optim.temperature_drop_at,
         "objective.eps": recipe.objective.eps,
         "objective.rho": recipe.objective.rho,
         "objective.gamma_decay_epochs": recipe.objective.gamma_decay_epochs,
@@ -185,6 +189,10 @@ def _check_ranges(recipe: Recipe) -> None:
         "evaluation.normalizer_reference": recipe.evaluation.normalizer_reference,
     }
     _check_signs(positive, not_negative)
+    rho = {f"objective.amortized.rho[{i}]": value for i, value in enumerate(recipe.objective.amortized.rho)}
+    for name, value in {"objective.bias_init": recipe.objective.bias_init, **rho}.items():
+        if not math.isfinite(value):
+            raise ConfigError(name, value, "not finite", "Give a number.")
     _check_fractions(recipe)
     if recipe.data.max_image_pixels > _MOST_PIXELS:
         raise ConfigError(

@@ -18,6 +18,13 @@ from neuclip_scale.data.shards import expand_source, split_sources, storage
 
 _THREADS = 8  # they hide the latency of a network file system
 
+
+class NoManifestError(ManifestError):
+    """A manifest that data.train names and that is not there."""
+
+    exit_status = 2
+
+
 Wanted = tuple[str, int]
 """Address of a shard and the source it belongs to."""
 
@@ -107,7 +114,7 @@ def _read_manifest(part: str, cache: ShardCache) -> Manifest:
         with cache.fetched_now(part, Path(address).suffix) as path:  # a cached copy could be of another day
             manifest = Manifest.load(path, folder=address.rpartition("/")[0], query=mark + query)
     elif not Path(part).is_file():
-        raise ManifestError(f"manifest {part}: there is no such file. Make it with `neuclip data index`.")
+        raise NoManifestError(f"manifest {part}: there is no such file. Make it with `neuclip data index`.")
     else:
         manifest = Manifest.load(part)
     commands = [shard.path for shard in manifest.shards if storage.is_pipe(shard.path)]

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from neuclip_scale.data.manifest import Manifest
+from neuclip_scale.files import naming
 
 MIN_READ = 100
 """Fractions are taken of at least this many samples, so that one early bad sample does not end a run."""
@@ -73,5 +74,5 @@ class SkipLog:
     def _append(self, rows: Sequence[dict[str, object]]) -> None:
         if rows:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8") as stream:
+            with naming(self.path), open(self.path, "a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(row) + "\n" for row in rows)

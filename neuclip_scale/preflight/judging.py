@@ -150,9 +150,14 @@ def _judge_network(reports: list[Report], nodes: list[str], verdict: Verdict) ->
 
 def _judge_clock(reports: list[Report], limit: float, verdict: Verdict) -> None:
     offsets = {report.node: report.values["offset"] for report in reports if report.name == "clock"}
-    for node, offset in offsets.items():
-        if abs(offset) > limit:
-            verdict.add(node, f"clock: {offset:+.1f} s off the others (limit {limit:g} s): see its time service")
+    off = {node: offset for node, offset in offsets.items() if abs(offset) > limit}
+    if off and 2 * len(off) >= len(offsets):  # the median is one of the clocks, which may be the wrong one
+        apart = max(offsets.values()) - min(offsets.values())
+        remedy = f"which is right cannot be told: see the time services of {', '.join(offsets)}"
+        verdict.add("", f"clock: {apart:.1f} s apart (limit {limit:g} s), and {remedy}")
+        return
+    for node, offset in off.items():
+        verdict.add(node, f"clock: {offset:+.1f} s off the others (limit {limit:g} s): see its time service")
 
 
 def _judge_rates(reports: list[Report], nodes: list[str], floor: float, verdict: Verdict) -> None:

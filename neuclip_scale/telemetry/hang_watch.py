@@ -117,12 +117,9 @@ class HangWatch:
             _or_tell(lambda: write_beat(self.run_dir, beat))
             suspects = find_suspects(self.run_dir, self.world_size, 3 * self._period)
             path = self.run_dir / "stacks" / f"rank_{self.rank:05d}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "w", encoding="utf-8") as file:
-                print(time.strftime("%Y-%m-%d %H:%M:%S"), told, *suspects, "", sep="\n", file=file, flush=True)
-                faulthandler.dump_traceback(file, all_threads=True)
+            where = _write_stacks(path, [told, *suspects])
             _write_flight_record(path.with_suffix(".nccl"))
-            print(f"error: {told}. Stacks: {path}. {'; '.join(suspects[:_TOLD])}", file=sys.stderr, flush=True)
+            print(f"error: {told}. Stacks: {where}. {'; '.join(suspects[:_TOLD])}", file=sys.stderr, flush=True)
             # The first rank that leaves takes the others along by their broken connections: let them write theirs.
             time.sleep(1 + self._period)
         finally:
@@ -173,6 +170,19 @@ def _process_state(beat: Beat) -> str:
     except OSError:
         return ", the process has ended"
     return "".join(f", state {line.split(None, 1)[1]}" for line in lines if line.startswith("State:"))
+
+
+def _write_stacks(path: Path, head: list[str]) -> str:
+    """Returns where they are: `path`, or where that cannot be written, as on a full disk, standard error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), *head, "", sep="\n", file=file, flush=True)
+            faulthandler.dump_traceback(file, all_threads=True)
+    except OSError as error:
+        faulthandler.dump_traceback(2, all_threads=True)  # standard error itself, whatever Python made of it
+        return f"above ({path}: {error.strerror})"
+    return str(path)
 
 
 def _write_flight_record(path: Path) -> None:

@@ -6,11 +6,11 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rich.console import Console
 
-from neuclip_scale.files import atomic_file, json_ready, write_json, write_text
+from neuclip_scale.files import append_whole, atomic_file, json_ready, naming, write_json, write_text
 from neuclip_scale.telemetry.console import ConsoleProgress
 from neuclip_scale.telemetry.environment import environment
 from neuclip_scale.telemetry.meter import ThroughputMeter, peak_memory_bytes
@@ -51,7 +51,7 @@ class RunLogger:
         self.world_size = world_size
         self.meter = ThroughputMeter()
         self.lost = Lost()
-        self._metrics: IO[str] | None = None
+        self._metrics: BinaryIO | None = None
         if rank != 0:
             return
         run_dir = Path(run_dir)
@@ -67,7 +67,8 @@ class RunLogger:
             self.lost = lost_so_far(run_dir)
         self._evaluations = run_dir / "evaluations.jsonl"
         cut_metrics(self._evaluations, resume_step)
-        self._metrics = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        # Without a buffer: what could not be written must not be tried again when the file is closed.
+        self._metrics = open(run_dir / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115 (closed by close)
         self._tensorboard = _tensorboard(run_dir / "tensorboard", resume_step)
         self._console = ConsoleProgress(total_steps, log_every, resume_step, console)
 
@@ -89,8 +90,7 @@ class RunLogger:
             "samples_per_second_per_gpu": self.meter.samples_per_second / self.world_size,
             "peak_memory_bytes": peak_memory_bytes(),
         }
-        self._metrics.write(json.dumps(json_ready(record), allow_nan=False) + "\n")
-        self._metrics.flush()
+        append_whole(self._metrics, json.dumps(json_ready(record), allow_nan=False).encode() + b"\n")
         if step % self.log_every == 0 or step == self.total_steps:
             self.log_scalars(step, {key: value for key, value in record.items() if key != "step"})
         self._console.show(step, record, self.meter)
@@ -99,11 +99,12 @@ class RunLogger:
         """Send the numbers among `values` to TensorBoard; a name without a folder goes under `train/`."""
         if self._metrics is None:
             return
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._tensorboard.add_scalar(name if "/" in name else f"train/{name}", value, step)
-        # Flushed each time, so that a job killed at its time limit keeps its curves.
-        self._tensorboard.flush()
+        with naming(self._tensorboard.log_dir):
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._tensorboard.add_scalar(name if "/" in name else f"train/{name}", value, step)
+            # Flushed each time, so that a job killed at its time limit keeps its curves.
+            self._tensorboard.flush()
 
     def log_tree(self, step: int, name: str, tree: Mapping[str, Any]) -> None:
         """The numbers of a nested dict as scalars called by their path below `name`."""
@@ -120,7 +121,7 @@ class RunLogger:
         self.log_tree(step, "eval", scores)
         record = {"step": step, "samples_seen": step * self.samples_per_step, "evaluation": scores}
         cut_metrics(self._evaluations, step - 1)  # a run that had ended evaluates again when it is called again
-        with open(self._evaluations, "a", encoding="utf-8") as file:
+        with naming(self._evaluations), open(self._evaluations, "a", encoding="utf-8") as file:
             file.write(json.dumps(json_ready(record), allow_nan=False) + "\n")
 
     def has_evaluation(self, step: int) -> bool:
@@ -136,11 +137,12 @@ class RunLogger:
 
     def close(self) -> None:
         """Flush and close everything; further calls do nothing."""
-        if self._metrics is not None:
+        if self._metrics is None:
+            return
+        metrics, self._metrics = self._metrics, None
+        with metrics, naming(self._tensorboard.log_dir):
             self._console.close()
             self._tensorboard.close()
-            self._metrics.close()
-            self._metrics = None
 
     def __enter__(self) -> RunLogger:
         return self

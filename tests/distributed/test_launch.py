@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from ranks import run_ranks
@@ -23,10 +26,40 @@ from neuclip_scale.distributed import Launch, read_launch
         # A batch script's own shell: it has the job's task count, but is one process.
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, Launch(0, 1, 0, "single")),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, Launch(0, 1, 0, "single")),
+        # The shell of `salloc` where it is a step.
+        (
+            {
+                "SLURM_PROCID": "0",
+                "SLURM_NTASKS": "16",
+                "SLURM_STEP_ID": "4294967290",
+                "SLURM_STEP_NUM_TASKS": "1",
+            },
+            Launch(0, 1, 0, "single"),
+        ),
     ],
 )
 def test_launchers(environ: dict[str, str], expected: Launch) -> None:
     assert read_launch(environ) == expected
+
+
+def test_steps_of_one_job_meet_apart_and_without_scontrol_the_remedy_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ports = set()
+    for step in ("0", "1"):
+        for name in ("MASTER_PORT", "MASTER_ADDR", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            monkeypatch.setenv(name, "")  # put back at the end
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("SLURM_JOB_ID", "77")
+        monkeypatch.setenv("SLURM_STEP_ID", step)
+        monkeypatch.setenv("SLURM_STEP_NODELIST", "n[1-2]")
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(ConfigError, match=r"MASTER_ADDR = '': is not set, .* n\[1-2\] .*Export the first node"):
+            distributed._export_rendezvous(Launch(1, 2, 0, "srun"))
+        monkeypatch.setenv("MASTER_ADDR", "n1")
+        distributed._export_rendezvous(Launch(1, 2, 0, "srun"))
+        ports.add(os.environ["MASTER_PORT"])
+    assert len(ports) == 2
 
 
 def test_a_group_of_gpus_takes_what_is_offloaded_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,6 +91,31 @@ def on_every_rank() -> tuple[str, str]:
     except ConfigError as error:
         return result, str(error)
     return result, "no error"
+
+
+class LibraryError(Exception):
+    """Pickle makes it anew from its message alone, which fails."""
+
+    def __init__(self, code: int, words: str) -> None:
+        super().__init__(f"{words}, code {code}")
+        self.held = lambda: code
+
+
+def odd_error_on_every_rank() -> str:
+    def refuse() -> None:
+        raise LibraryError(7, "no such bucket")
+
+    try:
+        distributed.on_main(refuse)
+    except Exception as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.distributed
+def test_an_error_that_pickle_cannot_send_reaches_every_rank_in_words() -> None:
+    words = "no such bucket, code 7"
+    assert run_ranks(2, odd_error_on_every_rank) == [words, f"LibraryError: {words}"]
 
 
 @pytest.mark.distributed

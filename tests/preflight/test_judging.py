@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from neuclip_scale import cli
 from neuclip_scale.preflight.judging import LAST, Verdict, hear, judge
 from neuclip_scale.preflight.probes import memory_problems
 from neuclip_scale.preflight.reports import Report, from_line, to_line
@@ -64,6 +65,16 @@ def test_the_bad_node_is_named_with_the_reason(rank: int, said: list[Report], to
     assert verdict.bad_nodes == ["n3"]
     assert list(verdict.problems) == ["n3"]
     assert told in "; ".join(verdict.problems["n3"])
+
+
+@pytest.mark.parametrize("clocks", [(0, 30), (30, 0), (30, 0, 0, 30), (0, 30, 60)])
+def test_clocks_no_more_than_half_of_which_agree_are_no_nodes_fault(clocks: tuple[int, ...]) -> None:
+    median = sorted(clocks)[len(clocks) // 2]
+    said = {2 * node: with_values(2 * node, "clock", offset=clock - median) for node, clock in enumerate(clocks)}
+    verdict = verdict_on(said, len(clocks))
+    told = f"clock: {max(clocks)}.0 s apart (limit 2 s), and which is right cannot be told"
+    assert list(verdict.problems) == [""]
+    assert verdict.problems[""][0].startswith(told)
 
 
 def test_a_dead_node_is_bad_and_not_those_that_wait_for_it() -> None:
@@ -148,3 +159,24 @@ def test_hearing_ends_with_the_last_rank_with_the_stream_and_with_the_time() -> 
 )
 def test_memory_errors_in_nvidia_smis_table(row: str, told: str) -> None:
     assert memory_problems(f"7, 0, No, No\n{row}\n") == ([told] if told else [])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--ranks-per-node", "0", "give 1 or more"),
+        ("--ranks-per-node", "-8", "give 1 or more"),
+        ("--seconds", "-1", "give 0 or a positive number"),
+        ("--floor", "nan", "give 0 or a positive number"),
+        ("--max-clock-offset", "inf", "give 0 or a positive number"),
+    ],
+)
+def test_numbers_by_which_every_node_or_none_would_be_fit_are_refused(
+    option: str, value: str, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "_exit", sys.exit)  # with which a judge ends
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["preflight", "judge", "--nodes", "n1", "n2", "--ranks-per-node", "8", f"{option}={value}"])
+    assert ended.value.code == 2
+    assert f"argument {option}: {value}: {told}" in capsys.readouterr().err

@@ -24,6 +24,17 @@ def test_defaults_of_a_training_script(scale: str) -> None:
     assert asked["open-mode"] == "append"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("TASKS_PER_NODE", "four"), ("TRIES", "0"), ("CHAIN", "-1"), ("RANK_WAIT", "0")]
+)
+def test_settings_that_are_no_numbers_are_told_before_the_queue(tmp_path: Path, name: str, value: str) -> None:
+    variables = {"NEUCLIP_SITE": str(tmp_path / "none"), "PATH": "/usr/bin:/bin", f"NEUCLIP_{name}": value}
+    command = [SCRIPTS / "train_small.sh", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path)
+    told = f"error: NEUCLIP_{name} '{value}': give a number, 1 or more\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
+
+
 def test_every_script_finds_the_folder_it_came_from() -> None:
     """In a job by its own name, which a copied script easily has wrong."""
     found = [path for path in SCRIPTS.glob("*.sh") if path.read_text().startswith("#!")]

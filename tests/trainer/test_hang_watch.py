@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,18 @@ def test_a_rank_that_is_stopped_is_named_by_the_others(shards: Path, runs: Path)
         assert "state T (stopped)" in text
         assert "suspect: rank 0" not in text
         assert not (runs / "run/stacks/rank_00001.txt").exists()
+
+
+def test_where_stacks_cannot_be_written_they_are_printed(runs: Path) -> None:
+    """As on a full disk: the rank must not end without a word."""
+    (runs / "stacks").write_text("no folder")
+    code = "import sys, time; from pathlib import Path; from neuclip_scale.telemetry.hang_watch import HangWatch\n"
+    code += "with HangWatch(Path(sys.argv[1]), 0, 1, 0.2, {}).running(0):\n    time.sleep(60)\n"
+    done = subprocess.run([sys.executable, "-c", code, str(runs)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == EXIT_HUNG
+    assert "error: rank 0 on" in done.stderr
+    assert f"Stacks: above ({runs}/stacks/rank_00000.txt: File exists)" in done.stderr
+    assert 'File "<string>", line 3' in done.stderr
 
 
 def test_steps_that_come_and_pauses_are_no_hang(shards: Path, runs: Path) -> None:

@@ -215,6 +215,16 @@ def test_resume_from_a_path_with_other_learning_rates(shards: Path, finished: Pa
     assert (line["step"], line["lr"]) == (3, 3e-5)
 
 
+def test_a_checkpoint_of_another_run_in_the_folder_is_where_a_run_begins(
+    shards: Path, finished: Path, runs: Path
+) -> None:
+    """What `neuclip job check` and docs/slurm.md advise for jobs that are queued again."""
+    name = "checkpoints/step_000000002"
+    shutil.copytree(finished / name, runs / "run" / name)
+    assert Trainer(recipe(shards, runs / "run", **{"train.num_steps": 3})).fit()["step"] == 3
+    assert [line["step"] for line in logged_steps(runs / "run")] == [3]
+
+
 def test_a_run_that_goes_on_with_another_recipe_keeps_the_history(shards: Path, runs: Path) -> None:
     folder = runs / "run"
     options = {"train.num_steps": 2, "checkpoint.every_steps": 1, "data.num_workers": 0}
@@ -247,3 +257,4 @@ def test_a_path_without_a_checkpoint_is_an_error(shards: Path, runs: Path) -> No
     status, text = neuclip(arguments(shards, runs / "run", resume=str(runs / "no")), runs / "output.txt")
     assert status == 1
     assert text == f"error: {runs}/no/checksums.json is missing. Give a folder like RUN/checkpoints/step_000001000.\n"
+    assert not (runs / "run" / "manifest.json").exists()  # told before the data are looked at, which can take hours

@@ -81,6 +81,10 @@ def test_an_unknown_recipe_names_the_known(capsys: pytest.CaptureFixture[str]) -
             ["--evaluation.data", "{folder}/none", "--run-dir", "{folder}/run", "--data.train", "{shards}"],
             "/none': '{folder}/none' holds no evaluation set",
         ),
+        (
+            ["--json", "{folder}", "--run-dir", "x", "--data.train", "{shards}"],
+            "error: --json = '{folder}': is a folder.",
+        ),
         (["--data.train", "{shards}"], "error: run_dir = '': the run has no folder. Give --run-dir DIR."),
         (["data.train=''", "--run-dir", "x"], "error: data.train = '': there is no training data. Give --data.train"),
     ],
@@ -110,6 +114,12 @@ def test_shards_that_are_not_there_are_an_error(capsys: pytest.CaptureFixture[st
     (line,) = error.splitlines()
     assert line.startswith("error: ")
     assert str(tmp_path / "none") in line
+
+
+@pytest.mark.parametrize("name", ["none", "none/{00..03}.tar", "none.json"])
+def test_data_that_name_nothing_are_bad_usage(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
+    options = ["--run-dir", str(tmp_path / "run"), "--data.train", str(tmp_path / name), "--evaluation.data", ""]
+    assert run(capsys, "demo", *options)[0] == 2
 
 
 def test_both_ways_of_writing_a_field() -> None:

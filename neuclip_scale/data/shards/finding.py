@@ -8,7 +8,7 @@ import os
 from braceexpand import braceexpand
 
 from neuclip_scale.data.shards import storage
-from neuclip_scale.data.shards.names import ShardError
+from neuclip_scale.data.shards.names import PatternError
 
 
 def expand_shards(pattern: str) -> list[str]:
@@ -16,17 +16,17 @@ def expand_shards(pattern: str) -> list[str]:
 
     A pattern is a folder (its `*.tar`), a brace pattern (`/data/{00000..01023}.tar`), a glob, a file, an
     address (`s3://bucket/folder`, `https://host/{00000..01023}.tar`), a command (`pipe:aws s3 cp
-    s3://bucket/{00000..01023}.tar -`), or several of these joined with `::`. Raises `ShardError` when a part
+    s3://bucket/{00000..01023}.tar -`), or several of these joined with `::`. Raises `PatternError` when a part
     matches nothing or a named file is not there; addresses without a `*` and commands are not looked up.
     """
     return sorted({path for part in split_sources(pattern) for path in expand_source(part)})
 
 
 def split_sources(pattern: str) -> list[str]:
-    """The parts that `::` joins; raises `ShardError` when there is none."""
+    """The parts that `::` joins; raises `PatternError` when there is none."""
     parts = [part for part in map(str.strip, pattern.split("::")) if part]
     if not parts:
-        raise ShardError(f"shards {pattern!r}: empty. Give a folder of .tar files or a pattern.")
+        raise PatternError(f"shards {pattern!r}: empty. Give a folder of .tar files or a pattern.")
     return parts
 
 
@@ -35,17 +35,17 @@ def expand_source(part: str) -> list[str]:
     try:
         names = list(braceexpand(part, escape=False))
     except ValueError as error:
-        raise ShardError(f"shards {part!r}: {error}. Write ranges as {{00000..01023}}.") from error
+        raise PatternError(f"shards {part!r}: {error}. Write ranges as {{00000..01023}}.") from error
     matches = [_matches(name) for name in names]
     missing = [name for name, found in zip(names, matches, strict=True) if not found]
     if missing and os.path.isdir(missing[0]):
         inside = sorted(entry.name for entry in os.scandir(missing[0]) if entry.is_dir())
         told = f"; its folders: {', '.join(inside[:8])}{', ...' if len(inside) > 8 else ''}" if inside else ""
-        raise ShardError(
+        raise PatternError(
             f"shards {part!r}: the folder {missing[0]!r} holds no *.tar{told}. Give the shards' own folder."
         )
     if missing:
-        raise ShardError(
+        raise PatternError(
             f"shards {part!r}: {len(missing)} of {len(names)} name(s) match no file, first {missing[0]!r}. "
             "Check the path and the range."
         )

@@ -17,6 +17,12 @@ class ShardError(ValueError):
     """A shard pattern, file or member that cannot be used; the message names it and the remedy."""
 
 
+class PatternError(ShardError):
+    """What was given for shards names none."""
+
+    exit_status = 2
+
+
 def split_name(name: str) -> tuple[str, str] | None:
     """(key, lower-case extension) of a member's name; None when it is no part of a sample."""
     key, _, extension = name.partition(".")
