@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from evaluation_helpers import COLOURS, jpeg, write_set
 from PIL import Image
+from trainer_helpers import neuclip_ranks
 
 from neuclip_scale.commands.evaluate import main
 from neuclip_scale.evaluation.figures import loss_curve, normalizer_error_curve, read_metrics, retrieval_page
@@ -40,12 +41,27 @@ def test_scores_chance_caveat_and_files(
     assert Image.open(tmp_path / "figures" / "retrieval.png").size[0] > 1000
 
 
+def test_two_ranks_divide_the_pictures_and_one_reports(data: Path, weights: Path, tmp_path: Path) -> None:
+    command = [str(weights), "--preset", "demo", "--data", str(data), "--device", "cpu", "--batch-size", "2", "--json"]
+    assert main([*command, str(tmp_path / "one.json")]) == 0
+    more = [str(tmp_path / "two.json"), "--figures", str(tmp_path / "figures")]
+    assert neuclip_ranks(2, ["evaluate", *command, *more], tmp_path / "log") == [0, 0]
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert "text→image R@1" in (tmp_path / "log.0").read_text("utf-8")
+    assert "R@1" not in (tmp_path / "log.1").read_text("utf-8")
+    assert (tmp_path / "figures" / "retrieval.png").is_file()
+    assert neuclip_ranks(2, ["evaluate", *command, *more, "--device", "cpu:1"], tmp_path / "log") == [2, 2]
+    assert "every rank has a GPU of its own" in (tmp_path / "log.1").read_text("utf-8")
+
+
 def test_bad_usage_and_failures(data: Path, weights: Path, tmp_path: Path) -> None:
     assert main([str(tmp_path / "absent"), "--data", str(data)]) == 2
     assert main([str(weights), "--data", str(tmp_path / "absent")]) == 2
     assert main([str(weights), "--preset", "no-such", "--data", str(data)]) == 2
     assert main([str(weights), "--preset", "demo", "--data", str(data), "--device", "abacus"]) == 2
     assert main([str(weights), "--preset", "demo", "--data", str(data), "--device", "cuda:99"]) == 2
+    assert main([str(weights), "--preset", "demo", "--data", str(data), "--device", "meta"]) == 2
+    assert main([str(weights), "--preset", "demo", "--data", str(data), "--device", "hpu"]) == 2
     assert main([str(weights), "--preset", "demo", "--weights", "ema", "--data", str(data)]) == 2
     assert main([str(weights), "--preset", "ViT-B-32", "--data", str(data)]) == 1
     (tmp_path / "empty").mkdir()
