@@ -92,6 +92,18 @@ def test_curves(tmp_path: Path) -> None:
         read_metrics(path)
 
 
+def test_dollars_are_no_formulas(tmp_path: Path) -> None:
+    features, pictures = torch.eye(2), [Image.new("RGB", (8, 8))] * 2
+    page = tmp_path / "page.png"
+    retrieval_page(features, features, pictures, ["from $5^^ to $9", r"a $\frac$"], page, title="sets of $^$")
+    assert page.is_file()
+    metrics = tmp_path / "metrics.jsonl"
+    line = {"step": 1, "loss": 1, "normalizer/mse": 1, "normalizer/mse_batch": 1, "normalizer/bias": 1}
+    metrics.write_text(json.dumps(line))
+    for draw in (loss_curve, normalizer_error_curve):
+        draw({"$^$": metrics}, tmp_path / f"{draw.__name__}.png")
+
+
 def test_right_answers_are_green(tmp_path: Path) -> None:
     features = F.normalize(torch.eye(6), dim=-1)
     pictures = [Image.new("RGB", (8, 8), (200, 200, 200))] * 6
