@@ -14,7 +14,9 @@ from PIL import Image
 from trainer_helpers import neuclip_ranks
 
 from neuclip_scale.commands.evaluate import main
+from neuclip_scale.commands.scores import print_scores
 from neuclip_scale.evaluation.figures import loss_curve, normalizer_error_curve, read_metrics, retrieval_page
+from neuclip_scale.evaluation.zero_shot import classification_scores
 
 
 @pytest.fixture
@@ -90,6 +92,15 @@ def test_curves(tmp_path: Path) -> None:
     path.write_text('{"step": 1\n{"step": 2}\n')
     with pytest.raises(ValueError, match="line 1"):
         read_metrics(path)
+
+
+def test_names_and_caveats_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    ranks = torch.zeros(3, dtype=torch.int64)
+    scores = classification_scores(ranks, ranks, 2) | {"task": "zeroshot", "num_unreadable": 1, "unreadable": ["[b]"]}
+    print_scores({"[red] :cat:": scores}, "clip art [/x]")
+    printed = capsys.readouterr().out
+    for text in ("[red] :cat: top-1", "[red] :cat:: 3 pictures", "[b]", "clip art [/x]"):
+        assert text in printed
 
 
 def test_dollars_are_no_formulas(tmp_path: Path) -> None:
