@@ -10,7 +10,6 @@ Needs: pip install 'neuclip-scale[open-clip-trainer]'.
 
 import argparse
 import functools
-import sys
 
 import open_clip
 import open_clip_train.data
@@ -22,12 +21,14 @@ from neuclip_scale import create_loss
 without_marks = functools.partial(open_clip_train.data.tar_file_expander, eof_value=None)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--loss", default="neuclip", choices=["neuclip", "neuclip-queue", "openclip", "rgcl-g"])
-    options, rest = parser.parse_known_args(argv)
+    options, rest = parser.parse_known_args()
 
     def our_loss(args: argparse.Namespace) -> object:
+        if args.accum_freq > 1 and options.loss != "openclip":  # it is called with the whole batch for each part
+            parser.error("--accum-freq: a loss that learns would learn of each batch several times. Leave it out.")
         embed_dim = open_clip.get_model_config(args.model)["embed_dim"]
         return create_loss(options.loss, embed_dim=embed_dim, global_batch_size=args.batch_size * args.world_size)
 
@@ -36,4 +37,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

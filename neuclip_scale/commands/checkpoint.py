@@ -76,7 +76,7 @@ def _inspect(arguments: InspectArguments) -> int:
     table = Table(show_header=False, title=f"{path}: intact", title_justify="left")
     for key, value in found.items():
         table.add_row(key.replace("_", " "), _told(value))
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False, emoji=False).print(table)
     if arguments.json:
         write_json(arguments.json, {"path": str(path), **found})
     return 0

@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
         offline=arguments.offline,
         workers=arguments.workers,
     )
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     try:
         with _progress(console) as progress:
             result = build_demo(options, _reporter(progress, console))
@@ -132,5 +132,5 @@ def _print_result(console: Console, out: Path, result: DemoResult) -> None:
         f"{removed['repeated_in_training']} repeated; {removed['malformed']} icons could not be drawn"
     )
     for name, reason in list(summary["malformed"].items())[:10]:
-        console.print(f"  {name}: {reason}", markup=False)
+        console.print(f"  {name}: {reason}")
     console.print(f"{summary['caveat']} Licences: {out}/LICENSES.md")

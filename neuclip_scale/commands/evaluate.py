@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from neuclip_scale.files import write_json
 if TYPE_CHECKING:
     import torch
 
+    from neuclip_scale.evaluation.encoders import Encoders
     from neuclip_scale.models.clip import CLIP
     from neuclip_scale.models.tokenizer import Tokenizer
 
@@ -35,7 +37,7 @@ class EvaluateArguments:
     """A folder in clip_benchmark's webdataset layout, or one that holds several."""
     suite: Literal["sets", "datacomp"] = "sets"
     """sets: every set under the data folder; datacomp: the 38 tasks, their own metrics, DataComp's averages. Under
-    torchrun or srun the ranks divide the pictures."""
+    torchrun or srun the ranks divide the pictures of both."""
     tasks: tuple[str, ...] = ()
     """Of datacomp: keys, names or groups (imagenet, shifts, vtab, retrieval, other); all by default."""
     output: Path | None = None
@@ -81,8 +83,7 @@ def main(argv: list[str]) -> int:
         status = 1
     finally:
         distributed.shutdown()
-    if arguments.suite == "datacomp":
-        distributed.end_rank(status)
+    distributed.end_rank(status)
     return status
 
 
@@ -119,37 +120,32 @@ def _is_ours(path: Path) -> bool:
 
 
 def _evaluate_sets(arguments: EvaluateArguments) -> int:
-    from neuclip_scale.data.transforms import EvalTransform
+    from neuclip_scale import distributed
     from neuclip_scale.evaluation.suite import evaluate_folder
 
-    device = _device(arguments.device)
-    model, tokenizer = _load(arguments)
-    model.to(device)
-    transform = EvalTransform(model.image_size, model.image_mean, model.image_std)
-    result = evaluate_folder(model, arguments.data, tokenizer, transform, device, arguments.batch_size)
-    if arguments.figures:
-        _draw_figures(arguments, model, tokenizer, transform, device)
-    print_scores(result, demo_caveat(arguments.data))
-    _write(arguments, {"evaluation": result})
+    encoders = _encoders(arguments)
+    result = evaluate_folder(
+        encoders.model,
+        arguments.data,
+        encoders.tokenizer,
+        encoders.transform,
+        encoders.device,
+        encoders.batch_size,
+        encoders.share,
+    )
+    if distributed.is_main():
+        if arguments.figures:
+            _draw_figures(arguments, encoders, arguments.figures)
+        print_scores(result, demo_caveat(arguments.data))
+        _write(arguments, {"evaluation": result})
     return 0
 
 
 def _evaluate_datacomp(arguments: EvaluateArguments) -> int:
     from neuclip_scale import distributed
-    from neuclip_scale.data.transforms import EvalTransform
-    from neuclip_scale.evaluation.encoders import Encoders
-    from neuclip_scale.evaluation.sharing import agree, my_share
 
-    several = distributed.read_launch().world_size > 1
-    # With --hub the other ranks wait while rank 0 fetches, which can take hours.
-    minutes = 24 * 60.0 if arguments.hub else 30.0
-    device = distributed.initialize(arguments.device, minutes) if several else _device(arguments.device)
-    share = my_share()
-    model, tokenizer = agree(share, lambda: _load(arguments))
-    model.to(device)
-    transform = EvalTransform(model.image_size, model.image_mean, model.image_std)
     summary = run_datacomp(
-        Encoders(model, tokenizer, transform, device, arguments.batch_size, share),
+        _encoders(arguments),
         arguments.data,
         arguments.output or arguments.model / "datacomp",
         arguments.tasks,
@@ -159,6 +155,26 @@ def _evaluate_datacomp(arguments: EvaluateArguments) -> int:
     if distributed.is_main():
         _write(arguments, summary)
     return 0 if is_whole(summary) else 1
+
+
+def _encoders(arguments: EvaluateArguments) -> Encoders:
+    """The model on this rank's device, and this rank's share of the pictures (collective under a launcher)."""
+    from neuclip_scale import distributed
+    from neuclip_scale.data.transforms import EvalTransform
+    from neuclip_scale.evaluation.encoders import Encoders
+    from neuclip_scale.evaluation.sharing import agree, my_share
+
+    device = _device(arguments.device)
+    if distributed.read_launch().world_size > 1:
+        if device.index is not None:
+            raise ConfigError("device", arguments.device, "every rank has a GPU of its own", "Give cpu, cuda or auto.")
+        # With --hub the other ranks wait while rank 0 fetches, which can take hours.
+        device = distributed.initialize(device.type, 24 * 60.0 if arguments.hub else 30.0)
+    share = my_share()
+    model, tokenizer = agree(share, lambda: _load(arguments))
+    model.to(device)
+    transform = EvalTransform(model.image_size, model.image_mean, model.image_std)
+    return Encoders(model, tokenizer, transform, device, arguments.batch_size, share)
 
 
 def _write(arguments: EvaluateArguments, result: dict[str, Any]) -> None:
@@ -178,6 +194,12 @@ def _device(name: str) -> torch.device:
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             found = f"torch finds {torch.cuda.device_count()} GPU(s) here"
             raise ConfigError("device", name, found, "Give another, or auto; `neuclip doctor` looks for the cause.")
+        if device.type not in ("cpu", "cuda"):
+            try:
+                torch.zeros(1, device=device).item()
+            except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device has its own
+                problem = f"torch computes nothing on it ({error})"
+                raise ConfigError("device", name, problem, "Give cpu, cuda, cuda:1 or auto.") from error
         return device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -200,17 +222,13 @@ def _load(arguments: EvaluateArguments) -> tuple[CLIP, Tokenizer]:
     return model.eval(), CLIPTokenizer(model.context_length)
 
 
-def _draw_figures(
-    arguments: EvaluateArguments, model: CLIP, tokenizer: Tokenizer, transform: Any, device: torch.device
-) -> None:
-    from neuclip_scale.evaluation.encoders import Encoders
+def _draw_figures(arguments: EvaluateArguments, encoders: Encoders, folder: Path) -> None:
+    """On one rank alone."""
     from neuclip_scale.evaluation.figures import loss_curve
     from neuclip_scale.evaluation.pages import draw_retrieval_pages
+    from neuclip_scale.evaluation.sharing import ALL
 
-    folder = arguments.figures
-    assert folder is not None
-    encoders = Encoders(model, tokenizer, transform, device, arguments.batch_size)
-    draw_retrieval_pages(encoders, arguments.data, folder)
+    draw_retrieval_pages(dataclasses.replace(encoders, share=ALL), arguments.data, folder)
     metrics = arguments.model / "metrics.jsonl"
     if metrics.is_file():
         loss_curve({arguments.model.name: metrics}, folder / "loss.png")

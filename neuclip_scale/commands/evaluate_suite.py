@@ -39,7 +39,7 @@ def is_whole(summary: Mapping[str, Any]) -> bool:
 
 def print_summary(summary: Mapping[str, Any], output: Path, console: Console | None = None) -> None:
     """Print scores, averages, and all that the averages lack."""
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, markup=False, emoji=False)
     table = Table(title="DataComp", title_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
     table.add_column("")
     table.add_column("metric")
@@ -57,14 +57,14 @@ def print_summary(summary: Mapping[str, Any], output: Path, console: Console | N
     for name, reason in (("missing", "folder"), ("failed", "error"), ("incomplete", "reason")):
         if summary[name]:
             print_list(console, f"{name}, and in no average:", [f"{x['key']}: {x[reason]}" for x in summary[name]])
-    console.print(f"results: {output}/eval_results.jsonl, summary.json", markup=False, soft_wrap=True)
+    console.print(f"results: {output}/eval_results.jsonl, summary.json", soft_wrap=True)
 
 
 def print_list(console: Console, title: str, lines: Sequence[str]) -> None:
     """Print a title with indented lines, never folded: they hold paths."""
-    console.print(title, markup=False)
+    console.print(title)
     for line in lines:
-        console.print(f"  {line}", markup=False, soft_wrap=True)
+        console.print(f"  {line}", soft_wrap=True)
 
 
 def _percent(value: float | None) -> str:

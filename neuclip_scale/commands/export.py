@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import tyro
 
 from neuclip_scale.config import ConfigError, Recipe, dump_recipe
 from neuclip_scale.files import write_text
+from neuclip_scale.run_folder import read_object
 
 if TYPE_CHECKING:
     from neuclip_scale.models.clip import CLIP
@@ -88,8 +88,7 @@ def model_card(run: Path, recipe: Recipe, form: str, weights: str = "auto") -> s
         told = ["The weights are those of the last step, and the scores below those of their running average."]
     elif averaged:
         told = [f"The weights are a running average of the steps' (decay {recipe.optim.ema_decay:g})."]
-    path = run / "summary.json"
-    summary: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    summary = read_object(run / "summary.json")
     lines = [
         f"# {recipe.name}: {recipe.model.preset} trained by {recipe.objective.name}",
         "",

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         print(f"error: RUNS: {problem} `neuclip compare` tells such runs apart.", file=sys.stderr)
         return 1
     recipe = load_recipe(arguments.runs[0] / "config.yaml")
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     labels = short_labels(list(summaries))
     evaluations = [summary["evaluation"] for summary in summaries.values()]
     console.print(score_table(dict(zip(labels, evaluations, strict=True))))
@@ -70,8 +70,8 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         write_json(arguments.json, {"runs": summaries})
     for path in [*figures, arguments.output / "report.json"]:
-        console.print(f"  {path}", markup=False)
-    console.print(f"curves: tensorboard --logdir {arguments.runs[0].parent}", markup=False)
+        console.print(f"  {path}")
+    console.print(f"curves: tensorboard --logdir {arguments.runs[0].parent}")
     return 0
 
 

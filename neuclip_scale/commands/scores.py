@@ -38,13 +38,13 @@ def score_table(evaluations: Mapping[str, Mapping[str, Scores]]) -> Table:
 
 def print_scores(evaluation: Mapping[str, Scores], caveat: str = "", console: Console | None = None) -> None:
     """Print one evaluation as a table, then what could not be read, then `caveat`."""
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, markup=False, emoji=False)
     console.print(score_table({"score": evaluation}))
     for name, scores in evaluation.items():
         if scores["num_unreadable"]:
-            console.print(f"{name}: {scores['num_unreadable']} sample(s) could not be used, first:", markup=False)
+            console.print(f"{name}: {scores['num_unreadable']} sample(s) could not be used, first:")
             for reason in scores["unreadable"][:5]:
-                console.print(f"  {reason}", markup=False)
+                console.print(f"  {reason}")
     if caveat:
         console.print(caveat)
 

@@ -256,7 +256,8 @@ class OptimConfig:
     """Epsilon of Adam and of the optimizers that have one."""
     ema_decay: float = 0.0
     """Decay of a running average of the weights, which is then what is evaluated; 0 keeps none. Early in a run it is
-    min(ema_decay, (1 + step)/(10 + step))."""
+    min(ema_decay, (1 + step)/(10 + step)). BatchNorm's statistics (RN50, some timm towers) are no weights: the average
+    is evaluated, and exported, with those of the last steps, as torch's AveragedModel has it and timm's EMA has not."""
     weight_decay: float = 0.2
     """Applied to tensors of two and more dimensions, as in open_clip: not to biases, gains and logit_scale."""
     warmup_steps: int = 500

@@ -14,6 +14,7 @@ import tokenize
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,7 +91,7 @@ def open_set(folder: Path) -> EvaluationSet:
     """The set in `folder`; raises `EvaluationDataError` when it is none or incomplete."""
     folder = Path(folder).resolve()
     kind_file, classes_file = folder / "dataset_type.txt", folder / "classnames.txt"
-    kind = kind_file.read_text("utf-8").strip() if kind_file.is_file() else ""
+    kind = read_text(kind_file).strip() if kind_file.is_file() else ""
     if kind == "retrieval":
         return EvaluationSet(folder, "retrieval", (), _shards(folder))
     if not classes_file.is_file():
@@ -99,10 +100,18 @@ def open_set(folder: Path) -> EvaluationSet:
             "dataset_type.txt that says `retrieval`. Give a folder in clip_benchmark's webdataset layout."
         )
     # Not strip(): a name's position in the file is its class number.
-    names = tuple(classes_file.read_text("utf-8").rstrip("\n").split("\n"))
+    names = tuple(read_text(classes_file).rstrip("\n").split("\n"))
     if len(names) < 2:
         raise EvaluationDataError(f"{classes_file} names {len(names)} class(es): at least two are needed.")
     return EvaluationSet(folder, "zeroshot", names, _shards(folder))
+
+
+def read_text(path: Path) -> str:
+    """A set's text file; raises `EvaluationDataError` for one that is not in UTF-8."""
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise EvaluationDataError(f"{path} is no text in UTF-8 ({error}): fetch it again, or save it so.") from error
 
 
 def read_batches(
@@ -271,8 +280,9 @@ def _shards(folder: Path) -> tuple[Path, ...]:
         count = int(counter.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise EvaluationDataError(f"{counter} must hold the number of shards ({error}).") from error
-    shards = tuple(folder / "test" / f"{number}.tar" for number in range(count))
-    missing = [str(shard) for shard in shards if not shard.is_file()]
-    if missing or not shards:
-        raise EvaluationDataError(f"{counter} says {count} shard(s); missing: {', '.join(missing[:3]) or 'all'}.")
+    # Up to the first that lacks: the number may be any.
+    shards = tuple(takewhile(Path.is_file, (folder / "test" / f"{number}.tar" for number in range(count))))
+    if len(shards) < max(count, 1):
+        lacks = folder / "test" / f"{len(shards)}.tar"
+        raise EvaluationDataError(f"{counter} says {count} shard(s); missing: {lacks}.")
     return shards

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neuclip_scale.data.batch import caption_lengths
-from neuclip_scale.evaluation.datasets import EvaluationDataError
+from neuclip_scale.evaluation.datasets import EvaluationDataError, read_text
 from neuclip_scale.evaluation.sharing import ALL, Share, gather_shares
 from neuclip_scale.models.clip import CLIP
 from neuclip_scale.models.tokenizer import Tokenizer
@@ -25,7 +25,7 @@ def read_templates(path: Path) -> tuple[str, ...]:
     """
     if not path.is_file():
         return DEFAULT_TEMPLATES
-    templates = tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
+    templates = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
     for template in templates:
         if "{c}" not in template:
             raise EvaluationDataError(f"{path}: template {template!r} has no {{c}} where the class name goes.")

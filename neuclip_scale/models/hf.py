@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from neuclip_scale.config import ConfigError
+from neuclip_scale.models.json_configs import checked, read_json
 from neuclip_scale.models.presets import Preset, TextTransformerConfig, VisionTransformerConfig
 
 HF_NAME = "text_model.embeddings.token_embedding.weight"
@@ -44,6 +45,7 @@ _REST = {
 _NORM_EPS = 1e-5
 _PICTURES = {"resample": 3, "do_resize": True, "do_center_crop": True, "do_normalize": True, "do_rescale": True}
 """What CLIP's image processor does; 3 is bicubic."""
+_RESCALE = 1 / 255
 _TRANSPOSED = ("text_projection", "visual.proj")
 _IN_A_BLOCK = re.compile(r"(text_model|vision_model)\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 
@@ -80,7 +82,8 @@ def from_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 joint.setdefault(f"{block}.attn.in_proj_{part}", {})[theirs] = tensor
         elif name in _REST:
             ours = _REST[name]
-            found[ours] = tensor.reshape(1) if ours == "logit_scale" else tensor.T if ours in _TRANSPOSED else tensor
+            one = ours == "logit_scale" and tensor.numel() == 1
+            found[ours] = tensor.reshape(1) if one else tensor.T if ours in _TRANSPOSED else tensor
     for ours, parts in joint.items():
         found[ours] = torch.cat([parts[f"self_attn.{matrix}_proj"] for matrix in "qkv"])
     return found
@@ -91,14 +94,22 @@ def read_preset(folder: Path) -> Preset | None:
     config, processor = folder / "config.json", folder / "preprocessor_config.json"
     if not config.is_file():
         return None
-    found = json.loads(processor.read_bytes()) if processor.is_file() else {}
-    if not found and (folder / "processor_config.json").is_file():  # since transformers 5
-        found = json.loads((folder / "processor_config.json").read_bytes()).get("image_processor", {})
-    return preset_from_hf(json.loads(config.read_bytes()), found)
+    preset = read_json(config, preset_from_hf)
+
+    def with_statistics(found: Mapping[str, Any]) -> Preset:
+        return checked(dataclasses.replace(preset, **_statistics(found, preset.image_size)))
+
+    if processor.is_file():
+        return read_json(processor, with_statistics)
+    if (folder / "processor_config.json").is_file():  # since transformers 5
+        return read_json(
+            folder / "processor_config.json", lambda found: with_statistics(found.get("image_processor", {}))
+        )
+    return preset
 
 
-def preset_from_hf(config: Mapping[str, dict[str, object]], processor: Mapping[str, Any] | None = None) -> Preset:
-    """The architecture in the config.json of a CLIPModel, with what its preprocessor_config.json says of pictures.
+def preset_from_hf(config: Mapping[str, dict[str, object]]) -> Preset:
+    """The architecture in the config.json of a CLIPModel.
 
     Raises `ConfigError` for a setting that has no counterpart here: a model that would run but compute something else
     is not built.
@@ -120,7 +131,7 @@ def preset_from_hf(config: Mapping[str, dict[str, object]], processor: Mapping[s
     def size(section: Mapping[str, object], name: str, default: int) -> int:
         return int(section.get(name, default))  # type: ignore[call-overload, no-any-return]
 
-    return Preset(
+    preset = Preset(
         embed_dim=size(config, "projection_dim", 512),
         image=VisionTransformerConfig(
             patch_size=size(vision, "patch_size", 32),
@@ -137,12 +148,12 @@ def preset_from_hf(config: Mapping[str, dict[str, object]], processor: Mapping[s
         ),
         image_size=size(vision, "image_size", 224),
         quick_gelu=activation == "quick_gelu",
-        **_statistics(processor or {}),
     )
+    return checked(preset)
 
 
-def _statistics(processor: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
-    """Mean and standard deviation of the channels; refuses pictures that are brought to size otherwise."""
+def _statistics(processor: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """Mean and standard deviation of the channels; refuses pictures that are made ready otherwise."""
     for key, ours in _PICTURES.items():
         given = processor.get(key, ours)
         if given is not None and given != ours:
@@ -152,5 +163,14 @@ def _statistics(processor: Mapping[str, Any]) -> dict[str, tuple[float, float, f
     if isinstance(edges, Mapping) and "shortest_edge" not in edges:
         problem = "the shorter edge is brought to size here"
         raise ConfigError("preprocessor_config.size", dict(edges), problem, "Use a model that was trained so.")
+    for key in ("size", "crop_size"):
+        given = processor.get(key) or image_size  # a number in older files
+        if {*given.values()} != {image_size} if isinstance(given, Mapping) else given != image_size:
+            problem = f"a picture's shorter edge is brought to the model's {image_size} pixels here, and no more is cut"
+            raise ConfigError(f"preprocessor_config.{key}", given, problem, "Use a model that was trained so.")
+    factor = processor.get("rescale_factor") or _RESCALE
+    if abs(factor - _RESCALE) > 1e-6:
+        problem = "values from 0 to 255 become 0 to 1 here"
+        raise ConfigError("preprocessor_config.rescale_factor", factor, problem, "Use a model that was trained so.")
     keys = ("image_mean", "image_std")
     return {key: tuple(processor[key]) for key in keys if processor.get(key) is not None}

@@ -6,7 +6,6 @@ Parameter names are the same on both sides (see `models.clip`). What differs is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from neuclip_scale.config import ConfigError
 from neuclip_scale.models.clip import CLIP, SCALARS
 from neuclip_scale.models.hf import HF_NAME, from_hf, read_preset
+from neuclip_scale.models.json_configs import checked, read_json
 from neuclip_scale.models.misfit import misfits
 from neuclip_scale.models.presets import (
     Preset,
@@ -26,9 +26,11 @@ from neuclip_scale.models.presets import (
 )
 
 CONFIG_FILE = "open_clip_config.json"
-HF_FILE = "model.safetensors"
+HF_FILES = ("model.safetensors", "pytorch_model.bin")
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
+_COUNTERS = (torch.int64, torch.bool)
+"""Types of what a state dict holds beside weights: numbers of batches, positions, masks."""
 # Sizes that OpenAI's archives store beside the parameters, and a mask that older open_clip versions saved.
 _NOT_PARAMETERS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
@@ -43,7 +45,9 @@ def to_open_clip_state_dict(model: CLIP) -> dict[str, Tensor]:
 def from_open_clip(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Inverse of `to_open_clip_state_dict`, also for what OpenAI and older versions saved."""
     kept = {name: tensor for name, tensor in state_dict.items() if name not in _NOT_PARAMETERS}
-    return {name: tensor.reshape(1) if name in SCALARS else tensor for name, tensor in kept.items()}
+    return {
+        name: tensor.reshape(1) if name in SCALARS and tensor.numel() == 1 else tensor for name, tensor in kept.items()
+    }
 
 
 def load_open_clip_state_dict(model: CLIP, state_dict: Mapping[str, Tensor]) -> None:
@@ -70,7 +74,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], Preset | None]:
     if HF_NAME in state_dict:
         return from_hf(state_dict), read_preset(weights.parent)
     config = weights.parent / CONFIG_FILE
-    found = preset_from_open_clip(json.loads(config.read_bytes())) if config.is_file() else None
+    found = read_json(config, preset_from_open_clip) if config.is_file() else None
     return from_open_clip(state_dict), found
 
 
@@ -89,8 +93,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: holds no plain tensors that weights_only=True would read ({kind})") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    if not (isinstance(content, Mapping) and content and all(isinstance(each, Tensor) for each in content.values())):
+    if not (isinstance(content, Mapping) and content):
         raise ValueError(f"{path}: not names with a tensor each, as a state dict has")
+    for name, each in content.items():
+        if not (isinstance(name, str) and isinstance(each, Tensor)):
+            raise ValueError(f"{path}: not names with a tensor each, as a state dict has")
+        if each.layout != torch.strided or not (each.is_floating_point() or each.dtype in _COUNTERS):
+            # Copied into a parameter, the codes of quantised weights would pass for weights.
+            raise ValueError(f"{path}: {name} is {each.dtype}, {each.layout}: give plain weights, not quantised ones")
     return {name.removeprefix("module.").replace("_orig_mod.", ""): tensor for name, tensor in content.items()}
 
 
@@ -137,7 +147,7 @@ def preset_from_open_clip(config: Mapping[str, Any]) -> Preset:
             raise ConfigError(
                 f"{section}{key}", value, "this open_clip setting is not supported", "Use a plain CLIP model."
             )
-    return preset
+    return checked(preset)
 
 
 def _image_config(vision: dict[str, Any]) -> VisionTransformerConfig | ResNetConfig:
@@ -154,8 +164,8 @@ def find_weights(path: Path) -> Path:
     """The weights file at `path` or in the folder `path`; raises `FileNotFoundError`."""
     if path.is_file():
         return path
-    for name in (*WEIGHT_FILES, HF_FILE):
+    for name in (*WEIGHT_FILES, *HF_FILES):
         if (path / name).is_file():
             return path / name
-    names = f"{', '.join(WEIGHT_FILES)} or {HF_FILE}"
+    names = f"{', '.join(WEIGHT_FILES)} or {' or '.join(HF_FILES)}"
     raise FileNotFoundError(f"{path}: neither a weights file nor a folder with {names}.")

@@ -15,9 +15,10 @@ def load_pretrained(path: str | Path, *, preset: str = "") -> CLIP:
     """The model of an open_clip checkpoint or a transformers CLIPModel, in evaluation mode, float32, on the CPU.
 
     `path` is a folder as open_clip pushes to the hub (`open_clip_config.json` and weights) or as transformers saves
-    (`config.json` and `model.safetensors`), or a weights file (.safetensors, or a pickle, of which only tensors are
-    read). The architecture is what the JSON beside the weights says, else `preset`. Raises `ConfigError` for an
-    unknown or unsupported architecture and for a `preset` that the JSON contradicts, `FileNotFoundError`, and
+    (`config.json` and `model.safetensors` or `pytorch_model.bin`), or a weights file (.safetensors, or a pickle, of
+    which only tensors are read). The architecture is what the JSON beside the weights says, else `preset`. Raises
+    `ConfigError` for an unknown or unsupported architecture and for a `preset` that the JSON contradicts,
+    `FileNotFoundError`, and
     `ValueError` when the weights do not fit.
     """
     path = Path(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -79,8 +80,10 @@ def _check_architecture(config: ModelConfig, found: Preset) -> None:
 
 
 def _resampled(positions: Tensor, wanted: int) -> Tensor:
-    """ViT positions [1 + grid^2, width] for another grid, by bicubic interpolation."""
-    if len(positions) == wanted:
+    """ViT positions [1 + grid^2, width] for another grid, by bicubic interpolation; what is none of that, as it is."""
+    if positions.ndim != 2 or len(positions) in (0, wanted):
+        return positions
+    if math.isqrt(len(positions) - 1) ** 2 != len(positions) - 1:
         return positions
     size = round((wanted - 1) ** 0.5)
     resample = import_timm("model.pretrained at another resolution").layers.resample_abs_pos_embed

@@ -5,6 +5,7 @@ Every tower maps token ids [N, L] to a `TowerOutput`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -172,7 +173,7 @@ def read_encoder_config(name: str) -> PretrainedConfig:
             f"transformers cannot read its config ({error})",
             "Give a model's name on the hub (with access to it), or a folder that has config.json.",
         ) from error
-    if config.pad_token_id is None:
+    if getattr(config, "pad_token_id", None) is None:
         raise ConfigError(
             "model.text_tower",
             name,
@@ -192,20 +193,45 @@ def encoder_context_length(config: PretrainedConfig, context_length: int) -> int
 
 
 def _create_encoder(name: str, config: PretrainedConfig) -> Any:
+    try:
+        model, absent = _load_encoder(name, config)
+    except Exception as error:  # of many kinds, and torch's advice to turn weights_only off must not reach the user
+        said = re.split(r"\.\s|\n", str(error).strip())[0]
+        raise ConfigError(
+            "model.text_tower",
+            name,
+            f"transformers makes no encoder of it ({type(error).__name__}: {said})",
+            "Give a text encoder whose weights are whole, plain tensors and fit its config.json.",
+        ) from error
+    # transformers keeps the dtype of the file, which may be half: weights are trained in fp32.
+    model = model.float()
+    # T5's encoder saved alone says that it is all of the model, and is given a decoder here.
+    both = config.is_encoder_decoder or (hasattr(model, "encoder") and hasattr(model, "decoder"))
+    encoder: Any = model.get_encoder() if both else model
+    if getattr(encoder, "pooler", None) is not None:
+        # BERT's extra layer on the first token: unused here, and a parameter without gradient stops DDP.
+        encoder.pooler = None
+    used = {id(parameter) for parameter in encoder.parameters()}
+    lacking = sorted(key for key, parameter in model.named_parameters() if key in absent and id(parameter) in used)
+    if lacking:
+        raise ConfigError(
+            "model.text_tower",
+            name,
+            f"its weights lack {len(lacking)} parameters ({', '.join(lacking[:3])}, ...), which would begin at random",
+            "Give the weights that belong to its config.json, or leave them all out to begin at random.",
+        )
+    return encoder.train()
+
+
+def _load_encoder(name: str, config: PretrainedConfig) -> tuple[Any, set[str]]:
+    """The whole model, and the names of what its weights lack; none in a folder without weights."""
     from transformers import AutoModel
 
     folder = Path(name)
     if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*")):
-        model: Any = AutoModel.from_config(config, trust_remote_code=False)
-    else:
-        model = AutoModel.from_pretrained(name, config=config, trust_remote_code=False)
-    # transformers keeps the dtype of the file, which may be half: weights are trained in fp32.
-    model = model.float()
-    encoder: Any = model.get_encoder() if config.is_encoder_decoder else model
-    if getattr(encoder, "pooler", None) is not None:
-        # BERT's extra layer on the first token: unused here, and a parameter without gradient stops DDP.
-        encoder.pooler = None
-    return encoder.train()
+        return AutoModel.from_config(config, trust_remote_code=False), set()
+    model, report = AutoModel.from_pretrained(name, config=config, trust_remote_code=False, output_loading_info=True)
+    return model, set(report["missing_keys"])
 
 
 def _set_dropout(config: PretrainedConfig, name: str, dropout: float) -> None:

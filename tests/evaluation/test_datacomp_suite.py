@@ -41,6 +41,7 @@ from neuclip_scale.config import ModelConfig, Recipe
 from neuclip_scale.data.shards import index_shard
 from neuclip_scale.data.transforms import EvalTransform
 from neuclip_scale.evaluation.datacomp.answering import evaluate_task
+from neuclip_scale.evaluation.datacomp.archive import Archive
 from neuclip_scale.evaluation.datacomp.fingerprints import model_digest
 from neuclip_scale.evaluation.datacomp.suite import SuiteRequest, run_suite
 from neuclip_scale.evaluation.datacomp.tasks import select_tasks
@@ -247,6 +248,21 @@ def absent_shard(folder: Path) -> None:
     (folder / "test/nshards.txt").write_text("2")
 
 
+def shards_without_number(folder: Path) -> None:
+    write_classification(folder, [3])
+    (folder / "test/nshards.txt").write_text("999999")
+
+
+def names_in_latin_1(folder: Path) -> None:
+    write_classification(folder, [3])
+    (folder / "classnames.txt").write_bytes("caf\u00e9\ntea".encode("latin-1"))
+
+
+def templates_in_latin_1(folder: Path) -> None:
+    write_classification(folder, [3])
+    (folder / "zeroshot_classification_templates.txt").write_bytes("un caf\u00e9, {c}".encode("latin-1"))
+
+
 def no_template(folder: Path) -> None:
     write_classification(folder, [3])
     (folder / "zeroshot_classification_templates.txt").write_text("a photo\n")
@@ -263,6 +279,9 @@ def pairs_instead(folder: Path) -> None:
         (cut_tar, "test/1.tar: cut off at byte .* Fetch this file again"),
         (label_out_of_range, r"0_0000.cls is 7, but classnames.txt has 7 classes"),
         (absent_shard, r"nshards.txt says 2 shard\(s\); missing: .*1\.tar"),
+        (shards_without_number, r"nshards.txt says 9{6} shard\(s\); missing: [^,]*1\.tar\.$"),
+        (names_in_latin_1, r"classnames.txt is no text in UTF-8 .* fetch it again"),
+        (templates_in_latin_1, r"templates.txt is no text in UTF-8 .* fetch it again"),
         (no_template, r"zeroshot_classification_templates.txt: template 'a photo' has no \{c\}"),
         (pairs_instead, "is a set for retrieval, and this task is zeroshot"),
     ],
@@ -316,6 +335,21 @@ def test_a_header_that_claims_the_world_takes_no_memory() -> None:
     assert _groups(stream.getvalue() + np.array([4, 7]).tobytes(), (1,)) == [7]
 
 
+def zip_with(name: str, method: int = zipfile.ZIP_STORED) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as archive:
+        archive.writestr(name, noise(1))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_inside_a_zip_is_told_whatever_its_compression(tmp_path: Path, method: int) -> None:
+    data = bytearray(zip_with("a.png", method))
+    data[80] ^= 0xFF
+    (tmp_path / "i.zip").write_bytes(data)
+    assert str(Archive(tmp_path).read("a.png")).startswith("unreadable (")
+
+
 def test_hostile_tables(encoders: Encoders, tmp_path: Path) -> None:
     (wino,), (coco,) = select_tasks(["WinoGAViL"]), select_tasks(["MSCOCO"])
     folder = tmp_path / "w"
@@ -337,6 +371,9 @@ def test_hostile_tables(encoders: Encoders, tmp_path: Path) -> None:
     assert outcome.metrics["jaccard_score_10-12"] is None
     assert [reason.split(":")[0] for reason in outcome.unreadable[:4]] == ["row 2", "row 3", "row 4", "row 5"]
     (folder / "i.zip").write_bytes((folder / "i.zip").read_bytes()[:-30])
+    with pytest.raises(EvaluationDataError, match=r"i\.zip is no whole zip file"):
+        evaluate_task(wino, folder, encoders)
+    (folder / "i.zip").write_bytes(zip_with("caf\u00e9.png").replace("\u00e9".encode(), b"\xe9 "))
     with pytest.raises(EvaluationDataError, match=r"i\.zip is no whole zip file"):
         evaluate_task(wino, folder, encoders)
     table = write_captions_table(tmp_path / "c", 3)

@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from evaluation_helpers import COLOURS, jpeg, write_set
 from PIL import Image
+from trainer_helpers import neuclip_ranks
 
 from neuclip_scale.commands.evaluate import main
+from neuclip_scale.commands.scores import print_scores
 from neuclip_scale.evaluation.figures import loss_curve, normalizer_error_curve, read_metrics, retrieval_page
+from neuclip_scale.evaluation.zero_shot import classification_scores
 
 
 @pytest.fixture
@@ -40,12 +43,27 @@ def test_scores_chance_caveat_and_files(
     assert Image.open(tmp_path / "figures" / "retrieval.png").size[0] > 1000
 
 
+def test_two_ranks_divide_the_pictures_and_one_reports(data: Path, weights: Path, tmp_path: Path) -> None:
+    command = [str(weights), "--preset", "demo", "--data", str(data), "--device", "cpu", "--batch-size", "2", "--json"]
+    assert main([*command, str(tmp_path / "one.json")]) == 0
+    more = [str(tmp_path / "two.json"), "--figures", str(tmp_path / "figures")]
+    assert neuclip_ranks(2, ["evaluate", *command, *more], tmp_path / "log") == [0, 0]
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+    assert "text→image R@1" in (tmp_path / "log.0").read_text("utf-8")
+    assert "R@1" not in (tmp_path / "log.1").read_text("utf-8")
+    assert (tmp_path / "figures" / "retrieval.png").is_file()
+    assert neuclip_ranks(2, ["evaluate", *command, *more, "--device", "cpu:1"], tmp_path / "log") == [2, 2]
+    assert "every rank has a GPU of its own" in (tmp_path / "log.1").read_text("utf-8")
+
+
 def test_bad_usage_and_failures(data: Path, weights: Path, tmp_path: Path) -> None:
     assert main([str(tmp_path / "absent"), "--data", str(data)]) == 2
     assert main([str(weights), "--data", str(tmp_path / "absent")]) == 2
     assert main([str(weights), "--preset", "no-such", "--data", str(data)]) == 2
     assert main([str(weights), "--preset", "demo", "--data", str(data), "--device", "abacus"]) == 2
     assert main([str(weights), "--preset", "demo", "--data", str(data), "--device", "cuda:99"]) == 2
+    assert main([str(weights), "--preset", "demo", "--data", str(data), "--device", "meta"]) == 2
+    assert main([str(weights), "--preset", "demo", "--data", str(data), "--device", "hpu"]) == 2
     assert main([str(weights), "--preset", "demo", "--weights", "ema", "--data", str(data)]) == 2
     assert main([str(weights), "--preset", "ViT-B-32", "--data", str(data)]) == 1
     (tmp_path / "empty").mkdir()
@@ -74,6 +92,27 @@ def test_curves(tmp_path: Path) -> None:
     path.write_text('{"step": 1\n{"step": 2}\n')
     with pytest.raises(ValueError, match="line 1"):
         read_metrics(path)
+
+
+def test_names_and_caveats_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    ranks = torch.zeros(3, dtype=torch.int64)
+    scores = classification_scores(ranks, ranks, 2) | {"task": "zeroshot", "num_unreadable": 1, "unreadable": ["[b]"]}
+    print_scores({"[red] :cat:": scores}, "clip art [/x]")
+    printed = capsys.readouterr().out
+    for text in ("[red] :cat: top-1", "[red] :cat:: 3 pictures", "[b]", "clip art [/x]"):
+        assert text in printed
+
+
+def test_dollars_are_no_formulas(tmp_path: Path) -> None:
+    features, pictures = torch.eye(2), [Image.new("RGB", (8, 8))] * 2
+    page = tmp_path / "page.png"
+    retrieval_page(features, features, pictures, ["from $5^^ to $9", r"a $\frac$"], page, title="sets of $^$")
+    assert page.is_file()
+    metrics = tmp_path / "metrics.jsonl"
+    line = {"step": 1, "loss": 1, "normalizer/mse": 1, "normalizer/mse_batch": 1, "normalizer/bias": 1}
+    metrics.write_text(json.dumps(line))
+    for draw in (loss_curve, normalizer_error_curve):
+        draw({"$^$": metrics}, tmp_path / f"{draw.__name__}.png")
 
 
 def test_right_answers_are_green(tmp_path: Path) -> None:

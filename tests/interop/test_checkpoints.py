@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from neuclip_scale.config import ConfigError
 from neuclip_scale.models.building import create_model
 from neuclip_scale.models.clip import CLIP
-from neuclip_scale.models.hf import preset_from_hf, read_preset
+from neuclip_scale.models.hf import HF_NAME, preset_from_hf, read_preset
 from neuclip_scale.models.interop import load_open_clip_state_dict, preset_from_open_clip, to_open_clip_state_dict
 from neuclip_scale.models.loading import load_pretrained
 from neuclip_scale.models.presets import PRESETS
@@ -140,6 +140,47 @@ def test_pictures_of_transformers(tmp_path: Path) -> None:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps({**processor, key: value}))
         with pytest.raises(ConfigError, match=rf"preprocessor_config.{key} = .*Use a model that was trained so"):
             read_preset(tmp_path)
+    edges: list[tuple[str, object]] = [("size", 256), ("size", {"shortest_edge": 256}), ("rescale_factor", 1 / 127.5)]
+    for key, value in [*edges, ("crop_size", {"height": 192, "width": 192})]:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps({**processor, key: value}))
+        with pytest.raises(ConfigError, match=rf"preprocessor_config.{key} = .*Use a model that was trained so"):
+            read_preset(tmp_path)
+
+
+SPOILED: dict[str, Any] = {
+    "cut": '{"model_cfg": {"emb', "nested": "[" * 100_000, "no object": [],
+    "no vision": {"model_cfg": {"text_cfg": {}}},
+    "no heads": {"model_cfg": MODEL_CFG | {"vision_cfg": {"width": 64, "head_width": 65}}},
+    "no number": {"model_cfg": MODEL_CFG | {"embed_dim": "48"}},
+    "one channel": CONFIG | {"preprocess_cfg": {"mean": [0.5]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+def test_a_spoiled_configuration_is_told_with_its_file(
+    folder: tuple[Path, torch.nn.Module], tmp_path: Path, kind: str
+) -> None:
+    content = SPOILED[kind]
+    path = folder[0] / "open_clip_config.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match=r"open_clip_config\.json: not the configuration of a CLIP model"):
+        load_pretrained(folder[0])
+    (folder[0] / "open_clip_model.safetensors").unlink()
+    (tmp_path / "config.json").write_text(path.read_text())
+    torch.save({HF_NAME: torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"tmp.*[^_]config\.json: not the configuration of a CLIP model"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(3), torch.zeros(1, dtype=torch.int8), torch.zeros(1).to_sparse()])
+def test_tensors_that_are_no_weights_are_refused(tmp_path: Path, tensor: torch.Tensor) -> None:
+    torch.save({0: torch.zeros(1)}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="not names with a tensor each"):
+        load_pretrained(tmp_path / "weights.pt", preset="demo")
+    torch.save({"logit_scale": tensor}, tmp_path / "weights.pt")
+    problem = r"logit_scale \[3\] instead of \[1\]" if len(tensor) == 3 else "logit_scale is .*not quantised ones"
+    with pytest.raises(ValueError, match=problem):
+        load_pretrained(tmp_path / "weights.pt", preset="demo")
 
 
 def test_a_preset_that_the_json_contradicts_is_refused(folder: tuple[Path, torch.nn.Module]) -> None:

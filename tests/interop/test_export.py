@@ -137,6 +137,12 @@ def test_the_card_says_whose_scores_they_are(tmp_path: Path, decay: float, weigh
     assert told in model_card(tmp_path, load_recipe("demo", {"optim.ema_decay": decay}), "hf", weights)
 
 
+@pytest.mark.parametrize("summary", ["{", "[]", "\xff"])
+def test_a_spoiled_summary_is_none(tmp_path: Path, summary: str) -> None:
+    (tmp_path / "summary.json").write_bytes(summary.encode("latin-1"))
+    assert "Not evaluated." in model_card(tmp_path, load_recipe("demo"), "hf")
+
+
 def test_what_cannot_be_written_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path / "run", **{"objective.name": "siglip"})
     arguments = ["export", str(tmp_path / "run"), "--format", "hf", "--output"]

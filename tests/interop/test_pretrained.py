@@ -100,3 +100,7 @@ def test_a_bare_weights_file(tmp_path: Path) -> None:
     assert torch.equal(start(weights).state_dict()["visual.proj"], model.state_dict()["visual.proj"])
     with pytest.raises(ConfigError, match=r"do not fit the model.*of another shape"):
         start(weights, **{"model.preset": "toy"})
+    for rows in (torch.zeros(19, 160), torch.zeros(160), torch.zeros(())):  # 18 patches make no square
+        torch.save(model.state_dict() | {"visual.positional_embedding": rows}, tmp_path / "weights.pt")
+        with pytest.raises(ConfigError, match=r"of another shape: visual\.positional_embedding \["):
+            start(tmp_path / "weights.pt")

@@ -170,6 +170,37 @@ def test_saved_weights_of_an_encoder_are_used(encoder: Path, tmp_path: Path) -> 
         assert torch.equal(a, b), name
 
 
+def test_weights_that_are_not_the_encoders_are_refused(encoder: Path, tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (print, ("executed",))
+
+    folder = tmp_path / "spoiled"
+    TransformersTower(str(encoder), 8, 12).transformer.save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    with pytest.raises(ConfigError, match=r"model\.text_tower = .*spoiled.*SafetensorError"):
+        TransformersTower(str(folder), 8, 12)
+    weights.write_bytes(whole.replace(b"word_embeddings", b"WORD_EMBEDDINGS"))
+    with pytest.raises(ConfigError, match=r"lack 1 parameters \(embeddings\.word_embeddings\.weight"):
+        TransformersTower(str(folder), 8, 12)
+    weights.unlink()
+    torch.save({"a": Payload()}, folder / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"UnpicklingError: Weights only load failed\)\. Give"):
+        TransformersTower(str(folder), 8, 12)
+
+
+def test_an_encoder_saved_without_its_decoder(tmp_path: Path) -> None:
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, pad_token_id=0)
+    T5EncoderModel(config).save_pretrained(tmp_path)
+    tower = TransformersTower(str(tmp_path), 8, 12)
+    assert not any("decoder" in name for name, _ in tower.named_parameters())
+    assert tower(torch.tensor([[3, 4, 1, 0]])).features.shape == (1, 8)
+
+
 def test_encoder_decoder_gives_its_encoder(tmp_path: Path) -> None:
     config = {
         "model_type": "t5", "vocab_size": 50, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2,
@@ -188,6 +219,12 @@ def test_an_encoder_without_padding_or_tokenizer_is_refused(encoder: Path, tmp_p
     config = json.loads((encoder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
     with pytest.raises(ConfigError, match="no pad_token_id"):
+        build_model(_recipe(text_tower=str(folder)))
+    (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(ConfigError, match="no pad_token_id"):
+        build_model(_recipe(text_tower=str(folder)))
+    (folder / "config.json").write_text(json.dumps({"model_type": "siglip_text_model"}))
+    with pytest.raises(ConfigError, match=r"makes no encoder of it \(ValueError: Unrecognized configuration class"):
         build_model(_recipe(text_tower=str(folder)))
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=r"model.text_tower = .*no tokenizer"):

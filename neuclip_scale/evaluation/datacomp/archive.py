@@ -8,6 +8,8 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,6 +25,8 @@ from neuclip_scale.evaluation.datasets import IMAGE_KEYS, EvaluationDataError, I
 from neuclip_scale.evaluation.sharing import Share
 
 _DECODE_THREADS = 4
+# What zipfile lets through of damaged bytes; ValueError: a name that is no UTF-8, or bzip2's.
+_DAMAGE = (ValueError, struct.error, EOFError, zlib.error, lzma.LZMAError)
 
 
 class Archive:
@@ -34,7 +38,7 @@ class Archive:
         for path in sorted(folder.glob("*.zip")):
             try:
                 archive = zipfile.ZipFile(path)
-            except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+            except (zipfile.BadZipFile, OSError, NotImplementedError, *_DAMAGE) as error:
                 raise EvaluationDataError(f"{path} is no whole zip file ({error}): fetch it again.") from error
             for info in archive.infolist():
                 self._add(info.filename, (archive, info))
@@ -64,7 +68,7 @@ class Archive:
             with open(entry, "rb") if isinstance(entry, Path) else entry[0].open(entry[1]) as stream:
                 data = bytes(stream.read(MAX_MEMBER_BYTES + 1))
         # RuntimeError: encrypted; NotImplementedError: a compression that Python lacks.
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, *_DAMAGE) as error:
             return f"unreadable ({error})"
         return data if len(data) <= MAX_MEMBER_BYTES else f"more than {MAX_MEMBER_BYTES} bytes"
 
