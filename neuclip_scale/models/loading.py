@@ -18,8 +18,7 @@ def load_pretrained(path: str | Path, *, preset: str = "") -> CLIP:
     (`config.json` and `model.safetensors` or `pytorch_model.bin`), or a weights file (.safetensors, or a pickle, of
     which only tensors are read). The architecture is what the JSON beside the weights says, else `preset`. Raises
     `ConfigError` for an unknown or unsupported architecture and for a `preset` that the JSON contradicts,
-    `FileNotFoundError`, and
-    `ValueError` when the weights do not fit.
+    `FileNotFoundError`, and `ValueError` when the weights do not fit.
     """
     path = Path(path)
     state_dict, found = read_weights(path)
