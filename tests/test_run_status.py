@@ -133,3 +133,17 @@ def test_numbers_that_json_has_not_and_damaged_files(run_dir: Path, capsys: pyte
     (run_dir / "config.yaml").write_text("{")
     cli.main(["status", str(run_dir)])
     assert "loss nan" in capsys.readouterr().out
+
+
+def test_a_folder_of_none_hides_no_other(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_dir / "report").mkdir()
+    damaged = run_dir / "damaged"
+    damaged.mkdir()
+    (damaged / "attempts.json").write_text("{")
+    folders = [str(run_dir / "report"), str(damaged), str(run_dir)]
+    assert cli.main(["status", *folders, "--json", str(run_dir / "out.json")]) == 1
+    said = capsys.readouterr()
+    assert "step 200 of 400" in said.out
+    assert "report holds no run" in said.err
+    assert "damaged/attempts.json" in said.err
+    assert [each["step"] for each in json.loads((run_dir / "out.json").read_bytes())] == [200]

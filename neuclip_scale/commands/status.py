@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from pathlib import Path
 
 from neuclip_scale.files import write_json
-from neuclip_scale.run_status import RECENT, RunStatus, read_status
+from neuclip_scale.run_attempts import AttemptsError
+from neuclip_scale.run_status import RECENT, RunStatus, StatusError, read_status
 from neuclip_scale.telemetry.console import duration
 
 BAR = 40
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; 0, or 1 if a run failed, is stale or has silent ranks, 2 for bad usage."""
+    """Run the command; 0, or 1 if a run failed, is stale or has silent ranks or a folder has none, 2 for bad usage."""
     parser = argparse.ArgumentParser(
         "neuclip status",
         description="Progress and health of runs. Reads their folders, so it works wherever these can be read.",
-        epilog="Exit status: 0, 1 if a run failed, is stale or has silent ranks, 2 bad usage.",
+        epilog="Exit status: 0, 1 if a run failed, is stale or has silent ranks or a folder holds none, 2 bad usage.",
     )
     parser.add_argument("run", nargs="+", type=Path, help="a run folder")
     parser.add_argument("--json", metavar="PATH", type=Path, help="also write all figures to this file")
@@ -26,12 +28,21 @@ def main(argv: list[str]) -> int:
     for path in arguments.run:
         if not path.is_dir():
             parser.error(f"RUN {path}: there is no such folder.")
-    found = [read_status(path) for path in arguments.run]
-    print("\n\n".join(describe(status) for status in found))
-    if arguments.json:
+    found: list[RunStatus] = []
+    wrong: list[Exception] = []
+    for path in arguments.run:
+        try:
+            found.append(read_status(path))
+        except (StatusError, AttemptsError) as error:  # of `runs/*` one may be none: the others are told
+            wrong.append(error)
+    if found:
+        print("\n\n".join(describe(status) for status in found))
+    if arguments.json and found:
         documents = [status.document() for status in found]
-        write_json(arguments.json, documents[0] if len(documents) == 1 else documents)
-    return 0 if all(status.is_well for status in found) else 1
+        write_json(arguments.json, documents[0] if len(arguments.run) == 1 else documents)
+    for each in wrong:
+        print(f"error: {each}", file=sys.stderr)
+    return 0 if not wrong and all(status.is_well for status in found) else 1
 
 
 def describe(status: RunStatus) -> str:

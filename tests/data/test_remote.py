@@ -158,6 +158,23 @@ def test_the_cache_is_bounded_and_the_oldest_goes(shelf: Shelf, folder: Path, tm
         assert len(opened.read()) == sizes[0]
 
 
+def test_a_shard_is_on_the_disk_before_it_has_its_name(
+    shelf: Shelf, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int] = []
+    flush, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (flush(file), done.append(os.fstat(file).st_ino))[0])
+
+    def checked_rename(source: Path, target: Path) -> None:
+        assert os.stat(source).st_ino in done
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", checked_rename)
+    name = sorted(folder.glob("*.tar"))[0].name
+    fetched = ShardCache(tmp_path / "cache", 1 << 30).local(f"{shelf.address}/{name}", "a")
+    assert Path(fetched).read_bytes() == (folder / name).read_bytes()
+
+
 def test_what_others_keep_in_the_folder_of_the_cache_stays(folder: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     (mine / ".ssh").mkdir(parents=True)

@@ -113,11 +113,16 @@ def read_small(address: str, max_bytes: int) -> bytes:
 
 
 def fetch(address: str, target: Path) -> None:
-    """Copy a shard to `target`, going on where a broken connection stopped; raises `StorageError`."""
+    """Copy a shard to `target`, going on where a broken connection stopped; raises `StorageError`.
+
+    It is on the disk when this returns: renamed before, it could be empty under its own name after a power cut.
+    """
     target.unlink(missing_ok=True)
     try:
         with open(target, "ab") as file:
             retried(lambda: _run(address, file) if is_pipe(address) else _copy(address, file), address)
+            file.flush()
+            os.fsync(file.fileno())
     except BaseException:
         target.unlink(missing_ok=True)
         raise
