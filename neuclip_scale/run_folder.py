@@ -45,6 +45,15 @@ def last_metrics(run_dir: Path, count: int) -> list[dict[str, Any]]:
     return [row for row in rows if row][-count:]
 
 
+def row_of_step(path: Path, step: int) -> dict[str, Any]:
+    """The line of metrics.jsonl or evaluations.jsonl that is of `step`; empty where there is none."""
+    try:
+        with open(path, "rb") as file:
+            return next((row for row in map(_row, file) if row.get("step") == step), {})
+    except OSError:
+        return {}
+
+
 def _row(line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line)

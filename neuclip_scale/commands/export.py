@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import tyro
 
 from neuclip_scale.config import ConfigError, Recipe, dump_recipe
 from neuclip_scale.files import write_text
-from neuclip_scale.run_folder import read_object
+from neuclip_scale.run_folder import read_object, row_of_step
 
 if TYPE_CHECKING:
     from neuclip_scale.models.clip import CLIP
@@ -88,7 +89,7 @@ def model_card(run: Path, recipe: Recipe, form: str, weights: str = "auto") -> s
         told = ["The weights are those of the last step, and the scores below those of their running average."]
     elif averaged:
         told = [f"The weights are a running average of the steps' (decay {recipe.optim.ema_decay:g})."]
-    summary = read_object(run / "summary.json")
+    summary = _known(run.resolve())
     lines = [
         f"# {recipe.name}: {recipe.model.preset} trained by {recipe.objective.name}",
         "",
@@ -118,6 +119,19 @@ def model_card(run: Path, recipe: Recipe, form: str, weights: str = "auto") -> s
         "",
     ]
     return "\n".join(lines)
+
+
+def _known(run: Path) -> dict[str, Any]:
+    """What the run's summary says; of a checkpoint of an earlier step what was known at that."""
+    step = re.fullmatch(r"step_(\d+)", run.name)
+    if run.parent.name != "checkpoints" or step is None:
+        return read_object(run / "summary.json")
+    whole = run.parent.parent
+    summary = read_object(whole / "summary.json")
+    if summary.get("step") == int(step[1]):
+        return summary
+    then = row_of_step(whole / "evaluations.jsonl", int(step[1]))
+    return {name: summary[name] for name in ("dataset_size", "audit") if name in summary} | then
 
 
 def _audit(audit: dict[str, Any] | None) -> list[str]:

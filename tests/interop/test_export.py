@@ -137,6 +137,23 @@ def test_the_card_says_whose_scores_they_are(tmp_path: Path, decay: float, weigh
     assert told in model_card(tmp_path, load_recipe("demo", {"optim.ema_decay": decay}), "hf", weights)
 
 
+def test_the_card_of_a_checkpoint_says_what_was_known_then(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    path = tmp_path / "run/summary.json"
+    checkpoint = tmp_path / "run/checkpoints/step_000000005"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "step": 5}))
+    assert "top1: 0.1250" in model_card(checkpoint, load_recipe("demo"), "hf")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "step": 10}))
+    line = {"step": 5, "samples_seen": 320, "evaluation": {"zeroshot": {"top1": 0.0625}}}
+    (tmp_path / "run/evaluations.jsonl").write_text(f"{json.dumps(line)}\nnonsense\n")
+    card = model_card(checkpoint, load_recipe("demo"), "hf")
+    assert "12321 pairs, 320 seen, unknown skipped" in card
+    assert "top1: 0.0625" in card
+    assert "device_hours" not in card
+    (tmp_path / "run/evaluations.jsonl").unlink()
+    assert "Not evaluated." in model_card(checkpoint, load_recipe("demo"), "hf")
+
+
 @pytest.mark.parametrize("summary", ["{", "[]", "\xff"])
 def test_a_spoiled_summary_is_none(tmp_path: Path, summary: str) -> None:
     (tmp_path / "summary.json").write_bytes(summary.encode("latin-1"))
