@@ -146,7 +146,7 @@ def _run(arguments: AuditArguments, request: AuditRequest) -> int:
     for path in (request.output / "audit.json", *([arguments.json] if arguments.json else [])):
         write_json(path, document)
     write_text(request.output / "audit.html", render_page(document))
-    _print(document, Console(highlight=False))
+    _print(document, Console(highlight=False, markup=False, emoji=False))
     return int(document["status"])
 
 

@@ -49,13 +49,13 @@ def main(argv: list[str]) -> int:
         where = printable(str(error.filename))
         print(f"error: {where}: {error.strerror}. Give --output and --json places to write to.", file=sys.stderr)
         return 1
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:  # a file has no width, and eighty columns would fold every table
-        console = Console(highlight=False, width=max(console.width, 150))
+        console = Console(highlight=False, markup=False, emoji=False, width=max(console.width, 150))
     print_comparison(comparison, console)
     console.print()
     for path in written:
-        console.print(f"  {printable(str(path))}", markup=False, soft_wrap=True)
+        console.print(f"  {printable(str(path))}", soft_wrap=True)
     return 0 if comparison.comparable else 1
 
 

@@ -135,12 +135,12 @@ def _scaling(config: Recipe, site: Site, arguments: PlanArguments) -> int:
 
     others = [read_document(path) for path in arguments.beside]
     plan = plan_scaling(config, site, arguments.sweep)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.width = max(console.width, WIDE)
     for table in scaling_tables(plan):
         console.print(table)
     for sentence in sentences(plan):
-        console.print(sentence, markup=False)
+        console.print(sentence)
     if arguments.json:
         write_json(arguments.json, document(plan))
     if arguments.plot:
@@ -158,7 +158,7 @@ def _print(plan: RunPlan) -> None:
     from neuclip_scale.commands.plan_tables import alternatives_table, budget_table, memory_table, traffic_table
     from neuclip_scale.planning.report import sentences
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     console.width = max(console.width, LEAST_WIDTH)
     console.print(memory_table(plan.shown.memory))
     if plan.shown.transfers:
@@ -167,7 +167,7 @@ def _print(plan: RunPlan) -> None:
     if len(plan.choice.options) > 1:
         console.print(alternatives_table(plan.choice))
     for sentence in sentences(plan):
-        console.print(sentence, markup=False)
+        console.print(sentence)
     if not plan.fits:
         print(f"error: {plan.recipe} does not fit: {plan.choice.recipe.problem}. {_remedy(plan)}", file=sys.stderr)
 

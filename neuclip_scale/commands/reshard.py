@@ -223,4 +223,4 @@ def _print_table(title: str, values: dict[str, Any]) -> None:
     table.add_column("", justify="right")
     for key, value in values.items():
         table.add_row(key.replace("_", " "), f"{value:,.1f}" if isinstance(value, float) else f"{value:,}")
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False, emoji=False).print(table)

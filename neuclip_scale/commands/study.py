@@ -37,17 +37,17 @@ def _normalizer(study: NormalizerStudy) -> int:
     from neuclip_scale.studies.normalizer.running import run_study
     from neuclip_scale.studies.normalizer.summary import findings, late, summarise
 
-    console = Console(highlight=False)
-    result = run_study(study, lambda text: console.print(text, markup=False))
+    console = Console(highlight=False, markup=False, emoji=False)
+    result = run_study(study, lambda text: console.print(text))
     write_json(study.output / "result.json", result)
     if study.json:
         write_json(study.json, result)
     for table in terminal_tables(result):
         console.print(table)
     for sentence in findings(summarise(late(result["rows"]))):
-        console.print(sentence, markup=False)
+        console.print(sentence)
     for path in [*write_report(result, study.output), study.output / "result.json"]:
-        console.print(f"  {path}", markup=False)
+        console.print(f"  {path}")
     return 0
 
 
@@ -58,10 +58,10 @@ def _methods(study: MethodsStudy) -> int:
     from neuclip_scale.studies.methods.running import StudyError, run_study, saved_plan
     from neuclip_scale.studies.methods.wall_clock import WallClock
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     failure = None
     try:
-        complete = run_study(study, lambda text: console.print(text, markup=False))
+        complete = run_study(study, lambda text: console.print(text))
     except StudyError as error:
         failure, complete = error, error.complete
     complete = {budget: folders for budget, folders in complete.items() if folders}
@@ -75,14 +75,14 @@ def _methods(study: MethodsStudy) -> int:
         if budget == "seconds":
             wall_clock = WallClock.of(saved_plan(study.output), folders)
             comparison = wall_clock.said_in(comparison)
-        console.print(f"\nat equal {budget}:", markup=False)
+        console.print(f"\nat equal {budget}:")
         print_comparison(comparison, console)
         pages += write_comparison(comparison, study.output / f"equal-{budget}", None)
         documents[budget] = comparison.document()
     times = {} if wall_clock is None else {"wall_clock": wall_clock.document()}
     _write(study, {"budgets": documents, **times, "failures": str(failure or "")})
     for path in pages:
-        console.print(f"  {path}", markup=False)
+        console.print(f"  {path}")
     if failure:
         print(f"error: {failure}", file=sys.stderr)
     return 1 if failure else 0

@@ -115,7 +115,7 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         print(f"error: {error.filename or arguments.save_path}: {error.strerror or error}. Mend that.", file=sys.stderr)
         return 2
-    _print(subset, Console(highlight=False))
+    _print(subset, Console(highlight=False, markup=False, emoji=False))
     return subset.status
 
 

@@ -285,3 +285,8 @@ def test_exit_status_1_refuses_and_2_is_a_recipe_that_cannot_be(capsys: pytest.C
     assert "--nodes" in capsys.readouterr().err
     assert cli.main(["plan", "demo", "--world-size", "4", "--assume.compute", "0"]) == 2
     assert "--assume.compute" in capsys.readouterr().err
+
+
+def test_a_name_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "demo", "--world-size", "1", "--no-alternatives", 'name="x[/b] :cat:"']) == 0
+    assert "x[/b] :cat: fits as it stands" in capsys.readouterr().out
