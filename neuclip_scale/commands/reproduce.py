@@ -180,4 +180,4 @@ def _tell_report(request: Request, copy: Path | None) -> None:
     if copy:
         write_json(copy, read_object(folder / "report.json"))
     for name in ("index.html", "report.md", "report.json"):
-        print(f"  {folder / name}", file=sys.stdout)
+        print(f"  {folder / name}", flush=True)  # before an error, where both go to one file
