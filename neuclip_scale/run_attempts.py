@@ -17,6 +17,7 @@ from neuclip_scale.run_folder import furthest_step, newest_checkpoint, summary_s
 from neuclip_scale.run_owner import beats_on
 
 ATTEMPTS_FILE = "attempts.json"
+TERMINATED_FILE = "terminated"
 EXIT_STOPPED, EXIT_USAGE = 75, 2
 """What `neuclip train` ends with after a save on a signal, and for a recipe that cannot be run."""
 
@@ -71,7 +72,8 @@ def begin_attempt(
         return "stop", f"job {alive} trains it now. Wait for its end, cancel it, or give another run_dir"
     attempts = read_attempts(run_dir)
     if attempts and attempts[-1].outcome == "running":
-        attempts[-1] = _closed(attempts[-1], run_dir, "lost", 0)
+        outcome: Outcome = "stopped" if _was_terminated(run_dir, attempts[-1].job) else "lost"
+        attempts[-1] = _closed(attempts[-1], run_dir, outcome, 0)
         _write(run_dir, attempts)
     own = [attempt for attempt in attempts if attempt.submission == submission]
     if own and own[-1].outcome == "finished":
@@ -83,6 +85,14 @@ def begin_attempt(
     reached = max([furthest_step(run_dir), *(attempt.reached for attempt in attempts)])
     _write(run_dir, [*attempts, Attempt(submission, job, time.time(), reached)])
     return "go", f"attempt {len(own) + 1} of submission {submission}, from step {newest_checkpoint(run_dir)}"
+
+
+def _was_terminated(run_dir: Path, job: str) -> bool:
+    """Whether its script noted Slurm's TERM (slurm/in_job.sh) before it was killed: a preemption is no failure."""
+    try:
+        return (Path(run_dir) / TERMINATED_FILE).read_text("utf-8").strip() == job
+    except OSError:
+        return False
 
 
 def _trained_elsewhere(run_dir: Path, job: str, patience: float) -> str:

@@ -27,7 +27,7 @@ run_job() {
         stop) exit 1 ;;
     esac
     # Slurm's TERM before a step is no failure of the run.
-    trap 'note_end 75; exit 143' TERM
+    trap 'note_term; note_end 75; exit 143' TERM
     preflight
     start_training
     wait_for_training
@@ -38,6 +38,9 @@ run_job() {
     esac
     exit $((status ? status : 1))
 }
+
+# At once: until Python has started for `job end`, Slurm may have killed this shell.
+note_term() { echo "$attempt" >"$run_dir/terminated" || true; }
 
 note_end() { # STATUS: what comes next is left in $decision
     decision=$("${neuclip[@]}" job end "$run_dir" --job "$attempt" --status "$1" --tries "${NEUCLIP_TRIES:-3}")
@@ -142,7 +145,7 @@ start_training() {
 wait_for_training() {
     trap 'interrupted=1; kill -USR1 "$training" 2>/dev/null || true' USR1
     local terminated=
-    trap 'interrupted=1 terminated=1' TERM
+    trap 'interrupted=1 terminated=1; note_term' TERM
     if [[ -n $early ]]; then kill -USR1 "$training"; fi
     await "$training"
     local training_status=$status

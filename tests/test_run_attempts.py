@@ -88,6 +88,14 @@ def test_attempts_that_never_told_their_end_are_lost(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_an_attempt_that_slurm_ended_before_it_could_tell_is_no_failure(tmp_path: Path) -> None:
+    assert begin_attempt(tmp_path, "7", "7.0", 1)[0] == "go"
+    (tmp_path / "terminated").write_text("7.0\n")
+    assert begin_attempt(tmp_path, "7", "7.1", 1)[0] == "go"
+    assert begin_attempt(tmp_path, "7", "7.2", 1)[0] == "stop", "the note is of the attempt before"
+    assert [attempt.outcome for attempt in read_attempts(tmp_path)] == ["stopped", "lost"]
+
+
 def test_two_jobs_that_began_before_either_beat_each_note_their_own_end(tmp_path: Path) -> None:
     assert begin_attempt(tmp_path, "7", "7.0", 1)[0] == "go"
     assert begin_attempt(tmp_path, "8", "8.0", 1)[0] == "go"

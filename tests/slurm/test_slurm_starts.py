@@ -36,11 +36,14 @@ def test_calls_in_one_allocation_are_submissions_by_themselves(cluster: Cluster,
     assert len(set((tmp_path / "ports").read_text().split())) == 4
 
 
-@pytest.mark.parametrize("where", ["preflight", "train"])
+@pytest.mark.parametrize("where", ["preflight", "train", "train, and killed before its end is noted"])
 def test_a_preemption_before_the_first_step_is_no_failure(cluster: Cluster, tmp_path: Path, where: str) -> None:
+    where, _, killed = where.partition(",")
     began = tmp_path / "began"
     first = f'[[ -e "{began}" ]] || {{ touch "{began}"; exec sleep 100; }}'
     stand_in = f'if [[ "$1 $2" == "{where} "* && "$2" != judge ]]; then {first}; fi; [[ $1 == train ]] && exit 0'
+    if killed:
+        stand_in += f'; [[ "$1 $2" == "job end" && ! -e "{began}.end" ]] && {{ touch "{began}.end"; exec sleep 100; }}'
     variables = {"NEUCLIP_TRIES": "1", "NEUCLIP_PREFLIGHT": "1"}
     write_synthetic_shards(tmp_path / "data", num_samples=4, samples_per_shard=4, image_size=16, seed=1)
     arguments = demo_scale(tmp_path / "data", tmp_path / "run")
