@@ -35,6 +35,13 @@ def show(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 
 
+def in_figure(text: str, at_most: int = 0) -> str:
+    """`text` so that matplotlib shows it, cut to `at_most` characters unless 0: dollars start no formula, and a first
+    underscore hides no legend entry."""
+    shown = f"{text[: at_most - 1]}…" if at_most and len(text) > at_most else text
+    return (" " if shown.startswith("_") else "") + shown.replace("$", r"\$")
+
+
 def number(value: Any) -> float | None:
     """`value` as a finite float; None for anything that is not one, "NaN" and booleans included."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from neuclip_scale.untrusted_text import in_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -26,10 +28,10 @@ def draw_reasons(reasons: Mapping[str, Mapping[str, int]]) -> bytes:
     for place, (download, counts) in enumerate(reasons.items()):
         rows = [row + (place - (len(reasons) - 1) / 2) * -height for row in range(len(names))]
         bars = axes.barh(
-            rows, [counts.get(name, 0) for name in names], height, color=_colour(place), label=_text(download)
+            rows, [counts.get(name, 0) for name in names], height, color=_colour(place), label=in_figure(download, 50)
         )
         axes.bar_label(bars, fmt="{:,.0f}", padding=3, fontsize=8)
-    axes.set_yticks(range(len(names)), [_text(name.replace("_", " ")) for name in names])
+    axes.set_yticks(range(len(names)), [in_figure(name.replace("_", " "), 50) for name in names])
     axes.set_xlabel("missing samples")
     axes.margins(x=0.12)
     if len(reasons) > 1:
@@ -45,7 +47,9 @@ def draw_places(places: Mapping[str, Any]) -> bytes:
     errors = [[row["share"] - row["low"] for row in rows], [row["high"] - row["share"] for row in rows]]
     errors = [[max(0.0, value) for value in side] for side in errors]
     axes.errorbar(shares, range(len(rows)), xerr=errors, fmt="o", color=_BLUE, markersize=4, capsize=2, linewidth=1)
-    axes.set_yticks(range(len(rows)), [_text(f"{row['name']} ({row['lost']:,} of {row['total']:,})") for row in rows])
+    axes.set_yticks(
+        range(len(rows)), [in_figure(f"{row['name']} ({row['lost']:,} of {row['total']:,})", 50) for row in rows]
+    )
     axes.set(xlim=(-0.02, 1.02), xlabel="share lost, with its 95 % interval")
     return _png(figure)
 
@@ -59,7 +63,7 @@ def draw_numbers(numbers: Sequence[Mapping[str, Any]]) -> bytes:
         for side, colour, label in (("kept", _BLUE, "there"), ("missing", _ORANGE, "missing")):
             total = max(1, found[side]["n"])
             axes.stairs([count / total for count in histogram[side]], histogram["edges"], color=colour, label=label)
-        axes.set_title(_text(found["column"]), fontsize=9)
+        axes.set_title(in_figure(found["column"], 50), fontsize=9)
         axes.tick_params(labelsize=7)
     panels[0].legend(frameon=False, fontsize=8)
     return _png(figure)
@@ -77,9 +81,9 @@ def draw_categories(categories: Sequence[Mapping[str, Any]]) -> bytes:
             axes.barh(
                 offsets, [row[side] / total for row in rows], 0.4, color=colour, label=("there", "missing")[place]
             )
-        axes.set_yticks(range(len(rows)), [_text(row["name"], 24) for row in rows], fontsize=7)
+        axes.set_yticks(range(len(rows)), [in_figure(row["name"], 24) for row in rows], fontsize=7)
         axes.invert_yaxis()
-        axes.set_title(_text(found["column"]), fontsize=9)
+        axes.set_title(in_figure(found["column"], 50), fontsize=9)
         axes.tick_params(axis="x", labelsize=7)
     panels[0].legend(frameon=False, fontsize=8)
     return _png(figure)
@@ -118,12 +122,6 @@ def _plain(axes: Axes) -> None:
 
 def _colour(place: int) -> str:
     return _COLOURS[place % len(_COLOURS)]
-
-
-def _text(text: str, at_most: int = 50) -> str:
-    """`text` so that matplotlib shows it: dollars start no formula, an underscore hides no legend entry."""
-    shown = text if len(text) <= at_most else f"{text[: at_most - 1]}…"
-    return (" " if shown.startswith("_") else "") + shown.replace("$", r"\$")
 
 
 def _png(figure: Figure) -> bytes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neuclip_scale.comparison.curves import Curve, RunCurves
+from neuclip_scale.untrusted_text import in_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,12 +52,12 @@ def _panel(curves: Mapping[str, Curve], heading: str, draw: Draw, *, from_zero: 
         style = {
             "color": _COLOURS[number % len(_COLOURS)],
             "linestyle": _DASHES[number // len(_COLOURS) % len(_DASHES)],
-            "label": _literal(label),
+            "label": in_figure(label, 60),
         }
         shown = _drawable(curve)
         draw(over_samples, shown.samples, shown, style)
         draw(over_seconds, shown.seconds, shown, style)
-    over_samples.set(xlabel="pairs seen", ylabel=_literal(heading))
+    over_samples.set(xlabel="pairs seen", ylabel=in_figure(heading, 60))
     over_seconds.set(xlabel="seconds of training")
     if from_zero:  # an axis that begins elsewhere makes a difference look as large as one likes
         low, high = over_samples.get_ylim()
@@ -115,9 +116,3 @@ def _canvas() -> tuple[Figure, tuple[Axes, Axes]]:
         axes.grid(axis="y", color="#e8e8e8", linewidth=0.8)
         axes.set_axisbelow(True)
     return figure, (left, right)
-
-
-def _literal(text: str) -> str:
-    """`text` so that matplotlib shows it: dollars start no formula, and a first underscore hides no legend entry."""
-    shown = text if len(text) <= 60 else f"{text[:59]}…"
-    return (" " if shown.startswith("_") else "") + shown.replace("$", r"\$")

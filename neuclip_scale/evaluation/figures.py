@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from neuclip_scale.untrusted_text import in_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -37,7 +39,7 @@ def loss_curve(runs: Mapping[str, Path], out_png: Path) -> None:
         loss = np.array([float(line["loss"]) for line in lines], dtype=float)
         colour = COLOURS[number % len(COLOURS)]
         axes.plot(seen, loss, color=colour, alpha=0.22, linewidth=0.8)
-        axes.plot(seen, _running_mean(loss), color=colour, linewidth=1.9, label=_literal(label))
+        axes.plot(seen, _running_mean(loss), color=colour, linewidth=1.9, label=in_figure(label))
     axes.set(xlabel="pairs seen", ylabel="training loss", title="Training loss")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.legend(frameon=False)
@@ -66,11 +68,11 @@ def normalizer_error_curve(runs: Mapping[str, Path], out_png: Path) -> None:
             "o-",
             color=colour,
             markersize=3,
-            label=_literal(label),
+            label=in_figure(label),
         )
         batch = [float(line.get("normalizer/mse_batch", "nan")) for line in lines]
         squared.plot(
-            steps, batch, "o--", color=colour, alpha=0.5, markersize=3, label=f"{_literal(label)}: mini-batch alone"
+            steps, batch, "o--", color=colour, alpha=0.5, markersize=3, label=f"{in_figure(label)}: mini-batch alone"
         )
         bias.plot(
             steps,
@@ -78,7 +80,7 @@ def normalizer_error_curve(runs: Mapping[str, Path], out_png: Path) -> None:
             "o-",
             color=colour,
             markersize=3,
-            label=_literal(label),
+            label=in_figure(label),
         )
     squared.set(xlabel="step", ylabel="mean squared error", title="Log-normalizer against its exact value")
     squared.set_yscale("log")
@@ -118,7 +120,7 @@ def retrieval_page(
     for row, query in enumerate(rows):
         label = _blank(figure.add_subplot(grid[row, 0]))
         label.text(
-            0.96, 0.5, _literal(textwrap.fill(captions[query], 20)), ha="right", va="center", fontsize=11, color=_INK
+            0.96, 0.5, in_figure(textwrap.fill(captions[query], 20)), ha="right", va="center", fontsize=11, color=_INK
         )
         for rank, found in enumerate(_nearest(similarity[query])):
             _picture(figure.add_subplot(grid[row, 1 + rank]), pictures[found], _RIGHT if found == query else _WRONG)
@@ -126,7 +128,7 @@ def retrieval_page(
         found_names = [(captions[found], found == query) for found in _nearest(similarity[:, query])]
         _names(figure.add_subplot(grid[row, _TOP + 3]), found_names)
     figure.text(
-        0.5, 1 - 0.12 / figure.get_figheight(), _literal(title), ha="center", va="top", fontsize=14, fontweight="bold"
+        0.5, 1 - 0.12 / figure.get_figheight(), in_figure(title), ha="center", va="top", fontsize=14, fontweight="bold"
     )
     heading = 1 - 0.55 / figure.get_figheight()
     figure.text(0.36, heading, "name  →  five nearest pictures", ha="center", va="top", fontsize=11)
@@ -147,11 +149,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
     return values
-
-
-def _literal(text: str) -> str:
-    """`text` so that matplotlib shows it: dollars start no formula, an underscore hides no legend entry."""
-    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def _nearest(scores: Tensor) -> list[int]:
@@ -206,7 +203,7 @@ def _names(axes: Axes, names: Sequence[tuple[str, bool]]) -> None:
     """A ranked list; each name comes with whether it is right."""
     _blank(axes)
     for rank, (name, right) in enumerate(names):
-        text = _literal(f"{rank + 1}  {textwrap.shorten(name, 42, placeholder=' ...')}")
+        text = in_figure(f"{rank + 1}  {textwrap.shorten(name, 42, placeholder=' ...')}")
         colour, weight = (_RIGHT, "bold") if right else ("#555555", "normal")
         axes.text(0.03, 0.9 - 0.2 * rank, text, va="center", fontsize=9, color=colour, fontweight=weight)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from neuclip_scale.config import ConfigError
+from neuclip_scale.untrusted_text import in_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ def draw(documents: Sequence[Mapping[str, Any]]) -> bytes:
         for panel, regime in zip(row, ("strong", "weak"), strict=True):
             lines = [line for line in document["lines"] if line["regime"] == regime]
             _panel(panel, lines, colours, styles)
-            panel.set_title(_escape(f"{document['recipe']}, {regime}: {_told(document, regime)}"), fontsize=10)
+            panel.set_title(in_figure(f"{document['recipe']}, {regime}: {_told(document, regime)}"), fontsize=10)
     measured = all(document.get("measured") for document in documents)
     told = "calculated from speeds measured on one GPU" if measured else "calculated, not measured"
     figure.suptitle(told, fontsize=9, color="#666666")
@@ -106,11 +107,7 @@ def _keys(colours: Mapping[str, str], styles: Mapping[str, Any]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     return [
-        *(Line2D([], [], color=colour, label=_escape(name)) for name, colour in colours.items()),
-        *(Line2D([], [], color="#222222", linestyle=style, label=_escape(name)) for name, style in styles.items()),
+        *(Line2D([], [], color=colour, label=in_figure(name)) for name, colour in colours.items()),
+        *(Line2D([], [], color="#222222", linestyle=style, label=in_figure(name)) for name, style in styles.items()),
         Line2D([], [], color="#bbbbbb", linewidth=4, label="ideal"),
     ]
-
-
-def _escape(text: str) -> str:
-    return text.replace("$", r"\$")

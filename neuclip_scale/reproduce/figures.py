@@ -10,6 +10,7 @@ from neuclip_scale.comparison.run_folder import read_runs
 from neuclip_scale.files import atomic_file
 from neuclip_scale.reproduce.experiment import published_of
 from neuclip_scale.reproduce.results import AVERAGE, Results
+from neuclip_scale.untrusted_text import in_figure
 
 MAX_PANELS = 6
 
@@ -57,7 +58,7 @@ def _scores(results: Results) -> bytes:
             if score == AVERAGE and method in published:
                 axes.plot([place], [published[method]], "x", color="#d9730d")
         axes.set_xticks(range(len(experiment.methods)), experiment.methods, rotation=30, ha="right", fontsize=8)
-        axes.set_title(score.replace("$", r"\$"), fontsize=9)
+        axes.set_title(in_figure(score), fontsize=9)
         axes.set_ylabel("points")
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=110)
