@@ -42,6 +42,12 @@ run_job() {
 # At once: until Python has started for `job end`, Slurm may have killed this shell.
 note_term() { echo "$attempt" >"$run_dir/terminated" || true; }
 
+# Slurm ends a job's steps, sets its state, and tells this shell, in an order of its own: a step may be over before TERM comes.
+ended_by_slurm() {
+    local said
+    said=$(scontrol show job -o "$SLURM_JOB_ID") && [[ $said != *" JobState=RUNNING "* ]]
+}
+
 note_end() { # STATUS: what comes next is left in $decision
     decision=$("${neuclip[@]}" job end "$run_dir" --job "$attempt" --status "$1" --tries "${NEUCLIP_TRIES:-3}")
 }
@@ -87,8 +93,9 @@ preflight() {
     if ((patience == 0)); then kill_steps; fi
     await "$probing"
     if ((verdict == 0)); then return; fi
-    note_end 1
     trap 'exit 143' TERM
+    if ended_by_slurm; then note_term; note_end 75; exit 143; fi
+    note_end 1
     bad=$(<"$folder/bad")
     if [[ ${NEUCLIP_EXCLUDE_BAD:-0} == 1 && -n $bad ]]; then exclude "$bad"; fi
     fail 1 "preflight: ${bad:-no node in particular, but the job} is not fit, as said above (NEUCLIP_EXCLUDE_BAD=1 requeues without bad nodes, \
@@ -152,13 +159,14 @@ wait_for_training() {
     exec {pipe}>&-
     await "$splitter"
     status=$training_status
-    if [[ -n $terminated && $status == 143 ]]; then status=75; fi # TERM came before the ranks could note it
     trap - USR1 TERM
+    # TERM came before the ranks could note it.
+    if [[ $status == 143 ]] && { [[ -n $terminated ]] || ended_by_slurm; }; then note_term; status=75; fi
 }
 
 # Queue this job again, once all is saved: Slurm ends the shell at once. A job that is being cancelled stays so.
 again() {
-    if [[ ${NEUCLIP_REQUEUE:-1} == 1 ]] && scontrol show job -o "$SLURM_JOB_ID" | grep -q ' JobState=RUNNING '; then
+    if [[ ${NEUCLIP_REQUEUE:-1} == 1 ]] && ! ended_by_slurm; then
         scontrol requeue "$SLURM_JOB_ID" && sleep 60
     fi
     exit 75

@@ -55,6 +55,25 @@ def test_a_preemption_before_the_first_step_is_no_failure(cluster: Cluster, tmp_
     assert outcomes(tmp_path / "run") == ["stopped", "finished"]
 
 
+@pytest.mark.parametrize("where", ["preflight", "train"])
+def test_a_preemption_is_known_by_the_state_of_the_job(cluster: Cluster, tmp_path: Path, where: str) -> None:
+    """Slurm ends the ranks of its own accord, and its TERM may reach the script when they are long over; here, never."""
+    began = tmp_path / "began"
+    first = f'[[ -e "{began}" ]] || {{ touch "{began}"; exec sleep 100; }}'
+    stand_in = f'if [[ "$1 $2" == "{where} "* && "$2" != judge ]]; then {first}; fi; [[ $1 == train ]] && exit 0'
+    variables = {"NEUCLIP_TRIES": "1", "NEUCLIP_PREFLIGHT": "1"}
+    write_synthetic_shards(tmp_path / "data", num_samples=4, samples_per_shard=4, image_size=16, seed=1)
+    script = shlex.join(["bash", str(SCRIPTS / "train_small.sh"), *demo_scale(tmp_path / "data", tmp_path / "run")])
+    options = ["--requeue", "--exclusive", "--nodes=1", "--open-mode=append", f"--output={tmp_path}/%x-%j.log"]
+    deaf = ["--wrap", f"trap '' TERM; exec {script}"]
+    job = cluster.run("sbatch", "--parsable", *options, *deaf, **environment(tmp_path, stand_in, **variables)).strip()
+    cluster.until(began.exists, 120, lambda: output(tmp_path, job))
+    urgent = cluster.run("sbatch", "--parsable", "-p", "urgent", "-N2", "--output=/dev/null", "--wrap", "true").strip()
+    assert cluster.wait(urgent) == {urgent: "COMPLETED"}
+    assert cluster.wait(job) == {job: "COMPLETED"}, output(tmp_path, job)
+    assert outcomes(tmp_path / "run") == ["stopped", "finished"]
+
+
 def test_help_of_a_script_submits_nothing(tmp_path: Path) -> None:
     command = [SCRIPTS / "train_xl.sh", "--nodes", "2", "--help"]
     variables = {"NEUCLIP": program(tmp_path), "PATH": "/usr/bin:/bin", "NEUCLIP_SITE": str(tmp_path / "none")}
