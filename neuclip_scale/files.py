@@ -7,11 +7,13 @@ import io
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_UNFINISHED = ".unfinished"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -40,10 +42,42 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[io.BufferedWriter]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == os.fspath(partial):
+            error.filename, error.filename2 = os.fspath(path), None  # the name that the user has given
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to write files to, which are moved to `path` once the block ends and their bytes are on the disk.
+
+    It lies in `path`, which may be the root of a file system. What a kill leaves of it makes no obstacle to the next
+    try (`is_occupied`), which replaces it; an exception leaves nothing.
+    """
+    path = Path(path)
+    partial = path / _UNFINISHED
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in partial.iterdir():
+            sync_folder(file)
+        for file in partial.iterdir():
+            os.replace(file, path / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    sync_folder(path)
+
+
+def is_occupied(path: Path) -> bool:
+    """Whether there is something at `path` that `new_folder` must not write over."""
+    if not path.is_dir():
+        return path.exists()
+    names = os.listdir(path)
+    return bool(names) and _UNFINISHED not in names
 
 
 def append_whole(file: BinaryIO, line: bytes) -> None:
@@ -85,7 +119,7 @@ def json_ready(value: Any) -> Any:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in `folder` to the disk, so that a rename there survives a power cut."""
+    """Flush the names in `folder`, or a file's bytes, to the disk, so that a rename there survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

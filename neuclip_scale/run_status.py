@@ -18,6 +18,8 @@ RECENT = 100
 """Steps over which loss and speed are averaged."""
 STALE_STEPS = 20
 """A run is stale whose next step takes so many times as long as its steps did."""
+STARTING_SECONDS = 3600.0
+"""A run is stale whose job has begun so long ago without a sign of life. An index of many shards can take minutes."""
 
 State = Literal["waiting", "starting", "running", "finished", "failed", "stale"]
 
@@ -118,7 +120,11 @@ def _state(
 ) -> tuple[State, str]:
     last = attempts[-1] if attempts else None
     if last and last.outcome == "running" and (beat is None or beat.time < last.began):
-        return "starting", f"job {last.job} has begun {duration(now - last.began)} ago and trains not yet"
+        job = last.job.partition(".")[0]
+        begun = f"job {last.job} has begun {duration(now - last.began)} ago"
+        if now - last.began > STARTING_SECONDS:
+            return "stale", f"{begun} and rank 0 never beat: killed, or it waits (squeue -j {job})"
+        return "starting", f"{begun} and trains not yet"
     if beat and beat.state == "running":
         return _living(beat, now, step_time)
     if last and last.outcome in ("failed", "refused", "lost") and (beat is None or beat.time < last.ended):

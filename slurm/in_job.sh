@@ -93,8 +93,12 @@ preflight() {
     if ((patience == 0)); then kill_steps; fi
     await "$probing"
     if ((verdict == 0)); then return; fi
-    trap 'exit 143' TERM
-    if ended_by_slurm; then note_term; note_end 75; exit 143; fi
+    if ended_by_slurm; then
+        note_term
+        note_end 75
+        exit 143
+    fi
+    trap 'note_term; exit 143' TERM
     note_end 1
     bad=$(<"$folder/bad")
     if [[ ${NEUCLIP_EXCLUDE_BAD:-0} == 1 && -n $bad ]]; then exclude "$bad"; fi
@@ -159,13 +163,18 @@ wait_for_training() {
     exec {pipe}>&-
     await "$splitter"
     status=$training_status
-    trap - USR1 TERM
+    trap '' USR1
+    trap 'note_term; exit 143' TERM
     # TERM came before the ranks could note it.
-    if [[ $status == 143 ]] && { [[ -n $terminated ]] || ended_by_slurm; }; then note_term; status=75; fi
+    if [[ $status == 143 ]] && { [[ -n $terminated ]] || ended_by_slurm; }; then
+        note_term
+        status=75
+    fi
 }
 
 # Queue this job again, once all is saved: Slurm ends the shell at once. A job that is being cancelled stays so.
 again() {
+    trap - TERM
     if [[ ${NEUCLIP_REQUEUE:-1} == 1 ]] && ! ended_by_slurm; then
         scontrol requeue "$SLURM_JOB_ID" && sleep 60
     fi

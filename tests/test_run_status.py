@@ -113,6 +113,16 @@ def test_attempts_tell_of_a_job_that_has_not_come_to_training(run_dir: Path) -> 
     assert [attempt["outcome"] for attempt in status.attempts] == ["failed"]
 
 
+def test_a_job_that_died_before_its_first_beat_does_not_start_for_ever(run_dir: Path) -> None:
+    begin_attempt(run_dir, "12", "12.0", 3)
+    beat(run_dir, 0, state="ended", age=20_000)
+    assert read_status(run_dir, time.time() + 3000).state == "starting"
+    status = read_status(run_dir, time.time() + 4000)
+    assert (status.state, status.is_well) == ("stale", False)
+    assert "rank 0 never beat" in status.why
+    assert "squeue -j 12)" in status.why
+
+
 def test_a_run_of_before_heartbeats_and_a_folder_of_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(StatusError, match="holds no run"):
         read_status(tmp_path)

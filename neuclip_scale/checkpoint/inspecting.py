@@ -11,8 +11,10 @@ from torch import Tensor
 from neuclip_scale.checkpoint.parameters import collect
 from neuclip_scale.checkpoint.reading import load_all_ranks, read_checksums
 from neuclip_scale.checkpoint.runs import saved_recipe
+from neuclip_scale.files import new_folder
 
 Form = Literal["dcp", "safetensors"]
+_TENSORS = "checkpoint.safetensors"
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -55,17 +57,17 @@ def convert(path: Path, form: Form, output: Path) -> Path:
     """
     _, ranks = load_all_ranks(path)
     flat = {f"{name}/{key}": tensor for name, tensors in collect(ranks).items() for key, tensor in tensors.items()}
-    output.mkdir(parents=True, exist_ok=True)
-    if form == "dcp":
-        import torch.distributed.checkpoint as dcp
+    with new_folder(output) as folder:
+        if form == "dcp":
+            import torch.distributed.checkpoint as dcp
 
-        dcp.save(flat, checkpoint_id=output, no_dist=True)
-        return output
-    from safetensors.torch import save_file
+            dcp.save(flat, checkpoint_id=folder, no_dist=True)
+            return output
+        from safetensors.torch import save_file
 
-    file = output / "checkpoint.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in flat.items()}, file, metadata={"format": "pt"})
-    return file
+        whole = {name: tensor.contiguous() for name, tensor in flat.items()}
+        save_file(whole, folder / _TENSORS, metadata={"format": "pt"})
+        return output / _TENSORS
 
 
 def _bytes(value: Any) -> int:

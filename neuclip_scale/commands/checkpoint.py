@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from neuclip_scale.files import write_json
+from neuclip_scale.files import is_occupied, write_json
 
 USAGE = """usage: neuclip checkpoint inspect CHECKPOINT [--json FILE]
        neuclip checkpoint convert CHECKPOINT --to dcp|safetensors --output DIR
@@ -91,8 +91,8 @@ def _told(value: Any) -> str:
 def _convert(arguments: ConvertArguments) -> int:
     from neuclip_scale.checkpoint import convert, find_checkpoint
 
-    if arguments.output.exists() and any(arguments.output.iterdir()):
-        print(f"error: --output {arguments.output}: not empty. Give a new folder.", file=sys.stderr)
+    if is_occupied(arguments.output):
+        print(f"error: --output {arguments.output}: not empty, or no folder. Give a new folder.", file=sys.stderr)
         return 2
     print(f"wrote {convert(find_checkpoint(arguments.checkpoint), arguments.to, arguments.output)}")
     return 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from neuclip_scale.config import ConfigError, Recipe, dump_recipe
-from neuclip_scale.files import write_text
+from neuclip_scale.files import is_occupied, new_folder, write_text
 from neuclip_scale.run_folder import read_object, row_of_step
 
 if TYPE_CHECKING:
@@ -36,42 +36,44 @@ class ExportArguments:
 def main(argv: list[str]) -> int:
     """Run the command; returns 0, 1 for a run without an intact checkpoint, 2 for bad usage."""
     arguments = tyro.cli(ExportArguments, args=argv, prog="neuclip export")
-    if arguments.output.exists() and any(arguments.output.iterdir()):
-        print(f"error: --output {arguments.output}: not empty. Give a new folder.", file=sys.stderr)
+    if is_occupied(arguments.output):
+        print(f"error: --output {arguments.output}: not empty, or no folder. Give a new folder.", file=sys.stderr)
         return 2
     from neuclip_scale.checkpoint import CheckpointError, load_run_model
 
     try:
         model, recipe = load_run_model(arguments.run, arguments.weights)
-        _save(model, recipe, arguments)
+        with new_folder(arguments.output) as folder:
+            _save(model, recipe, arguments.format, folder)
+            card = model_card(arguments.run, recipe, arguments.format, arguments.weights)
+            write_text(folder / "README.md", card)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    write_text(arguments.output / "README.md", model_card(arguments.run, recipe, arguments.format, arguments.weights))
     print(f"wrote {arguments.output}")
     return 0
 
 
-def _save(model: CLIP, recipe: Recipe, arguments: ExportArguments) -> None:
+def _save(model: CLIP, recipe: Recipe, form: str, folder: Path) -> None:
     from neuclip_scale.models.export import save_hf, save_open_clip, save_tensors
     from neuclip_scale.models.presets import preset_of
 
-    if arguments.format == "safetensors":
-        save_tensors(model, arguments.output / "model.safetensors")
+    if form == "safetensors":
+        save_tensors(model, folder / "model.safetensors")
         return
     for field in ("image_tower", "text_tower"):
         if getattr(recipe.model, field):
             raise ConfigError(
                 "format",
-                arguments.format,
+                form,
                 f"the run has another tower, model.{field} = {getattr(recipe.model, field)}",
                 "Use --format safetensors.",
             )
-    save = save_open_clip if arguments.format == "open_clip" else save_hf
-    save(model, preset_of(recipe.model), arguments.output)
+    save = save_open_clip if form == "open_clip" else save_hf
+    save(model, preset_of(recipe.model), folder)
 
 
 USE = {

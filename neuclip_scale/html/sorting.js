@@ -10,8 +10,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const body = table.tBodies[0];
       [...body.rows].sort((a, b) => {
         const [x, y] = [value(a), value(b)];
-        const numbers = x !== "" && y !== "" && !isNaN(x) && !isNaN(y);
-        const order = numbers ? x - y : x.localeCompare(y);
+        // Numbers before texts, and what is empty last either way.
+        const kind = text => text.trim() === "" ? 2 : isNaN(text) ? 1 : 0;
+        if (kind(x) === 2 || kind(y) === 2) return kind(x) - kind(y);
+        const order = kind(x) - kind(y) || (kind(x) ? x.localeCompare(y) : x - y);
         return falling ? -order : order;
       }).forEach(row => body.append(row));
     };

@@ -6,6 +6,7 @@ Parameter names are the same on both sides (see `models.clip`). What differs is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,34 @@ from neuclip_scale.models.presets import (
 CONFIG_FILE = "open_clip_config.json"
 HF_FILES = ("model.safetensors", "pytorch_model.bin")
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+# Settings without a counterpart, at which open_clip leaves a plain CLIP model as it is: its own defaults.
+_IN_A_TOWER = {
+    **dict.fromkeys(("ls_init_value", "act_kwargs", "norm_kwargs", "block_type"), None),
+    **dict.fromkeys(("final_ln_after_pool", "output_tokens", "qk_norm", "scaled_cosine_attn"), False),
+    **dict.fromkeys(("scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"), False),
+    "mlp_ratio": 4.0,
+}
+_PLAIN: dict[str, Mapping[str, Any]] = {
+    "": {"custom_text": False, "nonscalar_logit_scale": False, "cast_dtype": None, "output_dict": False},
+    "vision_cfg.": {
+        **_IN_A_TOWER,
+        **dict.fromkeys(("attentional_pool", "no_ln_pre"), False),
+        "patch_dropout": 0.0,
+        "pos_embed_type": "learnable",
+        "pool_type": "tok",
+        "timm_model_name": None,
+    },
+    "text_cfg.": {
+        **_IN_A_TOWER,
+        **dict.fromkeys(("hf_model_name", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"), None),
+        **dict.fromkeys(("embed_cls", "no_causal_mask", "proj_bias"), False),
+        "pool_type": "argmax",
+        "proj_type": "linear",
+    },
+}
+# What these two name has no meaning in a plain model, whatever it is.
+_OF_OTHER_MODELS = re.compile("timm_(?!model_name).*|hf_(model_pretrained|.*_type)|attn_pooler_.*|pad_id|eos_id")
 
 _COUNTERS = (torch.int64, torch.bool)
 """Types of what a state dict holds beside weights: numbers of batches, positions, masks."""
@@ -144,6 +173,8 @@ def preset_from_open_clip(config: Mapping[str, Any]) -> Preset:
     )
     for section, rest in (("", model), ("vision_cfg.", vision), ("text_cfg.", text)):
         for key, value in rest.items():
+            if _OF_OTHER_MODELS.fullmatch(key) or (key in _PLAIN[section] and value == _PLAIN[section][key]):
+                continue
             raise ConfigError(
                 f"{section}{key}", value, "this open_clip setting is not supported", "Use a plain CLIP model."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -226,3 +227,16 @@ def test_presets_equal_open_clips_model_configs(open_clip: ModuleType, name: str
 def test_architectures_that_are_not_plain_clip_are_refused(open_clip: ModuleType, name: str) -> None:
     with pytest.raises(ConfigError, match="not supported"):
         preset_from_open_clip(open_clip.get_model_config(name))
+
+
+def test_settings_spelled_out_at_open_clips_defaults_are_a_plain_model(open_clip: ModuleType) -> None:
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    plain = open_clip.get_model_config("ViT-B-32")
+    towers = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
+    spelled = {name: dataclasses.asdict(kind(**plain[name])) for name, kind in towers.items()}
+    config = {**plain, **spelled, "custom_text": False, "nonscalar_logit_scale": False}
+    assert preset_from_open_clip(config) == PRESETS["ViT-B-32"]
+    for name, key, value in (("vision_cfg", "mlp_ratio", 4.9231), ("text_cfg", "pool_type", "eos")):
+        with pytest.raises(ConfigError, match=rf"{name}\.{key}"):
+            preset_from_open_clip({**config, name: {**spelled[name], key: value}})

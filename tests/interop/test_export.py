@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +24,15 @@ from neuclip_scale.models.loading import load_pretrained
 from neuclip_scale.models.tokenizer import CLIPTokenizer
 
 TEXTS = ["a red balloon", "caf\u00e9 \u2615, twice", "a very long caption " * 9]
+
+
+KILLED = """
+import os, signal, sys
+from neuclip_scale import cli
+from neuclip_scale.models import export
+export._hf_config = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+cli.main(sys.argv[1:])
+"""
 
 
 def make_run(folder: Path, **overrides: object) -> tuple[CLIP, Recipe]:
@@ -171,3 +183,18 @@ def test_what_cannot_be_written_says_so(tmp_path: Path, capsys: pytest.CaptureFi
     assert "not empty" in capsys.readouterr().err
     assert cli.main(["export", str(tmp_path), "--format", "hf", "--output", str(tmp_path / "new")]) == 1
     assert "no intact checkpoint" in capsys.readouterr().err
+
+
+def test_an_export_that_was_killed_is_written_again(tmp_path: Path) -> None:
+    """Until it is whole nothing has the name that a reader looks for."""
+    make_run(tmp_path / "run")
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, "export", str(tmp_path / "run"), "--format", "hf", "--output", str(out)]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    left = [path.name for path in out.iterdir()]
+    assert left == [".unfinished"]
+    assert (out / left[0] / "model.safetensors").is_file()
+    assert cli.main(command[3:]) == 0
+    assert {"README.md", "config.json", "model.safetensors"} < {path.name for path in out.iterdir()}
+    assert not (out / left[0]).exists()
+    assert cli.main(command[3:]) == 2

@@ -57,7 +57,7 @@ def test_a_preemption_before_the_first_step_is_no_failure(cluster: Cluster, tmp_
 
 @pytest.mark.parametrize("where", ["preflight", "train"])
 def test_a_preemption_is_known_by_the_state_of_the_job(cluster: Cluster, tmp_path: Path, where: str) -> None:
-    """Slurm ends the ranks of its own accord, and its TERM may reach the script when they are long over; here, never."""
+    """Slurm ends the ranks of its own accord, and its TERM may come when they are long over; here, never."""
     began = tmp_path / "began"
     first = f'[[ -e "{began}" ]] || {{ touch "{began}"; exec sleep 100; }}'
     stand_in = f'if [[ "$1 $2" == "{where} "* && "$2" != judge ]]; then {first}; fi; [[ $1 == train ]] && exit 0'
