@@ -128,6 +128,7 @@ def test_a_predicate_that_cannot_be_understood_is_bad_usage(tmp_path: Path) -> N
     write_synthetic_shards(tmp_path / "pool", num_samples=2, samples_per_shard=2, image_size=8, seed=0)
     given = ["reshard", "-i", str(tmp_path / "pool"), "-o", str(tmp_path / "out"), "-j", "1", "--where", "score >"]
     assert cli.main(given) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,6 +246,7 @@ def test_batch_sizes() -> None:
         ({"objective__amortized": {"rho": [8.5, float("nan")]}}, 1, "objective.amortized.rho[1]", "Give a number"),
         ({"optim__temperature_drop_at": float("nan")}, 1, "optim.temperature_drop_at", "zero or a positive number"),
         ({"data__max_image_pixels": 100_000_000}, 1, "data.max_image_pixels", "Give 89478485 at most"),
+        ({"train__hang_timeout_seconds": 1e300}, 1, "train.hang_timeout_seconds", "Give 31536000 at most"),
         ({"data__num_workers": -1}, 1, "data.num_workers", "zero or a positive number"),
         ({"objective__npn__num_prototypes": 0}, 1, "objective.npn.num_prototypes", "positive number"),
         ({"checkpoint__keep": 0}, 1, "checkpoint.keep", "positive number"),

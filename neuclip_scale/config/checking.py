@@ -8,6 +8,7 @@ from typing import Literal
 from neuclip_scale.config.errors import ConfigError
 from neuclip_scale.config.schema import DataConfig, EngineConfig, Recipe, TrainConfig
 
+_YEAR = 365.0 * 24 * 3600
 _MOST_PIXELS = 89_478_485
 """Pillow takes larger pictures for bombs, whatever limit we have."""
 
@@ -189,6 +190,9 @@ def _check_ranges(recipe: Recipe) -> None:
         "evaluation.normalizer_reference": recipe.evaluation.normalizer_reference,
     }
     _check_signs(positive, not_negative)
+    for name in ("data.stall_warning_seconds", "data.stall_timeout_seconds", "train.hang_timeout_seconds"):
+        if (value := {**positive, **not_negative}[name]) > _YEAR:
+            raise ConfigError(name, value, "more than a year", f"Give {_YEAR:.0f} at most.")
     rho = {f"objective.amortized.rho[{i}]": value for i, value in enumerate(recipe.objective.amortized.rho)}
     for name, value in {"objective.bias_init": recipe.objective.bias_init, **rho}.items():
         if not math.isfinite(value):

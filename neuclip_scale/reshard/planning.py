@@ -69,6 +69,8 @@ def prepare(options: ReshardOptions, pool: ProcessPoolExecutor | None, progress:
 
     Raises `ReshardError` for a folder with anything else in it.
     """
+    if options.where:
+        parse_predicate(options.where)  # what is not understood is refused before anything is written
     request = load_request(options.subset_file) if options.subset_file else None
     shards = find_pool(options.input_dir)
     settings = options.settings(request.digest if request else "", shards.digest)
