@@ -22,8 +22,7 @@ def test_what_cannot_be_written_is_named_as_the_user_named_it(tmp_path: Path) ->
 def test_a_new_folder_is_filled_at_its_end_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(ZeroDivisionError), new_folder(out) as folder:
-        (folder / "half").touch()
-        raise ZeroDivisionError
+        (folder / "half").write_text(str(1 / 0))
     assert not is_occupied(out)
     (out / ".unfinished").mkdir()  # as a kill leaves it
     (out / ".unfinished" / "half").touch()
