@@ -21,8 +21,13 @@ def test_what_cannot_be_written_is_named_as_the_user_named_it(tmp_path: Path) ->
 
 def test_a_new_folder_is_filled_at_its_end_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "out"
+
+    def half(folder: Path) -> None:
+        (folder / "half").touch()
+        raise ZeroDivisionError
+
     with pytest.raises(ZeroDivisionError), new_folder(out) as folder:
-        (folder / "half").write_text(str(1 / 0))
+        half(folder)
     assert not is_occupied(out)
     (out / ".unfinished").mkdir()  # as a kill leaves it
     (out / ".unfinished" / "half").touch()

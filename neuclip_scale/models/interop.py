@@ -7,6 +7,7 @@ Parameter names are the same on both sides (see `models.clip`). What differs is 
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,10 @@ _PLAIN: dict[str, Mapping[str, Any]] = {
 # What these two name has no meaning in a plain model, whatever it is.
 _OF_OTHER_MODELS = re.compile("timm_(?!model_name).*|hf_(model_pretrained|.*_type)|attn_pooler_.*|pad_id|eos_id")
 
+_TORCHSCRIPT = (
+    "It is TorchScript, as OpenAI's own downloads are: a program, which is not run here. The same weights are on "
+    "huggingface.co as safetensors, among them timm/vit_base_patch32_clip_224.openai and openai/clip-vit-base-patch32."
+)
 _COUNTERS = (torch.int64, torch.bool)
 """Types of what a state dict holds beside weights: numbers of batches, positions, masks."""
 # Sizes that OpenAI's archives store beside the parameters, and a mask that older open_clip versions saved.
@@ -119,7 +124,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if isinstance(error, FileNotFoundError):
             raise
         kind = type(error).__name__
-        raise ValueError(f"{path}: holds no plain tensors that weights_only=True would read ({kind})") from error
+        told = f"{path}: holds no plain tensors that weights_only=True would read ({kind})"
+        raise ValueError(f"{told}. {_TORCHSCRIPT}" if _has_code(path) else told) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not (isinstance(content, Mapping) and content):
@@ -131,6 +137,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             # Copied into a parameter, the codes of quantised weights would pass for weights.
             raise ValueError(f"{path}: {name} is {each.dtype}, {each.layout}: give plain weights, not quantised ones")
     return {name.removeprefix("module.").replace("_orig_mod.", ""): tensor for name, tensor in content.items()}
+
+
+def _has_code(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _load(path: Path) -> Any:

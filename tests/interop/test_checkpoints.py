@@ -17,7 +17,12 @@ from neuclip_scale.config import ConfigError
 from neuclip_scale.models.building import create_model
 from neuclip_scale.models.clip import CLIP
 from neuclip_scale.models.hf import HF_NAME, preset_from_hf, read_preset
-from neuclip_scale.models.interop import load_open_clip_state_dict, preset_from_open_clip, to_open_clip_state_dict
+from neuclip_scale.models.interop import (
+    load_open_clip_state_dict,
+    preset_from_open_clip,
+    read_state_dict,
+    to_open_clip_state_dict,
+)
 from neuclip_scale.models.loading import load_pretrained
 from neuclip_scale.models.presets import PRESETS
 
@@ -240,3 +245,10 @@ def test_settings_spelled_out_at_open_clips_defaults_are_a_plain_model(open_clip
     for name, key, value in (("vision_cfg", "mlp_ratio", 4.9231), ("text_cfg", "pool_type", "eos")):
         with pytest.raises(ConfigError, match=rf"{name}\.{key}"):
             preset_from_open_clip({**config, name: {**spelled[name], key: value}})
+
+
+def test_a_torchscript_archive_is_named_with_where_else_its_weights_are(tmp_path: Path) -> None:
+    path = tmp_path / "ViT-B-32.pt"
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
+    with pytest.raises(ValueError, match=r"ViT-B-32\.pt.*TorchScript.*not run here.*safetensors"):
+        read_state_dict(path)
