@@ -25,6 +25,7 @@ from neuclip_scale.config import (
     NPNConfig,
     ObjectiveConfig,
     QueueConfig,
+    check_objective,
     parse,
 )
 from neuclip_scale.objectives import Objective, ObjectiveOutput, create_objective
@@ -40,7 +41,8 @@ def create_loss(name: str, *, embed_dim: int, dataset_size: int | None = None, *
     `encode_dataset` gives the features of all n pairs (exact). Other
     `options` are fields of `ObjectiveConfig` (tile_size, rho, eps, gamma_min, ...) or of the section that belongs to
     the loss: `NPNConfig` (neuclip), `QueueConfig` (neuclip-queue), `AmortizedConfig` (amorlip),
-    `IndividualTemperatureConfig` (isogclr, fastclip-v2). Raises `ConfigError` for an unknown name or option.
+    `IndividualTemperatureConfig` (isogclr, fastclip-v2). Raises `ConfigError` for an unknown name or option, and for a
+    value that `neuclip train` refuses.
     """
     known = ("num_epochs", "global_batch_size", "encode_dataset")
     given = {key: options.pop(key) for key in known if key in options}
@@ -57,6 +59,7 @@ def create_loss(name: str, *, embed_dim: int, dataset_size: int | None = None, *
         **given,
     )
     config = parse(ObjectiveConfig, tree)
+    check_objective(config)
     return ContrastiveLoss(create_objective(config, problem), exchange=config.exchange)
 
 
