@@ -253,6 +253,10 @@ def test_a_zero_file_may_not_decide_what_the_recipe_decides(folder: str, tmp_pat
         ('{"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0}', "gradient_clipping.*train.max_grad_norm"),
         ('{"bf16": {"enabled": true}}', "bf16.*train.precision"),
         ("[]", "no JSON object"),
+        ('{"stage": 3, "overlap_comm": true}', "names no ZeRO stage in zero_optimization.*Write"),
+        ('{"zero_optimization": {"stage": "3"}}', "names no ZeRO stage"),
+        ('{"zero_optimization": {"stage": 3, "offload_optimizer": null}}', "offload_optimizer = None.*leave it out"),
+        ('{"zero_optimization": {"stage": 3, "overlap_com": true}}', r"mine\.json.*overlap_com"),
     ]:
         path.write_text(text)
         with pytest.raises(ConfigError, match=problem):
