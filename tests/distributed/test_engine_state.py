@@ -66,6 +66,18 @@ def test_optimizers_see_whole_tensors_on_shards(name: str, tolerance: float) -> 
             assert error.norm() <= tolerance * moved.norm(), parameter
 
 
+def refused_optimizer(overrides: Overrides) -> str:
+    with pytest.raises(ConfigError) as caught:
+        step_on_random_gradients(overrides)
+    return str(caught.value)
+
+
+def test_an_optimizer_that_torch_cannot_shard_is_refused_before_it_trains() -> None:
+    for told in run_ranks(2, refused_optimizer, {"optim.name": "mars", **FSDP2}):
+        assert "optim.name = 'mars': torch does not do to sharded tensors" in told
+        assert "engine.name=ddp" in told
+
+
 def resume_on_random_gradients(overrides: Overrides) -> bool:
     """Whether a third step is the same after the state has gone to another engine."""
     config = load_recipe("demo", {"model.preset": "toy", "optim.learning_rate": 1e-2, **overrides})
