@@ -25,8 +25,10 @@ from neuclip_scale.config import (
     NPNConfig,
     ObjectiveConfig,
     QueueConfig,
+    check_objective,
     parse,
 )
+from neuclip_scale.normalizers.table import SampleTable
 from neuclip_scale.objectives import Objective, ObjectiveOutput, create_objective
 from neuclip_scale.objectives.registry import Problem
 from neuclip_scale.similarity import PairFeatures, RingPairs
@@ -40,7 +42,8 @@ def create_loss(name: str, *, embed_dim: int, dataset_size: int | None = None, *
     `encode_dataset` gives the features of all n pairs (exact). Other
     `options` are fields of `ObjectiveConfig` (tile_size, rho, eps, gamma_min, ...) or of the section that belongs to
     the loss: `NPNConfig` (neuclip), `QueueConfig` (neuclip-queue), `AmortizedConfig` (amorlip),
-    `IndividualTemperatureConfig` (isogclr, fastclip-v2). Raises `ConfigError` for an unknown name or option.
+    `IndividualTemperatureConfig` (isogclr, fastclip-v2). Raises `ConfigError` for an unknown name or option, and for a
+    value that `neuclip train` refuses.
     """
     known = ("num_epochs", "global_batch_size", "encode_dataset")
     given = {key: options.pop(key) for key in known if key in options}
@@ -57,6 +60,7 @@ def create_loss(name: str, *, embed_dim: int, dataset_size: int | None = None, *
         **given,
     )
     config = parse(ObjectiveConfig, tree)
+    check_objective(config)
     return ContrastiveLoss(create_objective(config, problem), exchange=config.exchange)
 
 
@@ -99,6 +103,8 @@ class ContrastiveLoss(nn.Module):
         super().__init__()
         self.objective, self.exchange = objective, exchange
         self._rows: Tensor | None = None
+        tables = [module for module in objective.modules() if isinstance(module, SampleTable)]
+        self._dataset_size = tables[0].dataset_size if tables else None
 
     def get_extra_state(self) -> dict[str, Any]:
         """What this rank alone has, and which rank it is: trainers save by `state_dict`, often on one rank (no
@@ -139,6 +145,7 @@ class ContrastiveLoss(nn.Module):
 
         `image_features`, `text_features` [b, d] L2-normalised, the same b on every rank; `logit_scale` = 1/tau, one
         element; `sample_index` [b] int64, dense index in the data set; `logit_bias`, one element, is siglip's alone.
+        A loss with a table over the samples raises ValueError for an index outside it (on a GPU the kernel fails).
         With `output_dict` returns {"contrastive_loss": loss}, as open_clip's losses do. Sums in fp32, or in fp64
         for fp64 features; gradients have the features' dtype.
         """
@@ -188,13 +195,25 @@ class ContrastiveLoss(nn.Module):
             pairs: PairFeatures = RingPairs.local(image, text)
         else:
             pairs = PairFeatures(image, text, gather(image), gather(text), distributed.rank() * image.shape[0])
-        world_index = None if sample_index is None else gather(sample_index)
+        world_index = None if sample_index is None else self._inside(gather(sample_index))
         # Trainers call their loss inside autocast; ours is fp32 throughout.
         with torch.autocast(image.device.type, enabled=False):
             scalars = [None if s is None else s.detach().to(dtype).reshape(1) for s in (logit_scale, logit_bias)]
             output = self.objective(pairs, scalars[0], world_index, scalars[1])
         self._rows = None if output.normalizers is None else output.normalizers.rows
         return output
+
+    def _inside(self, world_index: Tensor) -> Tensor:
+        """The same indices, if every one has a row in the objective's tables: a negative one would have another's."""
+        if self._dataset_size is None:
+            return world_index
+        is_inside = (world_index >= 0) & (world_index < self._dataset_size)
+        told = f"outside 0 to {self._dataset_size - 1}. Give each pair's dense index, or the right dataset_size."
+        if world_index.is_cuda:  # for which the host need not wait
+            torch._assert_async(is_inside.all(), f"sample_index: {told}")
+        elif not bool(is_inside.all()):
+            raise ValueError(f"sample_index = {int(world_index[~is_inside][0])}: {told}")
+        return world_index
 
 
 class _WithGradient(torch.autograd.Function):

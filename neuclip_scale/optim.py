@@ -49,7 +49,11 @@ def parameter_groups(model: CLIP, section: OptimConfig) -> list[dict[str, Any]]:
 
 def create_optimizer(model: CLIP, section: OptimConfig) -> torch.optim.Optimizer:
     """The optimizer `section.name` over `parameter_groups`; raises `ConfigError` for one that cannot be used."""
-    groups = parameter_groups(model, section)
+    return optimizer_over(parameter_groups(model, section), section)
+
+
+def optimizer_over(groups: list[dict[str, Any]], section: OptimConfig) -> torch.optim.Optimizer:
+    """The same over any groups."""
     if section.name == "adamw":
         # One pass over memory, and no look at the step counts by the host: a quarter of the time, on a CPU too.
         return torch.optim.AdamW(groups, lr=section.learning_rate, betas=section.betas, eps=section.eps, fused=True)

@@ -293,7 +293,7 @@ class Trainer:
         with section("objective"):
             output = self.objective(pairs, cached.logit_scale, world_index, cached.logit_bias)
         if monitor is not None:
-            with left_out(), self.run_state.cost.paused(), RandomState.kept(self.device):
+            with self.watch.paused(), left_out(), self.run_state.cost.paused(), RandomState.kept(self.device):
                 monitor.measure(engine, pairs, cached.logit_scale, output, batch.sample_index)
         with section("replay"):
             self._replay(cached, output)

@@ -129,9 +129,12 @@ def test_resume_cuts_off_what_is_done_again(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_resume_from_the_start_begins_anew(tmp_path: Path) -> None:
-    run(tmp_path, range(1, 4))
-    run(tmp_path, range(1, 3))
-    assert [record["step"] for record in read(tmp_path)] == [1, 2]
+    """As after a kill before the first checkpoint."""
+    run(tmp_path, range(1, 9))
+    time.sleep(1.1)  # see above
+    run(tmp_path, range(1, 5))
+    assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4]
+    assert [step for step, _ in curve(tmp_path, "train/loss")] == [4]
 
 
 def test_non_finite_numbers_stay_readable_json(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Nothing is ignored and nothing is rounded: an unknown key, a wrong type or a com
 """
 
 from neuclip_scale.config.checking import (
+    check_objective,
     check_places,
     check_recipe,
     local_batch_size,
@@ -66,6 +67,7 @@ __all__ = [
     "TrainConfig",
     "changes_training",
     "check_launcher",
+    "check_objective",
     "check_places",
     "check_recipe",
     "dump_recipe",

@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 from neuclip_scale.config.errors import ConfigError
-from neuclip_scale.config.schema import DataConfig, EngineConfig, Recipe, TrainConfig
+from neuclip_scale.config.schema import DataConfig, EngineConfig, ObjectiveConfig, Recipe, TrainConfig
 
 _YEAR = 365.0 * 24 * 3600
 _MOST_PIXELS = 89_478_485
@@ -69,6 +69,13 @@ def check_recipe(recipe: Recipe, world_size: int = 1) -> None:
     _check_length_and_temperature(recipe)
     if recipe.model.cuda_graphs:
         _check_graphs(recipe)
+
+
+def check_objective(section: ObjectiveConfig) -> None:
+    """Raise `ConfigError` for values of a loss in another trainer that no run would take."""
+    _check_ranges(Recipe(objective=section))
+    if section.name in ("isogclr", "fastclip-v2"):  # the tau of the others is the trainer's
+        _check_temperature(section)
 
 
 def check_places(recipe: Recipe) -> None:
@@ -317,14 +324,7 @@ def _check_kept_activations(recipe: Recipe, world_size: int) -> None:
 def _check_length_and_temperature(recipe: Recipe) -> None:
     if not recipe.train.num_steps and not recipe.train.epochs:
         raise ConfigError("train.num_steps", 0, "the run has no length", "Give train.num_steps or train.epochs.")
-    objective = recipe.objective
-    if not objective.temperature_min <= objective.initial_temperature <= objective.temperature_max:
-        raise ConfigError(
-            "objective.temperature_init",
-            objective.initial_temperature,
-            f"outside [{objective.temperature_min}, {objective.temperature_max}]",
-            "Move it inside, or move objective.temperature_min or temperature_max.",
-        )
+    _check_temperature(recipe.objective)
     model, optim = recipe.model, recipe.optim
     if model.unlocked_layers and not model.lock:
         raise ConfigError(
@@ -344,6 +344,16 @@ def _check_length_and_temperature(recipe: Recipe) -> None:
     if recipe.train.precision == "fp16" and recipe.engine.device == "cpu":
         raise ConfigError(
             "train.precision", "fp16", "fp16 needs a GPU's loss scaling", "Use bf16 or fp32 with engine.device=cpu."
+        )
+
+
+def _check_temperature(objective: ObjectiveConfig) -> None:
+    if not objective.temperature_min <= objective.initial_temperature <= objective.temperature_max:
+        raise ConfigError(
+            "objective.temperature_init",
+            objective.initial_temperature,
+            f"outside [{objective.temperature_min}, {objective.temperature_max}]",
+            "Move it inside, or move objective.temperature_min or temperature_max.",
         )
 
 

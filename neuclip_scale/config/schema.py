@@ -301,8 +301,9 @@ class TrainConfig:
     """Clip the encoders' gradient to this norm; 0 does not clip."""
     hang_timeout_seconds: float = 2100.0
     """A rank whose step takes longer writes its stacks to RUN/stacks and ends, so that the job fails instead of waiting
-    for ever; the first step may take three times as long, evaluation does not count. 0: none but the half
-    hour that a collective may wait. Longer than data.stall_timeout_seconds, a stall of the data is told as such."""
+    for ever; the first step may take three times as long, evaluations and measurements of the normalizers do not count.
+    0: none but the half hour that a collective may wait. Longer than data.stall_timeout_seconds, a stall of the data
+    is told as such."""
     log_every_steps: int = 10
     """Steps between lines on the console; metrics.jsonl has every step."""
 

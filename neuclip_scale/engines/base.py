@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from neuclip_scale import distributed
 from neuclip_scale.config import TrainConfig, matmul_precision
@@ -219,12 +219,17 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def like(parameter: Tensor, whole: Tensor) -> Tensor:
-    """`whole`, sharded and placed as `parameter` is; every rank has it, so nothing is sent."""
+    """`whole`, sharded and placed as `parameter` is; every rank has it, so nothing is sent.
+
+    What an optimizer keeps in another shape (adafactorbv's means of rows and columns) is replicated, as torch has it.
+    """
     if not isinstance(parameter, DTensor):
         return whole.to(parameter.device, copy=True)
     device = local_part(parameter).device
+    is_shaped_alike = whole.shape == parameter.shape
+    placements = parameter.placements if is_shaped_alike else [Replicate()] * parameter.device_mesh.ndim
     # On the mesh's device first: with CPU offload the shards lie elsewhere.
     placed = distribute_tensor(
-        whole.to(parameter.device_mesh.device_type), parameter.device_mesh, parameter.placements, src_data_rank=None
+        whole.to(parameter.device_mesh.device_type), parameter.device_mesh, placements, src_data_rank=None
     )
     return placed.to(device)

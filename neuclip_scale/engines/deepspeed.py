@@ -70,6 +70,7 @@ class DeepSpeedEngine(Engine):
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         os.environ.setdefault("LOCAL_RANK", str(distributed.read_launch().local_rank))  # a single process has none
         deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+        _check_settings(config.engine.deepspeed.config, zero)
         settings |= recipe_settings(config)
         if self.stage == 3:
             for part in filled_blocks(model):  # sharded at once: no rank ever has the whole model
@@ -281,6 +282,17 @@ def _host_adam(model: CLIP, config: Recipe) -> torch.optim.Optimizer:
     groups = parameter_groups(model, section)
     made = DeepSpeedCPUAdam(groups, lr=section.learning_rate, betas=section.betas, eps=section.eps, adamw_mode=True)
     return cast(torch.optim.Optimizer, made)
+
+
+def _check_settings(name: str, zero: dict[str, Any]) -> None:
+    """Raise `ConfigError` for what DeepSpeed does not know: a misspelt word, a value of another kind."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValueError as error:  # pydantic's, of several lines
+        problem = f"DeepSpeed refuses its zero_optimization: {' '.join(str(error).split())}"
+        raise ConfigError("engine.deepspeed.config", name, problem, "Mend the file.") from error
 
 
 def _library() -> Any:

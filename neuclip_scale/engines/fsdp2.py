@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from neuclip_scale import distributed
-from neuclip_scale.config import ConfigError, Recipe
+from neuclip_scale.config import ConfigError, OptimConfig, Recipe
 from neuclip_scale.data.batch import Batch
 from neuclip_scale.engines.base import AUTOCAST_DTYPES, Engine, full, inputs
 from neuclip_scale.models.building import filled_blocks
 from neuclip_scale.models.clip import CLIP, CLIPOutput, Towers
-from neuclip_scale.optim import create_optimizer
+from neuclip_scale.optim import create_optimizer, optimizer_over
 
 
 class FSDP2Engine(Engine):
@@ -45,6 +46,7 @@ class FSDP2Engine(Engine):
             if section.cpu_offload
             else OffloadPolicy(),
         }
+        _try_optimizer(config.optim, options["mesh"])
         dtype = AUTOCAST_DTYPES.get(config.train.precision)
         mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         for part in filled_blocks(model):  # sharded at once: no rank ever has the whole model
@@ -106,3 +108,30 @@ def _mesh(device: torch.device, replicas: int) -> DeviceMesh:
             "engine.fsdp.replicas", replicas, f"does not divide the {size} rank(s)", "Use a divisor; 1 shards over all."
         )
     return init_device_mesh(device.type, (replicas, size // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def _try_optimizer(section: OptimConfig, mesh: DeviceMesh) -> None:
+    """Raise `ConfigError` for an optimizer that does with its tensors what torch does not do with sharded ones
+    (collective): two steps on small ones show it, where a run's first would end with an error of torch's.
+    """
+    if section.name == "adamw":
+        return
+    placements = [*[Replicate()] * (mesh.ndim - 1), Shard(0)]
+    trial = []
+    for shape in (64, 16, 4, 4), (64, 32), (64,), (1,):
+        whole = torch.ones(shape, device=mesh.device_type)
+        trial.append(nn.Parameter(distribute_tensor(whole, mesh, placements, src_data_rank=None)))
+    optimizer = optimizer_over([{"params": trial, "weight_decay": section.weight_decay}], section)
+    try:
+        for _ in range(2):
+            for parameter in trial:
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+    except Exception as error:  # torch's, of several kinds
+        told = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise ConfigError(
+            "optim.name",
+            section.name,
+            f"torch does not do to sharded tensors what it does to its own ({told})",
+            "Use adamw, lamb, lion, muon or sgd, or engine.name=ddp.",
+        ) from error

@@ -47,7 +47,21 @@ def read_settings(name: str) -> dict[str, Any]:
     for key in settings.keys() & FROM_THE_RECIPE.keys():
         problem = f"{found[0]} sets {key}, which the recipe decides ({FROM_THE_RECIPE[key]})"
         raise ConfigError(field, name, problem, "Take it out of the file.")
+    _check_zero(field, name, found[0], settings)
     return settings
+
+
+def _check_zero(field: str, name: str, path: Path, settings: dict[str, Any]) -> None:
+    """Raise `ConfigError` for a file without a stage: DeepSpeed takes no word elsewhere for one, and shards nothing."""
+    zero: Any = settings.get("zero_optimization")
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    if type(stage) is not int or stage not in range(4):
+        problem = f"{path} names no ZeRO stage in zero_optimization, so nothing would be sharded"
+        raise ConfigError(field, name, problem, 'Write {"zero_optimization": {"stage": N, ...}}, N from 0 to 3.')
+    for key in ("offload_param", "offload_optimizer"):
+        if not isinstance(zero.get(key, {}), dict):
+            problem = f"{path} has {key} = {zero[key]!r} in zero_optimization"
+            raise ConfigError(field, name, problem, 'Give {"device": "cpu"}, or leave it out.')
 
 
 def zero_stage(settings: dict[str, Any]) -> int:

@@ -179,4 +179,5 @@ def cut_metrics(path: Path, last_step: int) -> tuple[int, float]:
 def _tensorboard(folder: Path, resume_step: int) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter  # 1 s to import, and only rank 0 needs it
 
-    return SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+    # Also from the start: a run that was killed before its first checkpoint has left points.
+    return SummaryWriter(str(folder), purge_step=resume_step + 1)

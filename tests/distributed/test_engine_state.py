@@ -17,7 +17,7 @@ from ranks import run_ranks
 from neuclip_scale import distributed
 from neuclip_scale.config import ConfigError, load_recipe
 from neuclip_scale.data.batch import Batch
-from neuclip_scale.engines import create_engine
+from neuclip_scale.engines import Engine, create_engine
 from neuclip_scale.engines.base import like, local_part
 from neuclip_scale.models.building import plan_model
 from neuclip_scale.models.clip import CLIP
@@ -64,6 +64,54 @@ def test_optimizers_see_whole_tensors_on_shards(name: str, tolerance: float) -> 
             moved, error = expected[parameter] - before, after[parameter] - expected[parameter]
             assert moved.norm() > 0
             assert error.norm() <= tolerance * moved.norm(), parameter
+
+
+def refused_optimizer(overrides: Overrides) -> str:
+    with pytest.raises(ConfigError) as caught:
+        step_on_random_gradients(overrides)
+    return str(caught.value)
+
+
+def test_an_optimizer_that_torch_cannot_shard_is_refused_before_it_trains() -> None:
+    for told in run_ranks(2, refused_optimizer, {"optim.name": "mars", **FSDP2}):
+        assert "optim.name = 'mars': torch does not do to sharded tensors" in told
+        assert "engine.name=ddp" in told
+
+
+def resume_on_random_gradients(overrides: Overrides) -> bool:
+    """Whether a third step is the same after the state has gone to another engine."""
+    config = load_recipe("demo", {"model.preset": "toy", "optim.learning_rate": 1e-2, **overrides})
+    device, draw = distributed.initialize("cpu"), torch.Generator().manual_seed(1)
+
+    def started() -> Engine:
+        torch.manual_seed(0)
+        engine = create_engine(plan_model(config), config, device)
+        set_learning_rates(engine.optimizer, 1.0, constant_temperature=False, temperature_dropped=False)
+        return engine
+
+    def step(*engines: Engine) -> None:
+        for number, parameter in enumerate(engines[0].module.parameters()):
+            whole = torch.randn(parameter.shape, generator=draw)
+            for engine in engines:
+                own = list(engine.module.parameters())[number]
+                own.grad = like(own, whole)
+        for engine in engines:
+            engine.step(0.0)
+
+    first, second = started(), started()
+    step(first)
+    step(first)
+    state = {name: {key: tensor.clone() for key, tensor in kept.items()} for name, kept in first.named_state()}
+    second.load_named_state(lambda name: dict(state[name]))
+    second.load_scalar_state(first.scalar_state())
+    step(first, second)
+    pairs = zip(first.named_state(), second.named_state(), strict=True)
+    return all(torch.equal(one["value"], other["value"]) for (_, one), (_, other) in pairs)
+
+
+def test_factored_moments_come_back_to_shards() -> None:
+    """adafactorbv keeps means of rows and columns, whose shapes are no parameter's."""
+    assert run_ranks(2, resume_on_random_gradients, {"optim.name": "adafactorbv", **FSDP2}) == [True, True]
 
 
 def evaluate_between_steps(overrides: Overrides) -> dict[str, torch.Tensor]:
@@ -253,6 +301,10 @@ def test_a_zero_file_may_not_decide_what_the_recipe_decides(folder: str, tmp_pat
         ('{"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0}', "gradient_clipping.*train.max_grad_norm"),
         ('{"bf16": {"enabled": true}}', "bf16.*train.precision"),
         ("[]", "no JSON object"),
+        ('{"stage": 3, "overlap_comm": true}', "names no ZeRO stage in zero_optimization.*Write"),
+        ('{"zero_optimization": {"stage": "3"}}', "names no ZeRO stage"),
+        ('{"zero_optimization": {"stage": 3, "offload_optimizer": null}}', "offload_optimizer = None.*leave it out"),
+        ('{"zero_optimization": {"stage": 3, "overlap_com": true}}', r"mine\.json.*overlap_com"),
     ]:
         path.write_text(text)
         with pytest.raises(ConfigError, match=problem):

@@ -94,6 +94,29 @@ def test_steps_that_come_and_pauses_are_no_hang(shards: Path, runs: Path) -> Non
     assert (facts["num_steps"], facts["world_size"], facts["global_batch_size"]) == (3, 2, 8)
 
 
+def fit_measuring_slowly(values: dict[str, Any]) -> int:
+    """Train; the second measurement of the normalizers takes longer than a step may."""
+    from neuclip_scale.evaluation.reference_pairs import ReferencePairs
+    from neuclip_scale.trainer import Trainer
+
+    encode, seconds = ReferencePairs.encode, iter((0.0, 2 * OPTIONS["train.hang_timeout_seconds"]))
+
+    def slowly(reference: Any, engine: Any) -> Any:
+        time.sleep(next(seconds))
+        return encode(reference, engine)
+
+    ReferencePairs.encode = slowly  # type: ignore[method-assign]
+    Trainer(load_recipe("demo", values)).fit()
+    return 0
+
+
+def test_measuring_the_normalizers_is_no_hang(shards: Path, runs: Path) -> None:
+    """Over all training pairs, as it is unless told otherwise, it takes what encoding them takes."""
+    options = OPTIONS | {"train.num_steps": 3, "evaluation.normalizer_every_steps": 2}
+    (rank,) = start_ranks(1, fit_measuring_slowly, (settings(shards, runs / "run", **options),), runs / "output")
+    assert rank.wait() == 0, rank.text()
+
+
 def some_beat(rank: int, age: float = 0.0, **fields: Any) -> Beat:
     given = {"time": time.time() - age, "rank": rank, "host": "n1", "pid": 1, "step": 7, "step_seconds": 9.0}
     return Beat(**{**given, "launched": 8, "section": "encode", "place": 5, **fields})
