@@ -48,8 +48,8 @@ ended_by_slurm() {
     said=$(scontrol show job -o "$SLURM_JOB_ID") && [[ $said != *" JobState=RUNNING "* ]]
 }
 
-note_end() { # STATUS: what comes next is left in $decision
-    decision=$("${neuclip[@]}" job end "$run_dir" --job "$attempt" --status "$1" --tries "${NEUCLIP_TRIES:-3}")
+note_end() { # STATUS: what comes next is left in $decision; nothing where Slurm's TERM has ended the command too
+    decision=$("${neuclip[@]}" job end "$run_dir" --job "$attempt" --status "$1" --tries "${NEUCLIP_TRIES:-3}") || decision=
 }
 
 # The ranks meet at the first node, at a port of this attempt, below those of outgoing connections.
