@@ -55,7 +55,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder to write files to, which are moved to `path` once the block ends and their bytes are on the disk.
 
     It lies in `path`, which may be the root of a file system. What a kill leaves of it makes no obstacle to the next
-    try (`is_occupied`), which replaces it; an exception leaves nothing.
+    try (`is_occupied`), which replaces it; an exception leaves an empty folder at most.
     """
     path = Path(path)
     partial = path / _UNFINISHED
@@ -63,9 +63,10 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        for file in partial.iterdir():
+        written = sorted(partial.iterdir())
+        for file in written:
             sync_folder(file)
-        for file in partial.iterdir():
+        for file in written:
             os.replace(file, path / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
