@@ -26,8 +26,7 @@ run_job() {
         finished) exit 0 ;;
         stop) exit 1 ;;
     esac
-    # Slurm's TERM before a step is no failure of the run.
-    trap 'note_term; note_end 75; exit 143' TERM
+    trap leave TERM
     preflight
     start_training
     wait_for_training
@@ -39,7 +38,15 @@ run_job() {
     exit $((status ? status : 1))
 }
 
-# At once: until Python has started for `job end`, Slurm may have killed this shell.
+# As a job that Slurm ends before its training: no failure of the run.
+leave() {
+    note_term
+    note_end 75
+    exit 143
+}
+
+# At once: until Python has started for `job end`, Slurm may have killed this shell. A full disk, of which bash tells
+# itself, must not end it before that.
 note_term() { echo "$attempt" >"$run_dir/terminated" || true; }
 
 # Slurm ends a job's steps, sets its state, and tells this shell, in an order of its own: a step may be over before TERM comes.
@@ -93,11 +100,7 @@ preflight() {
     if ((patience == 0)); then kill_steps; fi
     await "$probing"
     if ((verdict == 0)); then return; fi
-    if ended_by_slurm; then
-        note_term
-        note_end 75
-        exit 143
-    fi
+    if ended_by_slurm; then leave; fi
     trap 'note_term; exit 143' TERM
     note_end 1
     bad=$(<"$folder/bad")

@@ -197,8 +197,8 @@ def _check_ranges(recipe: Recipe) -> None:
         "evaluation.normalizer_reference": recipe.evaluation.normalizer_reference,
     }
     _check_signs(positive, not_negative)
-    for name in ("data.stall_warning_seconds", "data.stall_timeout_seconds", "train.hang_timeout_seconds"):
-        if (value := {**positive, **not_negative}[name]) > _YEAR:
+    for name, value in (positive | not_negative).items():
+        if name.endswith("_seconds") and value > _YEAR:
             raise ConfigError(name, value, "more than a year", f"Give {_YEAR:.0f} at most.")
     rho = {f"objective.amortized.rho[{i}]": value for i, value in enumerate(recipe.objective.amortized.rho)}
     for name, value in {"objective.bias_init": recipe.objective.bias_init, **rho}.items():
